@@ -1,0 +1,82 @@
+"""Target blocks that stand beside others: one box per image, and numbers written in one cell of a CSV."""
+
+import math
+import re
+from collections.abc import Iterable
+
+import torch
+from fastai.data.block import TransformBlock
+from fastai.data.transforms import ColReader
+from fastai.losses import MSELossFlat
+from fastai.vision.core import PointScaler, TensorBBox
+from fasttransform.transform import ItemTransform
+
+from fastai_heads.data.missing import is_missing
+from fastai_heads.errors import HeadsError
+
+__all__ = ["BoxBlock", "MakeBox", "NumbersReader", "parse_box", "parse_numbers"]
+
+
+def parse_numbers(
+    text: str,  # numbers with blanks, commas or semicolons between them, brackets allowed: '12.5 30', '[1, 2, 3, 4]'
+) -> list[float]:  # the numbers, in order
+    "Numbers from one cell of a CSV. Raises `HeadsError` where a part is no number."
+    try:
+        return [float(part) for part in re.split(r"[\s,;]+", text.strip(" \t\n[]()")) if part]
+    except ValueError as error:
+        raise HeadsError(f"Expected numbers with blanks between them, found {text!r}: {error}.") from None
+
+
+def parse_box(
+    box: str | Iterable[float],  # x1, y1, x2, y2 in pixels: a list, tuple, array, tensor or 'x1 y1 x2 y2'
+) -> list[float]:  # x1, y1, x2, y2 in pixels
+    """One box, checked: (x1, y1) is its upper left corner, (x2, y2) its lower right one, both on the edges of pixels.
+
+    Raises `HeadsError` unless there are four finite numbers with x1 < x2 and y1 < y2."""
+    want = "a box as four numbers x1, y1, x2, y2 in pixels"
+    try:
+        numbers = parse_numbers(box) if isinstance(box, str) else torch.as_tensor(list(box)).view(-1).tolist()
+    except (TypeError, ValueError, RuntimeError):
+        raise HeadsError(f"Expected {want}, found {box!r}.") from None
+    if len(numbers) != 4:
+        raise HeadsError(f"Expected {want}, found {len(numbers)} of them in {box!r}.")
+    x1, y1, x2, y2 = numbers
+    if not all(map(math.isfinite, numbers)):
+        raise HeadsError(f"Expected {want}, all finite, found {box!r}. `PartialBlock(BoxBlock())` takes missing boxes.")
+    if x2 <= x1 or y2 <= y1:
+        hint = " Is it x, y, width, height?" if x2 > 0 and y2 > 0 else ""
+        raise HeadsError(f"Expected {want} with x1 < x2 and y1 < y2, found {box!r}.{hint}")
+    return numbers
+
+
+class MakeBox(ItemTransform):
+    "Four numbers to fastai's `TensorBBox` of shape (1, 4), in pixels; `PointScaler` scales it to -1 … 1 afterwards."
+
+    # an ItemTransform, because a plain Transform maps over the four numbers of a tuple
+    c, loss_func = 4, MSELossFlat()
+
+    def encodes(self, o):
+        return TensorBBox.create(parse_box(o))
+
+
+def BoxBlock() -> TransformBlock:
+    """A `TransformBlock` for one box per image, an ordinary target beside any others.
+
+    An item is what `parse_box` takes. Encoded it is a `TensorBBox` (1, 4), collated (B, 1, 4): fastai's batch
+    augmentation of boxes wants the number of boxes as second axis. Coordinates run from -1 to 1 over the width and
+    the height (`PointScaler`), decoding gives pixels. The box moves with the image. Like fastai's points, and unlike
+    `BBoxBlock`, it is neither clipped nor dropped where augmentation moves it out of the picture: coordinates beyond
+    ±1 are then right, every item keeps its box, and nothing needs `bb_pad`."""
+    return TransformBlock(type_tfms=MakeBox(), item_tfms=PointScaler())
+
+
+class NumbersReader(ColReader):
+    """A `ColReader` for cells that hold several numbers ('12.5 30'): gives a list of float, or `None` for no label.
+
+    fastai's `PointBlock` takes a list of numbers and `ColReader(label_delim=' ')` gives it strings."""
+
+    def _do_one(self, r, c):
+        cell = super()._do_one(r, c)
+        if is_missing(cell):
+            return None
+        return parse_numbers(cell) if isinstance(cell, str) else cell

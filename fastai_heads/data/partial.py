@@ -1,0 +1,264 @@
+"""`PartialBlock`: a target block whose items may have no label, and the check that a block without it has them all."""
+
+from collections.abc import Callable, Iterable, Iterator
+from copy import copy
+from typing import Any, ClassVar
+
+import pandas as pd
+import torch
+from fastai.data.block import TransformBlock
+from fastai.data.core import DataLoaders, Datasets, TfmdDL, TfmdLists
+from fastai.data.transforms import Categorize, ColReader
+from fastai.torch_core import ShowTitle, TensorImageBase
+from fastai.vision.core import PILBase, PILMask, TensorMask, TensorPoint
+from fastcore.foundation import L
+from fasttransform.transform import ItemTransform, Pipeline, Transform
+from PIL import Image
+from torch import Tensor
+
+from fastai_heads.data.missing import IGNORE_CATEGORY, IGNORE_PIXEL, is_missing, labelled, missing_share
+from fastai_heads.errors import HeadsError
+
+__all__ = ["Missing", "Partial", "PartialBlock", "PartialReader", "check_complete"]
+
+UNLABELLED = -255  # a pixel of a missing mask between item and batch transforms: negative also after `div_mask=255`
+
+
+class Missing(str, ShowTitle):
+    "What a missing label decodes to: a dash, and it shows as one."
+
+    _show_args: ClassVar = {"label": "text"}
+
+    def __new__(cls) -> "Missing":
+        return super().__new__(cls, "–")
+
+    def __reduce__(self):
+        return Missing, ()
+
+
+class PartialReader(ColReader):
+    "A `ColReader` that gives `None` for an empty cell, where `pref`, `suff` and `label_delim` would choke on NaN."
+
+    def _do_one(self, r, c):
+        column = copy(self)
+        column.pref, column.suff, column.label_delim = "", "", None
+        return None if is_missing(ColReader._do_one(column, r, c)) else super()._do_one(r, c)
+
+    @classmethod
+    def of(
+        cls,
+        reader: ColReader,  # left as it is
+    ) -> "PartialReader":
+        "The same reader, letting empty cells through."
+        return cls(list(reader.cols), pref=reader.pref, suff=reader.suff, label_delim=reader.label_delim)
+
+
+class MissingMask(PILMask):
+    "Stands in for a mask that is not there until the tensors are made; survives every PIL transform by its type."
+
+
+class TensorMissingMask(TensorMask):
+    "A `MissingMask` as tensor, within the item transforms."
+
+
+MissingMask._tensor_cls = TensorMissingMask
+
+
+def missing_like(
+    example: Any,  # an encoded label
+) -> Any:  # same type and shape
+    "The encoded label that says there is none. Raises `HeadsError` where the type has no value to spare for that."
+    if isinstance(example, PILMask):
+        return MissingMask(Image.new("L", (1, 1), IGNORE_PIXEL))
+    if isinstance(example, (tuple, list)):
+        return type(example)(missing_like(o) for o in example)
+    if isinstance(example, Tensor) and example.is_floating_point():
+        return torch.full_like(example, torch.nan)
+    if isinstance(example, Tensor) and example.dtype in (torch.int16, torch.int32, torch.int64):
+        return torch.full_like(example, IGNORE_CATEGORY)
+    kind = f"{type(example).__name__}{f' of {example.dtype}' if isinstance(example, Tensor) else ''}"
+    raise HeadsError(f"`PartialBlock` takes blocks that make floats, integers or masks; this one makes {kind}.")
+
+
+def _renew(missing: Any) -> Any:
+    "A copy, because some of fastai's augmentations write into their input."
+    if isinstance(missing, (tuple, list)):
+        return type(missing)(_renew(o) for o in missing)
+    return missing.clone() if isinstance(missing, Tensor) else MissingMask(missing.copy())
+
+
+def _columns(tfms: Iterable) -> str:
+    "The columns that a target's getter reads, for messages; '' where it reads none by name."
+    return ", ".join(f"`{c}`" for f in tfms if isinstance(f, ColReader) for c in f.cols)
+
+
+class Partial(ItemTransform):
+    """A target block's type transforms, letting items without a label through.
+
+    The wrapped transforms are in `tfms` and see labelled items only, in setup too; their attributes (`vocab`, `c`,
+    `loss_func`) answer on this one. A missing label is encoded as `missing`: type and shape of a labelled one."""
+
+    def __init__(
+        self,
+        tfms: Iterable[Transform],  # of the block that is wrapped
+    ):
+        super().__init__()
+        self.tfms, self.missing = Pipeline(list(tfms)), None
+        self.order = min((f.order for f in self.tfms.fs), default=0)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name == "tfms":
+            raise AttributeError(name)
+        return getattr(self.tfms.fs[0] if name == "input_types" else self.tfms, name)
+
+    @property
+    def name(self) -> str:
+        return f"Partial({' -> '.join(f.name.strip() for f in self.tfms.fs)})"
+
+    def setup(
+        self,
+        items: TfmdLists | None = None,  # the items, read by the getter
+        train_setup: bool = False,  # from the training items alone
+    ) -> None:
+        "Learn from the items that have a label. Not `setups`, whose caller swallows every `AttributeError`."
+        if items is None:
+            return
+        items = getattr(items, "train", items) if train_setup else items
+        getter = items.tfms.fs if isinstance(items, TfmdLists) else L()
+        # in place: the list is shared with every subset, while the user's own reader is left as it is
+        for i, f in enumerate(getter):
+            if type(f) is ColReader:
+                getter[i] = PartialReader.of(f)
+        known = [o for o in items if not self._is_missing(o)]
+        if not known and len(items):
+            which = _columns(getter) or "a target in `PartialBlock`"
+            raise HeadsError(f"{which} holds no label at all in the {len(items)} training items.")
+        known = TfmdLists(known, list(self.tfms.fs))
+        self.tfms = known.tfms
+        if len(known):
+            self.missing = missing_like(known[0])
+
+    @staticmethod
+    def _is_missing(o: Any) -> bool:
+        share = missing_share(o)
+        if 0 < share < 1:
+            raise HeadsError(
+                f"A label has some of its numbers and not others: {list(o)}. Leave all of them empty, or give each "
+                "column a block of its own: `PartialBlock(RegressionBlock())`."
+            )
+        return share == 1
+
+    def encodes(self, o):
+        return _renew(self.missing) if self._is_missing(o) else self.tfms(o)
+
+    def decodes(self, o):
+        if isinstance(o, Missing) or (isinstance(o, Tensor) and not labelled(o[None]).item()):
+            return Missing()
+        return self.tfms.decode(o)
+
+
+class SizeMissing(ItemTransform):
+    "First of the item transforms: gives missing masks the image's size. Last to decode: missing labels show a dash."
+
+    order = -1
+
+    def encodes(self, x: list):
+        gaps = [isinstance(o, MissingMask) for o in x]
+        if not any(gaps):
+            return x
+        sizes = [_size(o) for o, gap in zip(x, gaps) if not gap and isinstance(o, (PILBase, TensorImageBase))]
+        if not sizes:
+            raise HeadsError("A missing mask takes its size from an image in the same item, which has none.")
+        blank = Image.new("L", sizes[0], IGNORE_PIXEL)
+        return [MissingMask(blank.copy()) if gap else o for o, gap in zip(x, gaps)]
+
+    def decodes(self, x: list):
+        return [Missing() if isinstance(o, (TensorMask, TensorPoint)) and _shows_nothing(o) else o for o in x]
+
+
+def _size(image: PILBase | Tensor) -> tuple[int, int]:
+    "Width and height."
+    return (image.shape[-1], image.shape[-2]) if isinstance(image, Tensor) else image.size
+
+
+def _shows_nothing(o: Tensor) -> bool:
+    return o.numel() > 0 and not labelled(o[None]).item()
+
+
+class MarkMissing(Transform):
+    """After `ToTensor`: every pixel of a missing mask is negative, so that padding cannot make a labelled one of it.
+
+    Signed integers for the other masks too, since they share a batch."""
+
+    order = 6
+
+    def encodes(self, o: TensorMask) -> TensorMask:
+        gap = isinstance(o, TensorMissingMask)
+        return TensorMask(torch.full(o.shape, UNLABELLED, dtype=torch.int16) if gap else o.to(torch.int16))
+
+
+class FillMissing(Transform):
+    "After augmentation: the whole of a missing mask is 255, whatever padding and `div_mask` made of it."
+
+    order = 98
+
+    def encodes(self, o: TensorMask) -> TensorMask:
+        plain = o.as_subclass(Tensor)
+        gap = (plain < 0).flatten(1).any(1).view(-1, *[1] * (plain.ndim - 1))
+        return TensorMask(plain.masked_fill(gap, IGNORE_PIXEL))
+
+
+def PartialBlock(
+    block: TransformBlock | Callable[[], TransformBlock],  # a target block, or a class or function that makes one
+) -> TransformBlock:
+    """The same target block, for items of which some have no label: `None`, NaN, `pd.NA`, an empty cell or string.
+
+    Vocabulary and number of outputs come from the labels that are there. A missing label is encoded as the same type
+    and shape as any other: -100 for integers, NaN for floats (categories as one-hot, numbers, points, boxes), 255 in
+    every pixel of the image's size for masks; `labelled` finds them in a batch. Raises `HeadsError` where a column has
+    no label at all, and where a label has some of its numbers only."""
+    block = block() if callable(block) else block
+    if not isinstance(block, TransformBlock):
+        raise HeadsError(f"`PartialBlock` takes a target block such as `CategoryBlock()`, found {block!r}.")
+    return TransformBlock(
+        type_tfms=Partial(block.type_tfms),
+        item_tfms=[SizeMissing, MarkMissing, *block.item_tfms],
+        batch_tfms=[FillMissing, *block.batch_tfms],
+        dl_type=block.dl_type,
+        dls_kwargs=block.dls_kwargs,
+    )
+
+
+def check_complete(
+    dls: DataLoaders,  # whose targets come from the columns of a DataFrame; other targets are not looked at
+) -> None:
+    """Refuses missing labels of targets that are not in a `PartialBlock`: `HeadsError` naming columns and row counts.
+
+    A `CategoryBlock(add_na=True)` passes: its user asked for a class of the missing ones."""
+    holes: dict[str, list[int]] = {}
+    for dl in dls.loaders:
+        for column, missing, rows in _missing_cells(dl):
+            old = holes.setdefault(column, [0, 0])
+            holes[column] = [old[0] + missing, old[1] + rows]
+    found = [
+        f"`{column}` has no label in {missing} of {rows} rows" for column, (missing, rows) in holes.items() if missing
+    ]
+    if found:
+        raise HeadsError(
+            f"{'; '.join(found)}. Wrap the block to train on the labels that are there, "
+            "`PartialBlock(CategoryBlock())`, or drop the rows."
+        )
+
+
+def _missing_cells(dl: TfmdDL) -> Iterator[tuple[str, int, int]]:
+    "(column, missing cells, rows) of every target of `dl` that is read from a DataFrame and not in a `PartialBlock`."
+    dataset = dl.dataset
+    if not isinstance(dataset, Datasets) or not isinstance(dataset.items, pd.DataFrame):
+        return
+    rows = dataset.items
+    for tl in dataset.tls[dataset.n_inp :]:
+        if any(isinstance(f, Partial) or (isinstance(f, Categorize) and f.add_na) for f in tl.tfms.fs):
+            continue
+        for column in (c for f in tl.tfms.fs if isinstance(f, ColReader) for c in f.cols):
+            cells = rows.iloc[:, column] if isinstance(column, int) else rows[column]
+            yield str(cells.name), int(cells.isna().sum()), len(cells)
