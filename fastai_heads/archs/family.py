@@ -1,0 +1,28 @@
+"""A row of the registry: what a family of networks looks like inside."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from fastai_heads.archs.steps import Step, StepsCut
+
+__all__ = ["Family"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    "Networks that share a class and its forward code."
+
+    name: str  # for people
+    module: type[nn.Module]  # the class of its networks
+    steps: tuple[Step, ...] | Callable[[nn.Module], tuple[Step, ...]]  # the forward code, or how to list it
+    classifier: tuple[str, ...] | Callable[[nn.Module], tuple[str, ...]]  # paths of what reads `pre_logits`
+    late: str = ""  # the step that opens the late parameter group; '' halves the depth
+    fixed_size: str = ""  # attribute that holds the only image side it takes; '' for any side
+
+    def cut(self, net: nn.Module) -> StepsCut:
+        "How to follow this network."
+        steps = self.steps(net) if callable(self.steps) else self.steps
+        classifier = self.classifier(net) if callable(self.classifier) else self.classifier
+        return StepsCut(steps, classifier, self.late)

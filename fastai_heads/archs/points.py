@@ -1,0 +1,149 @@
+"""What can be tapped in an arch, and what a cut takes off."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from html import escape
+from typing import Any
+
+from torch import nn
+
+from fastai_heads.archs.records import FEATURES, INPUT, Measured, Network, Removed, TapPoint
+from fastai_heads.archs.source import Request, find_network
+from fastai_heads.archs.surgery import taken_off
+from fastai_heads.errors import HeadsError
+
+__all__ = ["CutPoints", "Parts", "all_taps", "cut_points", "parts_of", "sort_out"]
+
+
+def all_taps(network: Network, measured: Measured) -> tuple[TapPoint, ...]:
+    "Every tap of an arch from the batch itself to the vector that the classifier reads."
+    return (TapPoint(INPUT, "", network.n_in, 1, 0), *measured.taps)
+
+
+def parts_of(net: nn.Module) -> dict[str, nn.Module | nn.Parameter]:
+    "Every module and bare parameter by its path, in the network's order."
+    found: dict[str, nn.Module | nn.Parameter] = {}
+    for path, module in net.named_modules():
+        if path:
+            found[path] = module
+        for name, p in module.named_parameters(recurse=False):
+            found[f"{path}.{name}" if path else name] = p
+    return found
+
+
+@dataclass(frozen=True)
+class Parts:
+    "What becomes of a network when it is cut."
+
+    removed: tuple[Removed, ...]  # all that is not in the body
+    left_out: tuple[Removed, ...]  # of that, what is trained and lies between the last map and the classifier
+
+
+def sort_out(
+    before: dict[str, nn.Module | nn.Parameter],  # of the whole network, from `parts_of`
+    net: nn.Module,  # what is left of it
+    measured: Measured,
+) -> Parts:
+    "Tells what was taken off a network, and which of it the pretrained classifier would have read."
+    removed = taken_off(before, net)
+    kept = {id(o) for o in (*net.modules(), *net.parameters())}
+    head = {p: before[p] for p in measured.head_modules if p in before and id(before[p]) not in kept}
+    trained = {p: m for p, m in head.items() if not isinstance(m, nn.Module) or _own_parameters(m)}
+    order = list(before)
+    return Parts(removed, taken_off({p: trained[p] for p in sorted(trained, key=order.index)}, net))
+
+
+def _own_parameters(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters(recurse=False))
+
+
+@dataclass(frozen=True)
+class CutPoints:
+    "The taps of an arch from input to classifier and what a cut takes off; prints as a table."
+
+    arch: str  # name of the arch
+    zoo: str  # where it was found
+    taps: tuple[TapPoint, ...]  # from the input on
+    removed: tuple[Removed, ...]  # taken off by a cut at `features`
+    left_out: tuple[Removed, ...]  # of that, what is kept by tapping `pre_logits`
+    classifier: tuple[str, ...]  # paths of the pretrained classifier
+
+    def __str__(self) -> str:
+        rows = [("tap", "module", "channels", "stride", "params"), *self._rows()]
+        widths = [max(len(r[i]) for r in rows) for i in range(5)]
+        lines = [
+            "  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(r, widths))) for r in rows
+        ]
+        lines.insert(1, "─" * len(lines[0]))
+        return "\n".join([f"{self.arch} ({self.zoo})", *(line.rstrip() for line in lines), "", *self._notes()])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{c}</th>" for c in ("tap", "module", "channels", "stride", "params"))
+        body = "".join(f"<tr>{''.join(f'<td>{escape(c)}</td>' for c in row)}</tr>" for row in self._rows())
+        notes = "".join(f"<p>{escape(n)}</p>" for n in self._notes())
+        title = f"<b>{escape(self.arch)}</b> ({escape(self.zoo)})"
+        return f"{title}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{notes}"
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        return [
+            (
+                t.name,
+                t.module,
+                str(t.channels),
+                "" if t.stride is None else str(t.stride),
+                "" if t.params is None else f"{t.params:,}",
+            )
+            for t in self.taps
+        ]
+
+    def _notes(self) -> list[str]:
+        notes = [f"Cut at `features`, removed: {_listed(self.removed)}."]
+        if self.left_out:
+            notes.append(
+                f"Of these trained before the classifier: {_listed(self.left_out)}; tap='pre_logits' keeps them."
+            )
+        if self.classifier:
+            notes.append(f"Classifier: {', '.join(self.classifier)}.")
+        return notes
+
+
+def _listed(parts: tuple[Removed, ...]) -> str:
+    layers, params = sum(p.layers for p in parts), sum(p.params for p in parts)
+    names = ", ".join(f"{p.name} ({p.type})" for p in parts)
+    return f"{names or 'nothing'} – {layers} layers, {params:,} parameters"
+
+
+def cut_points(
+    arch: str | Callable[..., nn.Module] | nn.Module,  # name, function or network
+    *,
+    n_in: int = 3,  # channels of the image
+    **arch_kwargs: Any,  # for the arch
+) -> CutPoints:
+    "What can be tapped in an arch and what a cut takes off, without weights and on the meta device where it can."
+    network, measured = _on_paper(arch, n_in, arch_kwargs)
+    before = parts_of(network.net)
+    network.cut.prune(network.net, (FEATURES,), measured, network.shape)
+    parts = sort_out(before, network.net, measured)
+    return CutPoints(
+        arch=network.name,
+        zoo=network.zoo,
+        taps=all_taps(network, measured),
+        removed=parts.removed,
+        left_out=parts.left_out,
+        classifier=network.cut.classifier,
+    )
+
+
+def _on_paper(arch: object, n_in: int, kwargs: dict[str, Any]) -> tuple[Network, Measured]:
+    "The network and its measures, without numbers if it can be built so."
+    request = Request(arch, pretrained=False, n_in=n_in, kwargs=kwargs, empty=True)
+    try:
+        network = find_network(request)
+        return network, network.cut.measure(network.net, network.shape)
+    except HeadsError:
+        raise
+    except (RuntimeError, NotImplementedError, TypeError):
+        network = find_network(replace(request, empty=False))
+        return network, network.cut.measure(network.net, network.shape)

@@ -1,0 +1,91 @@
+"""The registry: every name that can be cut, and how."""
+
+import fnmatch
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import timm
+from torch import nn
+from torchvision import models
+from torchvision.models import get_model_builder, list_models
+
+from fastai_heads.archs.family import Family
+from fastai_heads.archs.fastai_zoo import FASTAI, FASTAI_BUILDERS
+from fastai_heads.archs.torchvision_zoo import TORCHVISION
+from fastai_heads.errors import HeadsError, did_you_mean
+
+__all__ = ["Arch", "arch_by_function", "arch_by_name", "family_of", "list_archs", "register_arch", "unknown_arch"]
+
+
+@dataclass(frozen=True)
+class Arch:
+    "A name of the registry."
+
+    name: str  # what a user writes
+    zoo: str  # 'torchvision', 'fastai' or 'registered'
+    build: Callable[..., nn.Module]  # makes the network
+    mean: tuple[float, ...] | None = None  # normalisation of its weights, where they do not say so themselves
+    std: tuple[float, ...] | None = None
+
+
+_FAMILIES: dict[type[nn.Module], Family] = {family.module: family for family in (*TORCHVISION, *FASTAI)}
+_ARCHS: dict[str, Arch] = {}
+
+
+def register_arch(
+    name: str,  # what a user writes
+    build: Callable[..., nn.Module],  # makes the network: build(**arch_kwargs)
+    family: Family | None = None,  # its row; None where its class has one, or to have it traced
+    *,
+    mean: tuple[float, ...] | None = None,  # normalisation of its weights
+    std: tuple[float, ...] | None = None,
+) -> None:
+    "Adds a name to the registry. A name or a class that is there already raises."
+    _add(Arch(name, "registered", build, mean, std))
+    if family is not None and _FAMILIES.setdefault(family.module, family) is not family:
+        del _ARCHS[name]
+        raise HeadsError(f"`family`: {family.module.__name__} has a row already, {_FAMILIES[family.module].name!r}.")
+
+
+def _add(arch: Arch) -> None:
+    if arch.name in _ARCHS or (arch.zoo == "registered" and timm.is_model(arch.name)):
+        raise HeadsError(f"`name={arch.name!r}` is registered already, in {_zoo_of(arch.name)}.")
+    _ARCHS[arch.name] = arch
+
+
+def _zoo_of(name: str) -> str:
+    return "timm" if timm.is_model(name) else _ARCHS[name].zoo
+
+
+def list_archs(
+    pattern: str = "*",  # as in a shell: 'resnet*'
+) -> list[str]:  # sorted
+    "Every name that can be cut, of timm, torchvision, fastai and those registered."
+    return sorted(fnmatch.filter({*timm.list_models(), *_ARCHS}, pattern))
+
+
+def arch_by_name(name: str) -> Arch | None:
+    "The row of a name that is not timm's."
+    return _ARCHS.get(name)
+
+
+def arch_by_function(build: Callable[..., nn.Module]) -> Arch | None:
+    "The row of a torchvision, fastai or registered function."
+    return next((a for a in _ARCHS.values() if a.build is build), None)
+
+
+def family_of(net: nn.Module) -> Family | None:
+    "The row of a network's class; a subclass may have other forward code, so that it has none."
+    return _FAMILIES.get(type(net))
+
+
+def unknown_arch(name: object) -> HeadsError:
+    "What is said about a name that no zoo has."
+    near = did_you_mean(name, list_archs())
+    return HeadsError(f"`arch={name!r}` is neither in timm nor in torchvision nor registered.{near}")
+
+
+for _name in list_models(module=models):
+    _add(Arch(_name, "torchvision", get_model_builder(_name)))
+for _name, _build in FASTAI_BUILDERS.items():
+    _add(Arch(_name, "fastai", _build))

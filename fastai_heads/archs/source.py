@@ -1,0 +1,155 @@
+"""From what a user calls an arch to the network, its weights and the way to cut it."""
+
+import copy
+import inspect
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import timm
+import torch
+from fastai.vision.core import imagenet_stats
+from torch import nn
+
+from fastai_heads.archs.channels import adapt_input, first_conv
+from fastai_heads.archs.fastai_zoo import FASTAI_WEIGHTS
+from fastai_heads.archs.records import Network
+from fastai_heads.archs.registry import Arch, arch_by_function, arch_by_name, family_of, unknown_arch
+from fastai_heads.archs.timm_zoo import build_timm, is_timm, timm_network
+from fastai_heads.archs.torchvision_zoo import choose_weights, weights_stats
+from fastai_heads.errors import HeadsError
+
+__all__ = ["Request", "find_network"]
+
+STANDARD_SIDE = 224
+"Side of the image that an arch is measured at unless it or its weights say otherwise."
+
+
+@dataclass(frozen=True)
+class Request:
+    "What a user asks for."
+
+    arch: str | Callable[..., nn.Module] | nn.Module
+    pretrained: bool = True
+    weights: Enum | str | None = None
+    n_in: int = 3
+    kwargs: dict[str, Any] = field(default_factory=dict)  # for the arch
+    empty: bool = False  # on the meta device, without numbers
+
+
+def find_network(
+    request: Request,
+) -> Network:
+    "Finds, builds and describes the network. A name that both timm and torchvision have is timm's, as in fastai."
+    if request.weights is not None and not request.pretrained:
+        raise HeadsError(f"`weights={request.weights}` contradicts `pretrained=False`; leave one of the two out.")
+    arch = request.arch
+    with torch.device("meta") if request.empty else nullcontext():
+        if isinstance(arch, nn.Module):
+            return _from_module(arch, request)
+        if isinstance(arch, str):
+            return _from_name(arch, request)
+        if callable(arch):
+            return _from_function(arch_by_function(arch) or _own(arch), request)
+    raise HeadsError(f"`arch`: expected a name, a function or an nn.Module, found {type(arch).__name__}.")
+
+
+def _from_name(name: str, request: Request) -> Network:
+    if timm.is_model(name.partition(".")[0]):
+        return build_timm(name, request.pretrained, request.weights, request.n_in, request.kwargs)
+    row = arch_by_name(name)
+    if row is None:
+        raise unknown_arch(name)
+    return _from_function(row, request)
+
+
+def _own(build: Callable[..., nn.Module]) -> Arch:
+    return Arch(getattr(build, "__name__", type(build).__name__), "function", build)
+
+
+def _from_function(row: Arch, request: Request) -> Network:
+    builders = {"torchvision": _torchvision, "fastai": _fastai}
+    network = builders.get(row.zoo, _plain)(row, request)
+    if network.n_in != request.n_in:
+        adapt_input(network.net, request.n_in, bool(network.weights), row.name)
+        network.n_in, network.mean, network.std = request.n_in, None, None
+    return network
+
+
+def _torchvision(row: Arch, request: Request) -> Network:
+    weights = choose_weights(row.build, row.name, request.pretrained, request.weights)
+    net = _load(row, weights=weights, **request.kwargs)
+    mean, std, side, least = weights_stats(weights)
+    network = _describe(net, row.name, "torchvision", side)
+    network.mean, network.std, network.least_size = mean, std, least
+    network.weights = str(weights.name) if weights else ""
+    return network
+
+
+def _fastai(row: Arch, request: Request) -> Network:
+    if request.weights is not None:
+        raise HeadsError(f"`weights={request.weights!r}`: fastai's {row.name} has no named weights.")
+    if request.pretrained and row.name not in FASTAI_WEIGHTS:
+        raise HeadsError(f"`pretrained=True`: fastai has no weights for {row.name}; say pretrained=False.")
+    network = _describe(_load(row, pretrained=request.pretrained, **request.kwargs), row.name, "fastai")
+    if request.pretrained:
+        network.mean, network.std = (tuple(s) for s in imagenet_stats)
+        network.weights = "imagenet"
+    return network
+
+
+def _plain(row: Arch, request: Request) -> Network:
+    known = inspect.signature(row.build).parameters
+    kwargs = dict(request.kwargs)
+    kwargs.update({k: v for k, v in (("pretrained", request.pretrained), ("weights", request.weights)) if k in known})
+    if request.weights is not None and "weights" not in known:
+        raise HeadsError(f"`weights`: {row.name} takes no such argument.")
+    net = _load(row, **kwargs)
+    if not isinstance(net, nn.Module):
+        raise HeadsError(f"`arch`: {row.name} gave {type(net).__name__}, expected an nn.Module.")
+    network = _describe(net, row.name, row.zoo)
+    if request.pretrained:
+        network.mean, network.std, network.weights = row.mean, row.std, "own"
+    return network
+
+
+def _from_module(net: nn.Module, request: Request) -> Network:
+    if request.weights is not None or request.kwargs:
+        what = "weights" if request.weights is not None else next(iter(request.kwargs))
+        raise HeadsError(f"`{what}` cannot be used: {type(net).__name__} is a network that is built already.")
+    net = copy.deepcopy(net)
+    if is_timm(net):
+        network = timm_network(net, net.pretrained_cfg.get("architecture") or type(net).__name__, False)
+    else:
+        network = _describe(net, type(net).__name__, "module")
+    if network.n_in != request.n_in:
+        adapt_input(net, request.n_in, request.pretrained, network.name)
+        network.n_in = request.n_in
+    return network
+
+
+def _describe(net: nn.Module, name: str, zoo: str, side: int | None = None) -> Network:
+    family = family_of(net)
+    if family is None:
+        raise HeadsError(f"`arch`: {name} is a {type(net).__name__}, and there is no row for that class yet.")
+    fixed = getattr(net, family.fixed_size) if family.fixed_size else None
+    conv = first_conv(net)
+    return Network(
+        net=net,
+        name=name,
+        zoo=zoo,
+        cut=family.cut(net),
+        n_in=conv[1].in_channels if conv else 3,
+        size=fixed or side or STANDARD_SIDE,
+        fixed_size=fixed,
+    )
+
+
+def _load(row: Arch, **kwargs: Any) -> nn.Module:
+    "Builds, and says which keys of a checkpoint, or which argument, did not fit."
+    try:
+        return row.build(**kwargs)
+    except (RuntimeError, TypeError) as e:
+        raise HeadsError(f"`arch`: {row.name} could not be built with {kwargs}: {e}") from e

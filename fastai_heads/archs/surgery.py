@@ -1,0 +1,117 @@
+"""Taking modules off a network and saying what was taken."""
+
+from collections.abc import Collection, Sequence
+
+from torch import nn
+
+from fastai_heads.archs.records import Removed, describe
+
+__all__ = ["blank", "get_path", "halves", "keep_only", "taken_off", "with_parents"]
+
+
+def get_path(
+    net: nn.Module,
+    path: str,  # dotted, '' for the network itself
+) -> nn.Module | nn.Parameter | None:
+    "The module or parameter at a path, None where there is none."
+    found = net
+    for name in filter(None, path.split(".")):
+        found = getattr(found, name, None)
+        if found is None:
+            return None
+    return found
+
+
+def keep_only(
+    net: nn.Module,  # changed in place
+    paths: Collection[str],  # modules and parameters that stay, with all below them
+) -> None:
+    "Deletes every module and bare parameter that is neither a kept path, nor below or above one."
+    _keep(net, "", frozenset(paths))
+
+
+def _keep(module: nn.Module, prefix: str, paths: frozenset[str]) -> None:
+    for name, child in list(module._modules.items()):
+        path = f"{prefix}{name}"
+        if path in paths or child is None:
+            continue
+        if any(p.startswith(f"{path}.") for p in paths):
+            _keep(child, f"{path}.", paths)
+        else:
+            del module._modules[name]
+    for name in list(module._parameters):
+        if f"{prefix}{name}" not in paths:
+            module._parameters[name] = None
+
+
+def blank(
+    net: nn.Module,  # changed in place
+    used: Collection[str],  # paths of the modules that ran, and of parameters read in another way
+) -> None:
+    """Puts an `nn.Identity` where a module did not run, so that code that names it still finds it. Inside a module
+    that did run only those with parameters go: the others cost nothing, and its code may ask them something."""
+    _blank(net, "", with_parents(used), frozenset(used))
+
+
+def with_parents(paths: Collection[str]) -> frozenset[str]:
+    "The paths and every path above one of them."
+    return frozenset(path.rsplit(".", n)[0] for path in paths for n in range(path.count(".") + 1))
+
+
+def _blank(module: nn.Module, prefix: str, live: frozenset[str], used: frozenset[str]) -> None:
+    inside = prefix[:-1] in used
+    for name, child in module._modules.items():
+        if child is None:
+            continue
+        path = f"{prefix}{name}"
+        if path in live:
+            _blank(child, f"{path}.", live, used)
+        elif not isinstance(child, nn.Identity) and (not inside or any(True for _ in child.parameters())):
+            module._modules[name] = nn.Identity()
+
+
+def taken_off(
+    before: dict[str, nn.Module | nn.Parameter],  # modules and parameters by path, of the whole network
+    net: nn.Module,  # what is left of it
+) -> tuple[Removed, ...]:
+    "What of the network is gone, the topmost module standing for all below it, in the network's order."
+    kept = {id(o) for o in (*net.modules(), *net.parameters())}
+    gone: list[str] = []
+    for path, thing in before.items():
+        covered = any(path.startswith(f"{g}.") for g in gone[-1:])
+        if id(thing) not in kept and not covered and _whole(thing, kept):
+            gone.append(path)
+    return tuple(describe(path, before[path]) for path in gone)
+
+
+def _whole(thing: nn.Module | nn.Parameter, kept: set[int]) -> bool:
+    "Whether nothing below it was kept either."
+    if isinstance(thing, nn.Parameter):
+        return True
+    return not any(id(m) in kept for m in thing.modules())
+
+
+def halves(
+    by_depth: Sequence[Sequence[nn.Parameter]],  # parameters by depth, from the image on
+    late: int,  # the depth at which the late group opens
+) -> list[list[nn.Parameter]]:  # early, late
+    "Two groups of which neither is empty if there are two parameters, each parameter once."
+    depths = [(i, list(ps)) for i, ps in enumerate(by_depth) if ps]
+    n_early = sum(1 for i, _ in depths if i < late)
+    if len(depths) > 1 and n_early in (0, len(depths)):
+        n_early = (len(depths) + 1) // 2
+    if len(depths) == 1 and len(depths[0][1]) > 1:
+        ps = depths[0][1]
+        depths, n_early = [(0, ps[: len(ps) // 2]), (1, ps[len(ps) // 2 :])], 1
+    return [_unique(depths[:n_early]), _unique(depths[n_early:], depths[:n_early])]
+
+
+def _unique(depths: Sequence[tuple[int, list[nn.Parameter]]], earlier=()) -> list[nn.Parameter]:
+    seen = {id(p) for _, ps in earlier for p in ps}
+    out = []
+    for _, ps in depths:
+        for p in ps:
+            if id(p) not in seen:
+                seen.add(id(p))
+                out.append(p)
+    return out

@@ -1,0 +1,74 @@
+"""Cutting torchvision's networks: one row of data per family."""
+
+from collections.abc import Callable
+from enum import Enum
+
+from torch import nn
+from torchvision.models import get_model_weights
+from torchvision.models.resnet import ResNet
+
+from fastai_heads.archs.family import Family
+from fastai_heads.archs.steps import flatten, step
+from fastai_heads.errors import HeadsError, did_you_mean
+
+__all__ = ["TORCHVISION", "choose_weights", "weights_stats"]
+
+RESNET = Family(
+    name="resnet",
+    module=ResNet,
+    steps=(
+        step("conv1"),
+        step("bn1"),
+        step("relu", "stem"),
+        step("maxpool"),
+        step("layer1", "layer1"),
+        step("layer2", "layer2"),
+        step("layer3", "layer3"),
+        step("layer4", "layer4", "features"),
+        step("avgpool"),
+        step(flatten, "pre_logits"),
+    ),
+    classifier=("fc",),
+    late="layer3",
+)
+
+TORCHVISION: tuple[Family, ...] = (RESNET,)
+"A row per family of torchvision's classification networks."
+
+
+def choose_weights(
+    build: Callable[..., nn.Module],  # a torchvision function
+    name: str,  # for messages
+    pretrained: bool,
+    weights: Enum | str | None,  # a member of its enum, or its name; None: DEFAULT if `pretrained`
+) -> Enum | None:
+    "The weights enum's member that is meant, or None for random weights."
+    options = get_model_weights(build)
+    if weights is None:
+        if pretrained and not len(options):
+            raise HeadsError(f"`pretrained=True`: torchvision has no weights for {name!r}; say pretrained=False.")
+        return options["DEFAULT"] if pretrained else None
+    if not pretrained:
+        raise HeadsError(f"`weights={weights}` contradicts `pretrained=False`; leave one of the two out.")
+    if isinstance(weights, options):
+        return weights
+    key = weights.removeprefix(f"{options.__name__}.") if isinstance(weights, str) else None
+    if key in options.__members__:
+        return options[key]
+    known = list(options.__members__)
+    raise HeadsError(
+        f"`weights` of {name!r}: expected a member of {options.__name__} or its name ({', '.join(known)}), "
+        f"found {weights!r}.{did_you_mean(weights, known)}"
+    )
+
+
+def weights_stats(
+    weights: Enum | None,
+) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None, int | None, int | None]:
+    "Mean, standard deviation, side of the image, and least side, as the weights in use declare them."
+    if weights is None:
+        return None, None, None, None
+    preset = weights.transforms()
+    side = preset.crop_size[0] if isinstance(preset.crop_size, list | tuple) else preset.crop_size
+    least = weights.meta.get("min_size", (None,))[0]
+    return tuple(preset.mean), tuple(preset.std), side, least

@@ -1,0 +1,165 @@
+"""The arch, tapped: a module that gives a tensor for every place that a head reads."""
+
+from collections.abc import Callable, Iterable
+from enum import Enum
+from typing import Any
+
+from torch import Tensor, nn
+
+from fastai_heads.archs.points import Parts, all_taps, cut_points, parts_of, sort_out
+from fastai_heads.archs.probe import on_meta
+from fastai_heads.archs.records import INPUT, Measured, Network, Removed, TapPoint
+from fastai_heads.archs.registry import list_archs, register_arch
+from fastai_heads.archs.source import Request, find_network
+from fastai_heads.errors import HeadsError, did_you_mean
+
+__all__ = ["Body", "cut_body", "cut_points", "list_archs", "register_arch"]
+
+
+class Body(nn.Module):
+    "A network up to the furthest tap in use. Its parameters keep the arch's own names under `net.`."
+
+    def __init__(
+        self,
+        network: Network,  # found and built; its `net` is cut in place
+        taps: Iterable[str | int],  # names, or strides
+        measured: Measured | None = None,  # if it was measured already
+    ):
+        super().__init__()
+        measured = measured or network.cut.measure(network.net, network.shape)
+        self.arch, self.zoo, self.weights = network.name, network.zoo, network.weights
+        self.n_in, self.mean, self.std = network.n_in, network.mean, network.std
+        self.input_size, self._least_size, self._shape = network.fixed_size, network.least_size, network.shape
+        self.points: tuple[TapPoint, ...] = all_taps(network, measured)
+        self.taps = tuple(dict.fromkeys(self.tap_name(t) for t in taps))
+        if not self.taps:
+            raise HeadsError(f"`taps` is empty. Taps of {self.arch}: {', '.join(p.name for p in self.points)}.")
+        before = parts_of(network.net)
+        self.cut, self.net = network.cut, network.net
+        self.cut.prune(self.net, self.taps, measured, network.shape)
+        parts: Parts = sort_out(before, self.net, measured)
+        self.removed: tuple[Removed, ...] = parts.removed
+        self.left_out: tuple[Removed, ...] = parts.left_out
+        self.tap_modules = nn.ModuleDict({tap_key(t): nn.Identity() for t in self.taps})
+        self._fits: dict[tuple[int, ...], str] = {}
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        "The tensor at every tap, in the order of `taps`."
+        found = self.cut.run(self.net, x, self.taps)
+        found[INPUT] = x
+        return {t: self.tap_modules[tap_key(t)](found[t]) for t in self.taps}
+
+    @property
+    def channels(self) -> dict[str, int]:
+        "Width of the tensor at every tap in use."
+        return {t: self._point(t).channels for t in self.taps}
+
+    @property
+    def strides(self) -> dict[str, int | None]:
+        "Input side / map side at every tap in use, None for a vector."
+        return {t: self._point(t).stride for t in self.taps}
+
+    def _point(self, name: str) -> TapPoint:
+        return next(p for p in self.points if p.name == name)
+
+    def tap_name(
+        self,
+        tap: str | int,  # a tap's name, or a stride
+    ) -> str:
+        "The canonical name: of a stride, the deepest inner tap that has it."
+        names = [p.name for p in self.points]
+        if isinstance(tap, str) and tap in names:
+            return tap
+        inner = [p for p in self.points if p.name not in _NOT_INNER]
+        if isinstance(tap, int) and not isinstance(tap, bool):
+            at = [p.name for p in inner if p.stride == tap]
+            if at:
+                return at[-1]
+            strides = ", ".join(str(s) for s in sorted({p.stride for p in inner}))
+            raise HeadsError(f"`tap={tap}`: {self.arch} has no tap at that stride. Its strides: {strides}.")
+        raise HeadsError(
+            f"`tap={tap!r}`, which {self.arch} does not have.{did_you_mean(tap, names)} "
+            f"Taps of {self.arch}: {', '.join(names)}."
+        )
+
+    @property
+    def min_size(self) -> int:
+        "The smallest side of an image that the body takes: the declared one, else found by trying."
+        if self.input_size or self._least_size:
+            return self.input_size or self._least_size
+        sides = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+        return next((s for s in sides if not self._misfit((2, self.n_in, s, s))), self._shape[-1])
+
+    def check_input(
+        self,
+        shape: tuple[int, ...],  # of the image, or of a batch of them
+    ) -> None:
+        "Raises a `HeadsError` that names channels or size if the body cannot take such images."
+        n_in, height, width = tuple(shape)[-3:]
+        if n_in != self.n_in:
+            raise HeadsError(
+                f"`n_in`: the body of {self.arch} takes images of {self.n_in} channels, found {n_in}; "
+                f"give n_in={n_in} when it is cut."
+            )
+        if self.input_size and (height, width) != (self.input_size, self.input_size):
+            raise HeadsError(
+                f"image size: {self.arch} takes {self.input_size}×{self.input_size} pixels only, "
+                f"found {height}×{width}."
+            )
+        why = self._misfit((2, n_in, height, width))
+        if why:
+            raise HeadsError(
+                f"image size: {self.arch} cannot take {height}×{width} pixels; "
+                f"the smallest side that it takes is {self.min_size}. ({why})"
+            )
+
+    def _misfit(self, shape: tuple[int, ...]) -> str:
+        "Why images of that shape cannot be taken, '' if they can."
+        if shape not in self._fits:
+            try:
+                on_meta(self.net, shape, lambda net, x: self.cut.run(net, x, self.taps) and None)
+                self._fits[shape] = ""
+            except (RuntimeError, AssertionError, ValueError, IndexError, ZeroDivisionError) as e:
+                self._fits[shape] = str(e).strip().split("\n")[0] or type(e).__name__
+        return self._fits[shape]
+
+    def groups(self) -> list[list[nn.Parameter]]:
+        "The parameters in two groups, early and late; for archs that fastai knows, fastai's split."
+        return self.cut.groups(self.net)
+
+    def extra_repr(self) -> str:
+        return f"arch={self.arch!r}, taps={self.taps}, n_in={self.n_in}"
+
+
+_NOT_INNER = frozenset({"input", "features", "pre_logits"})
+
+
+def tap_key(tap: str) -> str:
+    "A tap's name as a module's: no dots, and a prefix, as `nn.ModuleDict` refuses some names."
+    return f"tap_{tap.replace('.', '_')}"
+
+
+def cut_body(
+    arch: str | Callable[..., nn.Module] | nn.Module,  # a name, a function, a network, or a body
+    taps: Iterable[str | int] | str | int = ("features",),  # names, or strides
+    *,
+    pretrained: bool = True,  # with the arch's default weights; a network that is built keeps its own
+    weights: Enum | str | None = None,  # torchvision: a member of its enum or the name; timm: a tag
+    n_in: int = 3,  # channels of the image
+    **arch_kwargs: Any,  # for the arch
+) -> Body:
+    "The arch without what the taps do not need."
+    taps = (taps,) if isinstance(taps, str | int) else tuple(taps)
+    if isinstance(arch, Body):
+        return _recut(arch, taps)
+    return Body(find_network(Request(arch, pretrained, weights, n_in, arch_kwargs)), taps)
+
+
+def _recut(body: Body, taps: tuple[str | int, ...]) -> Body:
+    names = tuple(dict.fromkeys(body.tap_name(t) for t in taps))
+    if names == body.taps:
+        return body
+    raise HeadsError(
+        f"`taps`: this body of {body.arch} was cut for {', '.join(body.taps)}, found {', '.join(names)}; "
+        "cut it again from the arch."
+    )
