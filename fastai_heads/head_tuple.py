@@ -1,0 +1,56 @@
+"""A tuple with a value per head, that also answers by name."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from fastai_heads.errors import HeadsError, did_you_mean
+
+__all__ = ["HeadTuple"]
+
+
+class HeadTuple(tuple):
+    """One value per head, in head order: `preds[0]`, `preds.digit` and `preds['digit']` are the same.
+
+    It is put on answers at the edge; inside fastai's loop predictions are plain tuples."""
+
+    names: tuple[str, ...]  # the heads, in order
+
+    def __new__(cls, values: Iterable[Any], names: Iterable[str]) -> "HeadTuple":
+        self = super().__new__(cls, values)
+        self.names = tuple(names)
+        if len(self.names) != len(self):
+            raise HeadsError(f"`names` has {len(self.names)} names for {len(self)} values.")
+        return self
+
+    def __getnewargs__(self) -> tuple[tuple, tuple[str, ...]]:
+        return tuple(self), self.names
+
+    def __getitem__(self, key: str | int | slice) -> Any:
+        return super().__getitem__(self._place(key) if isinstance(key, str) else key)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "names":
+            raise AttributeError(name)
+        try:
+            return super().__getitem__(self._place(name))
+        except HeadsError as error:
+            raise AttributeError(str(error)) from None
+
+    def _place(self, name: str) -> int:
+        if name not in self.names:
+            raise HeadsError(f"there is no {name!r} here. Names: {', '.join(self.names)}." + did_you_mean(name, self.names))
+        return self.names.index(name)
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self.names]
+
+    def asdict(self) -> dict[str, Any]:
+        "The same as a dictionary."
+        return dict(zip(self.names, self))
+
+    def pairs(self) -> Iterator[tuple[str, Any]]:
+        "(name, value), in head order."
+        return zip(self.names, self)
+
+    def __repr__(self) -> str:
+        return "(" + ", ".join(f"{name}={value!r}" for name, value in self.pairs()) + ")"

@@ -1,0 +1,80 @@
+"""One class per image."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from fastai.losses import CrossEntropyLossFlat
+from fastai.metrics import accuracy
+from torch import Tensor
+from typing_extensions import Self
+
+from fastai_heads.data.targets import Target
+from fastai_heads.errors import HeadsError
+from fastai_heads.heads.pooled import PooledSpec
+
+__all__ = ["ClassificationHead"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationHead(PooledSpec):
+    """One class of a vocabulary, by softmax cross-entropy. Logits (B, n_out), target (B,) class indices."""
+
+    label_smoothing: float = 0.0  # Szegedy et al. 2016, as torch's `CrossEntropyLoss` has it
+    class_weights: str | Sequence[float] | Tensor | None = None  # (n_out,), or 'balanced': N / (n_out * count)
+
+    kinds: ClassVar[frozenset[str]] = frozenset({"category"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.label_smoothing < 1:
+            raise HeadsError(f"`label_smoothing` of {self.label} is in [0, 1), found {self.label_smoothing!r}.")
+        if isinstance(self.class_weights, str) and self.class_weights != "balanced":
+            raise HeadsError(
+                f"`class_weights` of {self.label} is a tensor of one weight per class or 'balanced', "
+                f"found {self.class_weights!r}. Did you mean 'balanced'?"
+            )
+        if self.loss is not None and (self.label_smoothing or self.class_weights is not None):
+            raise HeadsError(
+                f"`label_smoothing` and `class_weights` of {self.label} belong to its own loss: "
+                "with `loss=`, give them to that loss."
+            )
+
+    def fit(self, target: Target, labels: Callable[[], Tensor]) -> Self:
+        "As for every head, with 'balanced' weights counted on the training set's labels."
+        spec = super().fit(target, labels)
+        if spec.class_weights is None:
+            return spec
+        if isinstance(spec.class_weights, str):
+            return replace(spec, class_weights=balanced_weights(labels(), spec.n_out, target))
+        weights = torch.as_tensor(spec.class_weights, dtype=torch.float32)
+        if weights.shape != (spec.n_out,) or not (torch.isfinite(weights) & (weights >= 0)).all():
+            raise HeadsError(
+                f"`class_weights` for target {target.name!r} are {spec.n_out} finite weights of at least 0, "
+                f"found {self.class_weights!r}."
+            )
+        return replace(spec, class_weights=tuple(weights.tolist()))
+
+    def default_loss(self) -> Callable:
+        weight = None if self.class_weights is None else torch.tensor(self.class_weights)
+        return CrossEntropyLossFlat(weight=weight, label_smoothing=self.label_smoothing)
+
+    def default_metrics(self) -> Sequence[Callable]:
+        return (accuracy,)
+
+
+def balanced_weights(
+    labels: Tensor,  # (N,) class indices
+    n_out: int,  # how many classes there are
+    target: Target,  # for the message
+) -> tuple[float, ...]:  # N / (n_out * count) for each class
+    "Weights under which every class counts alike. Source: scikit-learn's `class_weight='balanced'`."
+    count = torch.bincount(labels.long().view(-1), minlength=n_out)
+    if (count == 0).any():
+        empty = [str(target.vocab[i]) if target.vocab else str(i) for i in torch.nonzero(count == 0).view(-1).tolist()]
+        raise HeadsError(
+            f"`class_weights='balanced'` for target {target.name!r}: the training set has no item of class "
+            f"{', '.join(empty)}. Pass a tensor of {n_out} weights."
+        )
+    return tuple((len(labels) / (n_out * count)).tolist())

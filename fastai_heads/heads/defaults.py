@@ -1,0 +1,33 @@
+"""Which head a target gets when the user names none."""
+
+from fastai_heads.data.targets import Target
+from fastai_heads.errors import HeadsError
+from fastai_heads.heads.box import BoxHead
+from fastai_heads.heads.classification import ClassificationHead
+from fastai_heads.heads.multilabel import MultiLabelHead
+from fastai_heads.heads.point import PointHead
+from fastai_heads.heads.regression import RegressionHead
+from fastai_heads.heads.spec import HeadSpec
+
+__all__ = ["default_head"]
+
+_HEADS: dict[str, type[HeadSpec]] = {
+    "category": ClassificationHead,
+    "multilabel": MultiLabelHead,
+    "regression": RegressionHead,
+    "point": PointHead,
+    "box": BoxHead,
+}
+
+
+def default_head(
+    target: Target,  # what is to be predicted
+) -> HeadSpec:  # the spec of its kind, with that kind's defaults
+    "The head for a target. Raises `HeadsError` for a kind that has no default."
+    if target.kind not in _HEADS:
+        raise HeadsError(
+            f"target {target.name!r} is of kind {target.kind}, which has no default head: pass "
+            f"`heads={{{target.name!r}: CustomHead(module, loss=…)}}`, or `{target.name!r}: None` to leave it out. "
+            f"Kinds with a default: {', '.join(_HEADS)}."
+        )
+    return _HEADS[target.kind]()

@@ -1,0 +1,60 @@
+"""Several labels per image, each by itself."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import ClassVar
+
+import torch
+from fastai.losses import BCEWithLogitsLossFlat
+from fastai.metrics import accuracy_multi
+from torch import Tensor
+from typing_extensions import Self
+
+from fastai_heads.data.targets import Target
+from fastai_heads.errors import HeadsError
+from fastai_heads.heads.pooled import PooledSpec
+
+__all__ = ["MultiLabelHead"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiLabelHead(PooledSpec):
+    """Any number of labels of a vocabulary, by a sigmoid each. Logits (B, n_out), target (B, n_out) of 0 and 1."""
+
+    threshold: float = 0.5  # a label is predicted where its probability is above
+    pos_weight: Sequence[float] | Tensor | float | None = None  # (n_out,) or one for all: weight of a present label
+
+    kinds: ClassVar[frozenset[str]] = frozenset({"multilabel"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.threshold < 1:
+            raise HeadsError(f"`threshold` of {self.label} is a probability between 0 and 1, found {self.threshold!r}.")
+        if self.loss is not None and self.pos_weight is not None:
+            raise HeadsError(f"`pos_weight` of {self.label} belongs to its own loss: with `loss=`, give it to that loss.")
+
+    def fit(self, target: Target, labels: Callable[[], Tensor]) -> Self:
+        "As for every head, with `pos_weight` brought to one weight per label."
+        spec = super().fit(target, labels)
+        if spec.pos_weight is None:
+            return spec
+        weights = torch.as_tensor(spec.pos_weight, dtype=torch.float32)
+        if weights.ndim == 0:
+            weights = weights.expand(spec.n_out)
+        if weights.shape != (spec.n_out,) or not (torch.isfinite(weights) & (weights > 0)).all():
+            raise HeadsError(
+                f"`pos_weight` for target {target.name!r} is one positive number or {spec.n_out} of them, "
+                f"found {self.pos_weight!r}."
+            )
+        return replace(spec, pos_weight=tuple(weights.tolist()))
+
+    def default_loss(self) -> Callable:
+        weight = None if self.pos_weight is None else torch.tensor(self.pos_weight)
+        return BCEWithLogitsLossFlat(pos_weight=weight, thresh=self.threshold)
+
+    def decode(self, loss_func: Callable, pred: Tensor) -> Tensor:
+        return pred > self.threshold
+
+    def default_metrics(self) -> Sequence[Callable]:
+        return (partial(accuracy_multi, thresh=self.threshold),)

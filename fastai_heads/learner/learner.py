@@ -1,0 +1,171 @@
+"""fastai's `Learner` for a body with several heads."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fastai.data.core import DataLoaders
+from fastai.learner import Learner, Recorder
+from fastcore.basics import tuplify
+from fastcore.xtras import join_path_file
+from torch import nn
+
+from fastai_heads.data.decode import decode_targets
+from fastai_heads.data.targets import Target
+from fastai_heads.head_tuple import HeadTuple
+from fastai_heads.heads.spec import HeadSpec
+from fastai_heads.learner.guards import check_batches, check_same_targets
+from fastai_heads.learner.vision_weights import load_vision_weights
+from fastai_heads.model import body_and_heads
+from fastai_heads.training.bound import BoundHead, BoundHeads
+from fastai_heads.training.loss import CombinedLoss
+from fastai_heads.training.metrics import head_metrics
+from fastai_heads.training.optimizer import HeadsOptimizer, multiplied
+from fastai_heads.training.recorder import HeadsRecorder
+from fastai_heads.view.show import show_samples
+from fastai_heads.view.summary import Summary, summarize
+
+__all__ = ["MultiHeadLearner"]
+
+
+class MultiHeadLearner(Learner):
+    """fastai's `Learner` over `nn.Sequential(body, heads)`: every head trained, measured, predicted and shown.
+
+    Made by `multihead_learner`. `learn.heads` holds the heads, by name and by attribute."""
+
+    def __init__(
+        self,
+        dls: DataLoaders,  # with the targets that the specs were fitted to
+        model: nn.Sequential,  # from `multihead_model`
+        specs: Mapping[str, tuple[HeadSpec, Target]],  # name → (fitted spec, its target), in head order
+        targets: Sequence[Target],  # every target of the data, in order, also those without a head
+        **learner_kwargs,  # fastai's `Learner`'s: opt_func, lr, cbs, path, model_dir, wd, moms, …
+    ):
+        self.targets = tuple(targets)
+        self.heads = BoundHeads({name: BoundHead(name, spec, t, model[1]) for name, (spec, t) in specs.items()})
+        metrics = [m for place, head in enumerate(self.heads.values()) for m in head_metrics(head, place)]
+        super().__init__(
+            dls, model, loss_func=CombinedLoss(self.heads), splitter=body_and_heads, metrics=metrics, **learner_kwargs
+        )
+        for recorder in self._grab_cbs(Recorder):
+            self.remove_cb(recorder)
+            self.add_cb(HeadsRecorder(recorder.add_time, recorder.train_metrics, recorder.valid_metrics))
+
+    @property
+    def dls(self) -> DataLoaders:
+        "The data. New data must have the same targets and vocabularies; else `HeadsError`, and nothing has changed."
+        return self._dls
+
+    @dls.setter
+    def dls(self, dls: DataLoaders) -> None:
+        if hasattr(self, "_dls"):
+            check_same_targets(dls, self.targets)
+        self._dls = dls
+
+    # training
+
+    def fit(self, n_epoch: int, *args, **kwargs) -> None:
+        "fastai's `fit`. Raises `HeadsError` before the first step where a batch could not be trained on."
+        check_batches(self.dls, self.model[1])
+        super().fit(n_epoch, *args, **kwargs)
+
+    def create_opt(self) -> None:
+        "fastai's, with a group per learning rate under the groups that a user sees where heads have an `lr_mult`."
+        if all(head.spec.lr_mult == 1 for head in self.heads.values()):
+            super().create_opt()
+            return
+        opt_func = self.opt_func
+        try:
+            self.opt_func = lambda groups, lr: HeadsOptimizer(opt_func, multiplied(groups, self.heads), lr)
+            super().create_opt()
+        finally:
+            self.opt_func = opt_func
+
+    def _do_one_batch(self) -> None:
+        self.pred = self.model(*self.xb)
+        self("after_pred")
+        if len(self.yb):
+            self.head_losses = self.loss_func.losses(self.pred, self.yb)
+            self.loss_grad = self.loss_func.total(self.head_losses)
+            self.loss = self.loss_grad.clone()
+        self("after_loss")
+        if self.training and len(self.yb):
+            self._do_grad_opt()
+
+    # predictions
+
+    def get_preds(
+        self,
+        *args,  # fastai's
+        with_input: bool = False,  # inputs first
+        with_decoded: bool = False,  # decoded predictions after the targets, of the deciding heads
+        act: Callable | None = None,  # an activation for every head; None: each head's own
+        **kwargs,  # fastai's
+    ) -> tuple:  # ([inputs], predictions, targets, [decoded], [losses]), a `HeadTuple` each
+        "fastai's `get_preds`, the answers named: predictions in head order, targets in target order."
+        each = None if act is None else lambda preds: tuple(act(p) for p in tuplify(preds))
+        res = list(super().get_preds(*args, with_input=with_input, with_decoded=with_decoded, act=each, **kwargs))
+        place = int(with_input)
+        res[place] = _named(res[place], self.heads.names)
+        res[place + 1] = _named(res[place + 1], [t.name for t in self.targets])
+        if with_decoded:
+            res[place + 2] = _named(res[place + 2], [h.name for h in self.heads.deciding])
+        return tuple(res)
+
+    def predict(
+        self,
+        item: Any,  # one item, as `get_items` of the data gives it: a path, an array, a row
+        rm_type_tfms: int | None = None,  # fastai's: how many of the first transforms the item has been through
+        with_input: bool = False,  # the decoded input first
+    ) -> tuple:  # ([input], decoded, decoded as tensors, activated), a `HeadTuple` each
+        "One item through every head. Auxiliary heads are in the last element only."
+        dl = self.dls.test_dl([item], rm_type_tfms=rm_type_tfms, num_workers=0)
+        inputs, preds, _, decoded = self.get_preds(dl=dl, with_input=True, with_decoded=True)
+        *inp, values = self._decoded(tuplify(inputs), decoded, max_n=1)[0]
+        answer = (values, HeadTuple((d[0] for d in decoded), decoded.names), HeadTuple((p[0] for p in preds), preds.names))
+        return (*inp, *answer) if with_input else answer
+
+    def show_results(
+        self,
+        ds_idx: int = 1,  # 0: training set, 1: validation set
+        dl: Any = None,  # a `DataLoader` instead
+        max_n: int = 9,  # how many images
+        shuffle: bool = True,  # drawn at random, or from the start
+        **kwargs,  # to the drawing: `ncols`, `imsize`
+    ) -> None:
+        "Images with every head's target and prediction: shapes drawn in, texts beside, right in green and wrong in red."
+        dl = self.dls[ds_idx].new(shuffle=shuffle) if dl is None else dl
+        batch = dl.one_batch()
+        inputs = tuple(batch[: self.dls.n_inp])
+        decoded = self.get_preds(dl=[batch], with_decoded=True)[2]
+        names = [t.name for t in self.targets]
+        targets = [HeadTuple(sample[len(inputs) :], names) for sample in dl.decode_batch(batch, max_n=max_n)]
+        samples = self._decoded(inputs, decoded, max_n)
+        shown = {h.name: h.target.name for h in self.heads.deciding}
+        show_samples([s[0] for s in samples], targets, [s[-1] for s in samples], shown, **kwargs)
+
+    def _decoded(self, inputs: tuple, decoded: HeadTuple, max_n: int) -> list[tuple]:
+        "Per item its decoded inputs, then a `HeadTuple` of decoded values."
+        places = [h.target.index for h in self.heads.deciding]
+        items = decode_targets(self.dls.valid, inputs, decoded, places, max_n)
+        return [(*item[: len(inputs)], HeadTuple(item[len(inputs) :], decoded.names)) for item in items]
+
+    # looking and loading
+
+    def summary(self) -> Summary:
+        "What was removed from the pretrained network, what the body keeps, what each head adds."
+        return summarize(self)
+
+    def load_vision_weights(
+        self,
+        file: str | Path,  # what `vision_learner(...).save` wrote: a name in `path/model_dir`, or a path
+        head: str | None = None,  # the head that takes the head's weights; None: the only one
+    ) -> "MultiHeadLearner":
+        "Load the weights of a fastai `vision_learner` of the same arch into the body and one head."
+        load_vision_weights(self.model, join_path_file(file, self.path / self.model_dir, ext=".pth"), head)
+        return self
+
+
+def _named(values: Any, names: Sequence[str]) -> HeadTuple | None:
+    "fastai's answer, which is None where there is nothing and bare where there is one, by name."
+    return None if values is None else HeadTuple(tuplify(values), names)

@@ -1,0 +1,132 @@
+"""From what a user writes as `heads=` to one fitted spec per head."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from fastai.data.core import DataLoaders
+
+from fastai_heads.data.targets import Target, target_labels
+from fastai_heads.errors import HeadsError, did_you_mean
+from fastai_heads.heads.defaults import default_head
+from fastai_heads.heads.spec import HeadSpec
+from fastai_heads.names import check_name
+
+__all__ = ["named_specs", "resolve_heads"]
+
+HeadsArg = Sequence[str] | Mapping[str, HeadSpec | None] | None
+
+
+def resolve_heads(
+    heads: HeadsArg,  # as for `multihead_learner`
+    targets: Sequence[Target],  # of the data
+    dls: DataLoaders,  # for the labels
+    metrics: Any = None,  # a metric or a list of them, for every head whose spec names none
+) -> dict[str, tuple[HeadSpec, Target]]:  # name → (fitted spec, its target), in head order
+    "Names, specs and targets brought together. Raises `HeadsError` for whatever does not fit."
+    found: dict[str, tuple[HeadSpec, Target]] = {}
+    for name, (spec, target) in named_specs(heads, targets).items():
+        if metrics is not None and spec.metrics is None and not spec.train_only:
+            spec = replace(spec, metrics=metrics)
+        try:
+            found[name] = spec.fit(target, lambda index=target.index: target_labels(dls, index)), target
+        except HeadsError as error:
+            raise HeadsError(f"`heads[{name!r}]`: {error}") from None
+    return found
+
+
+def named_specs(
+    heads: HeadsArg,  # as for `multihead_learner`
+    targets: Sequence[Target],  # of the data
+) -> dict[str, tuple[HeadSpec, Target]]:  # name → (spec as written, its target)
+    "What stands where, before a spec is fitted to its target."
+    if heads is None:
+        found = {t.name: (default_head(t), t) for t in targets}
+    elif isinstance(heads, Mapping):
+        found = _from_mapping(heads, targets)
+    elif isinstance(heads, Sequence) and not isinstance(heads, str):
+        found = _from_names(heads, targets)
+    else:
+        raise HeadsError(
+            "`heads` is None, a list of names (one per target) or a dict of name to spec, "
+            f"found {type(heads).__name__}: {heads!r}."
+        )
+    if not found:
+        raise HeadsError("`heads` leaves every target out: a learner needs at least one head.")
+    _check_deciding(found)
+    return found
+
+
+def _from_names(names: Sequence[str], targets: Sequence[Target]) -> dict[str, tuple[HeadSpec, Target]]:
+    if len(names) != len(targets):
+        raise HeadsError(
+            f"`heads` as a list names every target in order: {len(targets)} of them "
+            f"({', '.join(t.name for t in targets)}), found {len(names)} names: {list(names)!r}."
+        )
+    double = sorted({n for n in names if list(names).count(n) > 1})
+    if double:
+        raise HeadsError(f"`heads` names two targets {double[0]!r}: every head needs a name of its own.")
+    return {check_name(name): (default_head(t), t) for name, t in zip(names, targets)}
+
+
+def _from_mapping(
+    heads: Mapping[str, HeadSpec | None], targets: Sequence[Target]
+) -> dict[str, tuple[HeadSpec, Target]]:
+    named = {t.name: t for t in targets}
+    found: dict[str, tuple[HeadSpec, Target]] = {}
+    left_out: set[str] = set()
+    for name, spec in heads.items():
+        check_name(name)
+        if spec is None:
+            left_out.add(_find(name, None, targets).name)
+        elif not isinstance(spec, HeadSpec):
+            raise HeadsError(_not_a_spec(name, spec))
+        else:
+            found[name] = spec, _find(name, spec.target, targets)
+    spoken_for = {t.name for spec, t in found.values() if not spec.train_only} | left_out
+    rest = {name: t for name, t in named.items() if name not in spoken_for}
+    clash = [name for name in rest if name in found]
+    if clash:
+        raise HeadsError(
+            f"`heads[{clash[0]!r}]` is not the head that decodes target {clash[0]!r}, and bears its name: "
+            f"call it something else, with `target={found[clash[0]][1].name!r}`."
+        )
+    return found | {name: (default_head(t), t) for name, t in rest.items()}
+
+
+def _find(name: str, wanted: str | int | None, targets: Sequence[Target]) -> Target:
+    "The target of one head: by name, by index, or the one that bears the head's own name."
+    names = [t.name for t in targets]
+    if isinstance(wanted, int) and not isinstance(wanted, bool):
+        if not 0 <= wanted < len(targets):
+            raise HeadsError(f"`heads[{name!r}]`: `target={wanted}` is out of range: there are {len(targets)} targets.")
+        return targets[wanted]
+    key = name if wanted is None else wanted
+    if key not in names:
+        how = "" if wanted is not None else f" Pass `target=` if head {name!r} is to predict another one."
+        raise HeadsError(
+            f"`heads[{name!r}]`: there is no target {key!r}. Targets: {', '.join(names)}." + did_you_mean(key, names) + how
+        )
+    return targets[names.index(key)]
+
+
+def _not_a_spec(name: str, found: object) -> str:
+    if isinstance(found, type) and issubclass(found, HeadSpec):
+        return f"`heads[{name!r}]` is the class {found.__name__}: make it a spec with `{found.__name__}()`."
+    if callable(found):
+        return f"`heads[{name!r}]` is a spec, found {type(found).__name__}: wrap it in `CustomHead(…)`."
+    return f"`heads[{name!r}]` is a spec such as `ClassificationHead()`, or None to leave the target out, found {found!r}."
+
+
+def _check_deciding(found: Mapping[str, tuple[HeadSpec, Target]]) -> None:
+    "One head decodes a target; any further head on it is auxiliary."
+    deciding: dict[str, str] = {}
+    for name, (spec, target) in found.items():
+        if spec.train_only:
+            continue
+        if target.name in deciding:
+            raise HeadsError(
+                f"`heads`: {deciding[target.name]!r} and {name!r} both decode target {target.name!r}: "
+                f"pass `train_only=True` to the one that is auxiliary."
+            )
+        deciding[target.name] = name

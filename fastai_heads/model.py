@@ -1,0 +1,173 @@
+"""The heads of a network, the trunks they share, and both behind a body."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fastai_heads.body import Body
+from fastai_heads.errors import HeadsError, did_you_mean
+from fastai_heads.heads.pooled import PooledHead
+from fastai_heads.heads.spec import HeadSpec, TapShape
+
+__all__ = ["Heads", "Trunk", "body_and_heads", "multihead_model"]
+
+_PREFIX = "head_"  # nn.ModuleDict refuses keys such as 'type' or 'values'
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """Layers shared by some heads, between a tap and the heads that name the trunk: `trunk={'neck': Trunk(module)}`.
+
+    Its output is a tap by its own name. It stands with the heads in `model[1]` and trains when the body is frozen."""
+
+    module: nn.Module | Callable[[int], nn.Module]  # takes the tap's tensor; or a function of its channels that makes it
+    tap: str | int = "features"  # what it reads: a tap's name or stride, or a trunk that stands before it
+
+    def __post_init__(self) -> None:
+        if not callable(self.module):
+            raise HeadsError(
+                f"`module` of Trunk is an nn.Module or a function of the tap's channels, found {self.module!r}."
+            )
+        if not isinstance(self.tap, str | int):
+            raise HeadsError(f"`tap` of Trunk is a tap's name or a stride, found {self.tap!r}.")
+
+    def build(self, channels: int) -> nn.Module:
+        "The module itself, or what the function makes of the tap's channels."
+        module = self.module if isinstance(self.module, nn.Module) else self.module(channels)
+        if not isinstance(module, nn.Module):
+            raise HeadsError(f"`module` of Trunk is a function that makes an nn.Module, and it made {module!r}.")
+        return module
+
+
+class Heads(nn.Module):
+    """Every head of a network, by name, and the trunks before them: {tap: tensor} to one prediction per head, in order.
+
+    Heads on one tap that pool it alike share one pooled vector, bit for bit what each would make by itself."""
+
+    def __init__(
+        self,
+        heads: Mapping[str, nn.Module],  # name → module
+        reads: Mapping[str, tuple[str, ...]],  # name → the taps (or trunks) that it takes, canonical names
+        trunks: Mapping[str, nn.Module] | None = None,  # name → module, each after the trunks that it reads
+        trunk_reads: Mapping[str, str] | None = None,  # trunk → the tap (or trunk) that it takes
+    ):
+        super().__init__()
+        self.reads, self.trunk_reads = dict(reads), dict(trunk_reads or {})
+        self.trunks = nn.ModuleDict({_PREFIX + name: m for name, m in (trunks or {}).items()})
+        self.heads = nn.ModuleDict({_PREFIX + name: m for name, m in heads.items()})
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        "The heads' names, in the order of the predictions."
+        return tuple(self.reads)
+
+    def __getitem__(self, name: str) -> nn.Module:
+        if name not in self.reads:
+            raise HeadsError(f"there is no head {name!r}. Heads: {', '.join(self.names)}." + did_you_mean(name, self.names))
+        return self.heads[_PREFIX + name]
+
+    def __len__(self) -> int:
+        return len(self.reads)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.reads)
+
+    def trunk(self, name: str) -> nn.Module:
+        "One trunk's module."
+        return self.trunks[_PREFIX + name]
+
+    def forward(
+        self,
+        taps: dict[str, Tensor],  # what the body gives
+    ) -> tuple[Tensor, ...]:  # one prediction per head, in order
+        tensors = dict(taps)
+        for name, tap in self.trunk_reads.items():
+            tensors[name] = self.trunk(name)(tensors[tap])
+        pooled: dict[tuple[str, str | None], Tensor] = {}
+        return tuple(self._predict(self[name], reads, tensors, pooled) for name, reads in self.reads.items())
+
+    @staticmethod
+    def _predict(
+        head: nn.Module,
+        reads: tuple[str, ...],
+        tensors: dict[str, Tensor],
+        pooled: dict[tuple[str, str | None], Tensor],
+    ) -> Tensor:
+        if not isinstance(head, PooledHead):
+            return head(*(tensors[tap] for tap in reads))
+        key = (reads[0], head.pool_name)
+        if key not in pooled:
+            pooled[key] = head.pool(tensors[reads[0]])
+        return head(pooled[key])
+
+
+def multihead_model(
+    body: Body,  # with every tap that the specs and trunks read
+    specs: Mapping[str, HeadSpec],  # name → fitted spec, in the order of the predictions
+    trunks: Mapping[str, Trunk] | None = None,  # name → trunk, each after the trunks that it reads
+    sample: tuple[Tensor, ...] = (),  # inputs of the body, on which the trunks' outputs are measured
+) -> nn.Sequential:  # (body, heads)
+    "The network: `model[0]` is the body, `model[1]['digit']` one head."
+    shapes = {tap: TapShape(tap, body.channels[tap], body.strides[tap]) for tap in body.taps}
+    modules, trunk_reads = _build_trunks(body, trunks or {}, shapes, sample)
+    reads = {name: tuple(_canonical(tap, shapes, body) for tap in spec.taps) for name, spec in specs.items()}
+    heads = {name: spec.build(tuple(shapes[tap] for tap in reads[name])) for name, spec in specs.items()}
+    return nn.Sequential(body, Heads(heads, reads, modules, trunk_reads))
+
+
+def body_and_heads(
+    model: nn.Sequential,  # from `multihead_model`
+) -> list[list[nn.Parameter]]:  # the body's groups, early layers first, and one group for trunks and heads
+    "The parameter groups that a user sees: what `slice`, `freeze_to` and the recorded rate count."
+    return [*model[0].groups(), list(model[1].parameters())]
+
+
+def _canonical(tap: str | int, shapes: Mapping[str, TapShape], body: Body) -> str:
+    return tap if tap in shapes else body.tap_name(tap)
+
+
+def _build_trunks(
+    body: Body,
+    trunks: Mapping[str, Trunk],
+    shapes: dict[str, TapShape],  # of the taps; the trunks' are added
+    sample: tuple[Tensor, ...],
+) -> tuple[dict[str, nn.Module], dict[str, str]]:  # the modules, and what each reads
+    modules: dict[str, nn.Module] = {}
+    reads: dict[str, str] = {}
+    if not trunks:
+        return modules, reads
+    tensors = _in_eval(body, *sample)
+    for name, trunk in trunks.items():
+        if name in shapes:
+            raise HeadsError(f"`trunk` {name!r} has the name of a tap of {body.arch}: call it something else.")
+        reads[name] = _canonical(trunk.tap, shapes, body)
+        before = shapes[reads[name]]
+        modules[name] = trunk.build(before.channels)
+        tensors[name] = _in_eval(modules[name], tensors[reads[name]])
+        shapes[name] = _measured(name, tensors[name], tensors[reads[name]], before)
+    return modules, reads
+
+
+def _measured(name: str, after: Tensor, before: Tensor, shape: TapShape) -> TapShape:
+    "What a trunk's output is, measured on a sample."
+    if not isinstance(after, Tensor) or after.ndim not in (2, 4):
+        found = tuple(after.shape) if isinstance(after, Tensor) else type(after).__name__
+        raise HeadsError(f"`trunk` {name!r} gives a map (B, C, H, W) or a vector (B, C), found {found}.")
+    stride = None
+    if after.ndim == 4 and shape.stride is not None:
+        stride = max(1, round(shape.stride * before.shape[-1] / after.shape[-1]))
+    return TapShape(name, after.shape[1], stride)
+
+
+@torch.no_grad()
+def _in_eval(module: nn.Module, *inputs: Tensor) -> Tensor | dict[str, Tensor]:
+    "The module's output in evaluation mode; its mode is back afterwards, no statistic has moved."
+    modes = {m: m.training for m in module.modules()}
+    module.eval()
+    try:
+        return module(*inputs)
+    finally:
+        for m, training in modes.items():
+            m.training = training

@@ -1,0 +1,40 @@
+"""Which names a head may have, and how one is made from a column."""
+
+import keyword
+import re
+from collections.abc import Collection
+
+from torch import nn
+
+from fastai_heads.errors import HeadsError
+
+__all__ = ["check_name", "usable_name"]
+
+# what `preds.<name>`, `learn.heads.<name>` and a module already mean
+_TAKEN = frozenset(dir(tuple)) | frozenset(dir(dict)) | frozenset(dir(nn.Module())) | {"names", "asdict", "pairs"}
+
+
+def usable_name(
+    raw: object,  # a column, or any text
+    others: Collection[str] = (),  # names in use already
+) -> str:  # an identifier that shadows nothing
+    "A head's name from a column's: 'eye colour' → 'eye_colour', 'count' → 'count_', a second 'age' → 'age_2'."
+    name = re.sub(r"\W+", "_", str(raw).strip()).strip("_") or "target"
+    name = f"_{name}" if name[0].isdigit() else name
+    if name in _TAKEN or keyword.iskeyword(name):
+        name += "_"
+    numbered = (f"{name}_{n}" for n in range(2, len(others) + 3))
+    return name if name not in others else next(n for n in numbered if n not in others)
+
+
+def check_name(
+    name: object,  # what the user calls a head
+    what: str = "heads",  # the parameter it stands in
+) -> str:  # the name
+    "Refuse a name that is no identifier, or that means something already where heads are reached by attribute."
+    if isinstance(name, str) and name.isidentifier() and name not in _TAKEN and not keyword.iskeyword(name):
+        return name
+    why = "is not an identifier" if not (isinstance(name, str) and name.isidentifier()) else "is taken"
+    raise HeadsError(
+        f"`{what}`: the name {name!r} {why}: heads are reached as `preds.<name>`. Did you mean {usable_name(name)!r}?"
+    )

@@ -1,0 +1,155 @@
+"""A head in a learner: its spec, its target, its loss, and what may change while training."""
+
+from collections.abc import Callable, Iterator, Mapping
+from math import isfinite
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastai_heads.data.targets import Target
+from fastai_heads.errors import HeadsError, did_you_mean
+from fastai_heads.heads.spec import HeadSpec
+from fastai_heads.model import Heads
+
+__all__ = ["BoundHead", "BoundHeads"]
+
+
+class BoundHead:
+    "One head of a learner."
+
+    def __init__(
+        self,
+        name: str,  # the head's name
+        spec: HeadSpec,  # fitted to the target
+        target: Target,  # what it predicts
+        heads: Heads,  # the learner's `model[1]`
+    ):
+        self.name, self.spec, self.target, self._heads = name, spec, target, heads
+        self.loss_func: Callable = spec.loss_func()
+        self._loss_weight = float(spec.loss_weight)
+
+    @property
+    def module(self) -> nn.Module:
+        "Its layers, `learn.model[1][name]`."
+        return self._heads[self.name]
+
+    @property
+    def vocab(self) -> tuple[Any, ...] | None:
+        "The target's classes, or None."
+        return self.target.vocab
+
+    @property
+    def loss_weight(self) -> float:
+        "Its share in the sum of the losses. It may be set while training."
+        return self._loss_weight
+
+    @loss_weight.setter
+    def loss_weight(self, value: float) -> None:
+        if not isinstance(value, int | float) or not isfinite(value) or value < 0:
+            raise HeadsError(f"`loss_weight` of head {self.name!r} is a finite number of at least 0, found {value!r}.")
+        self._loss_weight = float(value)
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        "Those of its module."
+        return self.module.parameters()
+
+    def train_loss(
+        self,
+        pred: Tensor,  # (B, …) its prediction
+        targ: Tensor,  # (B, …) its target
+    ) -> Tensor:  # a scalar; where no item has a label a zero that reaches every parameter
+        "Its loss's own reduction over the labelled items."
+        pred, targ, _ = self._labelled(pred, targ)
+        return self.spec.train_loss(self.loss_func, pred, targ) if len(targ) else _zero(pred)
+
+    def item_loss(
+        self,
+        pred: Tensor,  # (B, …) its prediction
+        targ: Tensor,  # (B, …) its target
+    ) -> Tensor:  # (B,) their mean is `train_loss` where the loss is separable; 0 for an item without a label
+        "Its loss per item, for reports."
+        kept, kept_targ, mask = self._labelled(pred, targ)
+        if not len(kept_targ):
+            return _zero(pred) + pred.new_zeros(len(pred))
+        losses = self.spec.item_loss(self.loss_func, kept, kept_targ)
+        if mask is None:
+            return losses
+        return losses.new_zeros(len(pred)).masked_scatter(mask, losses) * (len(pred) / len(kept_targ))
+
+    def labelled(
+        self,
+        targ: Tensor,  # (B, …) its target
+    ) -> Tensor:  # (B,) bool
+        "Which items have a label."
+        if not self.target.partial:
+            return torch.ones(len(targ), dtype=torch.bool, device=targ.device)
+        return self.spec.mask(targ)
+
+    def _labelled(self, pred: Tensor, targ: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        "The labelled items of a batch, and which they are (None: all)."
+        if not self.target.partial:
+            return pred, targ, None
+        mask = self.spec.mask(targ)
+        return (pred, targ, None) if mask.all() else (pred[mask], targ[mask], mask)
+
+    def activation(self, pred: Tensor) -> Tensor:
+        "Its output as probabilities, or as it is."
+        return self.spec.activation(self.loss_func, pred)
+
+    def decode(self, pred: Tensor) -> Tensor:
+        "Its activated output in the form of its target."
+        return self.spec.decode(self.loss_func, pred)
+
+    def __repr__(self) -> str:
+        return f"{self.name}: {self.spec.label} on {self.spec.tap!r}, target {self.target.name!r}"
+
+
+class BoundHeads(Mapping[str, BoundHead]):
+    "The heads of a learner, by name and by attribute, in the order of the predictions."
+
+    def __init__(self, heads: Mapping[str, BoundHead]):
+        self._by_name = dict(heads)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        "The heads' names, in order."
+        return tuple(self._by_name)
+
+    @property
+    def deciding(self) -> tuple[BoundHead, ...]:
+        "The heads that decode a target: all but the auxiliary ones."
+        return tuple(h for h in self._by_name.values() if not h.spec.train_only)
+
+    def __getitem__(self, name: str) -> BoundHead:
+        if name not in self._by_name:
+            raise HeadsError(f"there is no head {name!r}. Heads: {', '.join(self.names)}." + did_you_mean(name, self.names))
+        return self._by_name[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._by_name
+
+    def __getattr__(self, name: str) -> BoundHead:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        try:
+            return self[name]
+        except HeadsError as error:
+            raise AttributeError(str(error)) from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_name)
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self.names]
+
+    def __repr__(self) -> str:
+        return "\n".join(map(repr, self._by_name.values()))
+
+
+def _zero(pred: Tensor) -> Tensor:
+    "A zero that keeps the graph, so that every parameter gets a gradient (of zero) also where nothing is labelled."
+    return pred.flatten()[:0].sum()

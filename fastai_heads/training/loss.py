@@ -1,0 +1,76 @@
+"""The losses of the heads, and their sum."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from fastai_heads.errors import HeadsError
+from fastai_heads.heads.spec import weights_of
+from fastai_heads.training.bound import BoundHeads
+
+__all__ = ["CombinedLoss"]
+
+
+class CombinedLoss(nn.Module):
+    """The loss function of a learner with several heads: (predictions, targets) → the sum of the heads' losses, each
+    by its `loss_weight`. With `reduction='none'`, one value per item."""
+
+    def __init__(self, heads: BoundHeads):
+        super().__init__()
+        self.heads, self.reduction = heads, "mean"
+
+    def losses(
+        self,
+        preds: tuple[Tensor, ...] | Tensor,  # one per head, in head order
+        targs: tuple[Tensor, ...],  # one per target, in target order
+    ) -> tuple[Tensor, ...]:  # one per head: scalars, or (B,) each with `reduction='none'`
+        "Each head's loss, not weighted."
+        preds = preds if isinstance(preds, tuple | list) else (preds,)
+        if len(preds) != len(self.heads):
+            raise HeadsError(f"the model gave {len(preds)} predictions for {len(self.heads)} heads.")
+        pairs = [(h, p, targs[h.target.index]) for h, p in zip(self.heads.values(), preds)]
+        return tuple((h.item_loss if self.reduction == "none" else h.train_loss)(p, t) for h, p, t in pairs)
+
+    def total(
+        self,
+        losses: tuple[Tensor, ...],  # one per head, from `losses`
+    ) -> Tensor:
+        "The sum by the heads' `loss_weight`s."
+        weighted = [loss * h.loss_weight for h, loss in zip(self.heads.values(), losses)]
+        return torch.stack(weighted).sum(0) if len(weighted) > 1 else weighted[0]
+
+    def forward(self, preds: tuple[Tensor, ...] | Tensor, *targs: Tensor) -> Tensor:
+        return self.total(self.losses(preds, targs))
+
+    def activation(
+        self,
+        preds: tuple[Tensor, ...] | Tensor,  # one per head
+    ) -> tuple[Tensor, ...]:  # one per head
+        "Every prediction through its head's activation."
+        preds = preds if isinstance(preds, tuple | list) else (preds,)
+        return tuple(h.activation(p) for h, p in zip(self.heads.values(), preds))
+
+    def decodes(
+        self,
+        preds: tuple[Tensor, ...],  # activated, one per head
+    ) -> tuple[Tensor, ...]:  # one per deciding head
+        "Every activated prediction in the form of its target; auxiliary heads decode nothing."
+        return tuple(h.decode(p) for h, p in zip(self.heads.values(), preds) if not h.spec.train_only)
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> Self:
+        "Moves the weights inside the heads' losses, too (`class_weights`, `pos_weight`)."
+        for head in self.heads.values():
+            for module in weights_of(head.loss_func):
+                module._apply(fn)
+        return super()._apply(fn, recurse)
+
+    def __repr__(self) -> str:
+        parts = [f"{h.loss_weight:g} * {h.name} ({_name(h.loss_func)})" for h in self.heads.values()]
+        return " + ".join(parts)
+
+
+def _name(loss_func: Callable) -> str:
+    modules = weights_of(loss_func)
+    return type(modules[-1]).__name__ if modules else getattr(loss_func, "__name__", type(loss_func).__name__)

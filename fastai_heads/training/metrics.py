@@ -1,0 +1,95 @@
+"""fastai's metrics, each on one head."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+from fastai.learner import Learner, Metric, mk_metric
+from torch import Tensor
+
+from fastai_heads.training.bound import BoundHead
+
+__all__ = ["HeadMetric", "HeadValidLoss", "head_metrics"]
+
+
+class HeadMetric(Metric):
+    "Any fastai metric on one head: it sees that head's prediction and target, and the labelled items only."
+
+    def __init__(
+        self,
+        head: BoundHead,  # the head it looks at
+        place: int,  # the head's place among the predictions
+        metric: Callable | Metric,  # what fastai takes: a function of (pred, target), a `Metric`, or its class
+    ):
+        self.head, self.place, self.metric = head, place, mk_metric(metric)
+
+    @property
+    def name(self) -> str:
+        return f"{self.head.name}_{self.metric.name}"
+
+    def reset(self) -> None:
+        self.metric.reset()
+
+    def accumulate(self, learn: Learner) -> None:
+        preds = learn.pred if isinstance(learn.pred, tuple | list) else (learn.pred,)
+        targ = learn.yb[self.head.target.index]
+        mask = self.head.labelled(targ)
+        if mask.all():
+            self.metric.accumulate(_OneHead(learn, preds[self.place], targ))
+        elif mask.any():
+            self.metric.accumulate(_OneHead(learn, preds[self.place][mask], targ[mask]))
+
+    @property
+    def value(self) -> Any:
+        return self.metric.value
+
+
+class HeadValidLoss(Metric):
+    "One head's loss over the labelled items of the validation set."
+
+    def __init__(
+        self,
+        head: BoundHead,  # the head
+        place: int,  # its place among the losses
+    ):
+        self.head, self.place = head, place
+
+    @property
+    def name(self) -> str:
+        return f"{self.head.name}_loss"
+
+    def reset(self) -> None:
+        self.total, self.count = 0.0, 0
+
+    def accumulate(self, learn: Learner) -> None:
+        loss = learn.head_losses[self.place]
+        count = int(self.head.labelled(learn.yb[self.head.target.index]).sum())
+        self.total += learn.to_detach(loss.mean()) * count
+        self.count += count
+
+    @property
+    def value(self) -> Tensor | None:
+        return self.total / self.count if self.count else None
+
+
+class _OneHead(SimpleNamespace):
+    "A learner as a metric of one head sees it: one prediction, one target, all else the learner's own."
+
+    def __init__(self, learn: Learner, pred: Tensor, targ: Tensor):
+        super().__init__(learn=learn, pred=pred, y=targ, yb=(targ,))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.learn, name)
+
+
+def head_metrics(
+    head: BoundHead,  # the head
+    place: int,  # its place among the predictions
+) -> list[HeadMetric]:  # none for an auxiliary head without metrics of its own
+    "The metrics of one head: those of its spec, else its kind's defaults."
+    chosen = head.spec.metrics
+    if chosen is None:
+        chosen = () if head.spec.train_only else head.spec.default_metrics()
+    elif callable(chosen) or isinstance(chosen, Metric):
+        chosen = (chosen,)
+    return [HeadMetric(head, place, metric) for metric in chosen]

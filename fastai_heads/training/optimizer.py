@@ -1,0 +1,86 @@
+"""A learning rate per head, under the groups that a user sees."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from fastai.optimizer import _BaseOptimizer
+from fastcore.foundation import L
+from torch import nn
+
+from fastai_heads.training.bound import BoundHeads
+
+__all__ = ["HeadsOptimizer", "multiplied"]
+
+
+class HeadsOptimizer(_BaseOptimizer):
+    """An optimizer with finer groups than it shows. Its `hypers`, `freeze_to` and slices count the groups that a user
+    sees (the body's, and one for all heads); before a step every inner group takes its shown group's hyperparameters,
+    the learning rate times the group's multiplier. Any fastai optimizer or `OptimWrapper` may be inside."""
+
+    def __init__(
+        self,
+        opt_func: Callable,  # (groups, lr=…) → a fastai optimizer
+        groups: Sequence[Sequence[tuple[Sequence[nn.Parameter], float]]],  # shown group → [(parameters, multiplier), …]
+        lr: float | slice,  # the learner's default rate
+    ):
+        inner = [(list(params), mult, shown) for shown, parts in enumerate(groups) for params, mult in parts if params]
+        self._mults, self._shown = [mult for _, mult, _ in inner], [shown for _, _, shown in inner]
+        self.opt = opt_func([params for params, _, _ in inner], lr=lr)
+        self.hypers = L(dict(self.opt.hypers[self._shown.index(shown)]) for shown in range(len(groups)))
+        self.frozen_idx = 0
+
+    @property
+    def param_lists(self) -> L:
+        "The parameters of every shown group."
+        lists = self.opt.param_lists
+        return L(
+            L(p for shown, params in zip(self._shown, lists) if shown == group for p in params)
+            for group in range(max(self._shown) + 1)
+        )
+
+    @property
+    def state(self) -> dict:
+        "The inner optimizer's."
+        return self.opt.state
+
+    def step(self, closure: Callable | None = None) -> None:
+        "One step of the inner optimizer at this moment's hyperparameters."
+        for key in self.hypers[0]:
+            values = [self.hypers[shown][key] for shown in self._shown]
+            if key == "lr":
+                values = [lr * mult for lr, mult in zip(values, self._mults)]
+            self.opt.set_hyper(key, values)
+        self.opt.step(closure)
+
+    def zero_grad(self) -> None:
+        "The inner optimizer's."
+        self.opt.zero_grad()
+
+    def clear_state(self) -> None:
+        "The inner optimizer's."
+        self.opt.clear_state()
+
+    def state_dict(self) -> dict[str, Any]:
+        "The inner optimizer's state, and the shown hyperparameters."
+        return {"opt": self.opt.state_dict(), "hypers": list(self.hypers)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        "What `state_dict` gave."
+        self.opt.load_state_dict(state["opt"])
+        self.hypers = L(state["hypers"])
+
+
+def multiplied(
+    groups: Sequence[Sequence[nn.Parameter]],  # the groups that a user sees, the last that of trunks and heads
+    heads: BoundHeads,  # whose `lr_mult`s split the last group
+) -> list[list[tuple[list[nn.Parameter], float]]]:  # group → [(parameters, multiplier), …]
+    "The last group by the learning rates of its heads; trunks, and what two heads share, keep the group's own rate."
+    owners: dict[nn.Parameter, set[float]] = {}
+    for head in heads.values():
+        for param in head.parameters():
+            owners.setdefault(param, set()).add(head.spec.lr_mult)
+    parts: dict[float, list[nn.Parameter]] = {}
+    for param in groups[-1]:
+        mults = owners.get(param, {1.0})
+        parts.setdefault(mults.pop() if len(mults) == 1 else 1.0, []).append(param)
+    return [[(list(g), 1.0)] for g in groups[:-1]] + [[(params, mult) for mult, params in parts.items()]]

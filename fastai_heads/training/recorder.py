@@ -1,0 +1,78 @@
+"""fastai's `Recorder` with a column for every head's loss."""
+
+from fastai.learner import AvgSmoothLoss, Learner, Recorder
+from fastai.torch_core import to_detach
+from fastcore.foundation import L
+from torch import lerp
+
+from fastai_heads.training.metrics import HeadValidLoss
+
+__all__ = ["HeadsRecorder"]
+
+
+class HeadTrainLoss(AvgSmoothLoss):
+    "One head's training loss, smoothed as fastai smooths the total."
+
+    def __init__(
+        self,
+        head: str,  # its name
+        place: int,  # its place among the losses
+        beta: float,  # the smoothing
+    ):
+        super().__init__(beta)
+        self.head, self.place = head, place
+
+    @property
+    def name(self) -> str:
+        return f"{self.head}_loss"
+
+    def accumulate(self, learn: Learner) -> None:
+        self.count += 1
+        self.val = lerp(to_detach(learn.head_losses[self.place].mean()), self.val, self.beta)
+
+
+class HeadsRecorder(Recorder):
+    """fastai's `Recorder`, whose table also has `train_<head>_loss` and `valid_<head>_loss` for every head.
+
+    `losses_by_head[name]` is that head's smoothed training loss after every step, as `losses` is of the total."""
+
+    name = "recorder"  # callbacks and users know fastai's `learn.recorder`
+
+    def before_fit(self) -> None:
+        "Prepare the table: fastai's columns, each total followed by the heads' own."
+        heads = self.learn.heads
+        self._train_heads = L(HeadTrainLoss(n, i, self.smooth_loss.beta) for i, n in enumerate(heads.names))
+        self._valid_heads = L(HeadValidLoss(h, i) for i, h in enumerate(heads.values()))
+        self.losses_by_head = {name: [] for name in heads.names}
+        super().before_fit()
+        names = L("train_loss") + self._train_heads.attrgot("name").map("train_{}")
+        metrics = self.metrics.attrgot("name")
+        if self.train_metrics:
+            names += metrics.map("train_{}")
+        if self.valid_metrics:
+            names += L("valid_loss") + self._valid_heads.attrgot("name").map("valid_{}")
+            names += metrics.map("valid_{}") if self.train_metrics else metrics
+        self.metric_names = "epoch" + names + (L("time") if self.add_time else L())
+
+    def before_train(self) -> None:
+        "Reset what is counted by epoch; the smoothed losses go on."
+        if self.train_metrics:
+            for metric in self.metrics:
+                metric.reset()
+
+    def after_batch(self) -> None:
+        "fastai's, and every head's smoothed loss."
+        super().after_batch()
+        if self.training and len(self.yb):
+            for loss in self._train_heads:
+                self.losses_by_head[loss.head].append(loss.value)
+
+    @property
+    def _train_mets(self) -> L:
+        mets = super()._train_mets
+        return mets[:1] + self._train_heads + mets[1:] if len(mets) else mets
+
+    @property
+    def _valid_mets(self) -> L:
+        mets = super()._valid_mets
+        return mets[:1] + self._valid_heads + mets[1:] if len(mets) else mets
