@@ -1,0 +1,249 @@
+"""Digit scenes: real handwritten digits on a noisy canvas, as PNG files and a CSV, and the `DataLoaders` over them."""
+
+import json
+import shutil
+import tempfile
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from fastai.data.block import CategoryBlock, DataBlock, MultiCategoryBlock, RegressionBlock, TransformBlock
+from fastai.data.core import DataLoaders
+from fastai.data.external import fastai_cfg
+from fastai.data.transforms import ColReader, ColSplitter
+from fastai.vision.data import ImageBlock, MaskBlock, PointBlock
+from fastcore.meta import delegates
+from PIL import Image
+
+from fastai_heads.data.blocks import BoxBlock, NumbersReader
+from fastai_heads.data.partial import PartialBlock
+from fastai_heads.data.scenes import INK, Scene, SceneParams, ink_box, scenes
+from fastai_heads.errors import HeadsError, did_you_mean
+
+__all__ = ["MASK_CODES", "TAGS", "blank_labels", "digit_scenes", "digits_block", "digits_dls"]
+
+DIGITS = [str(d) for d in range(10)]
+MASK_CODES = ["paper", *DIGITS]  # what a mask's pixels mean: 0 is paper, digit d is d + 1
+TAGS = ["even", "faint", "large", "left", "loop", "odd", "right"]
+LOOPS = (0, 6, 8, 9)  # the classes that `loop` stands for, however the single digit was written
+CANVAS_MM = 64  # a canvas is that many millimetres wide, whatever its size in pixels
+RECORD = "scenes.json"  # the parameters, beside the scenes; written last
+
+
+@dataclass(frozen=True)
+class _Target:
+    "How a column of the CSV becomes a target."
+
+    block: Callable[[], TransformBlock]
+    reader: Callable[[Path], ColReader]  # of the folder of the scenes
+
+
+TARGETS: dict[str, _Target] = {
+    "digit": _Target(lambda: CategoryBlock(vocab=DIGITS), lambda path: ColReader("digit")),
+    "tags": _Target(lambda: MultiCategoryBlock(vocab=TAGS), lambda path: ColReader("tags", label_delim=" ")),
+    "ink": _Target(RegressionBlock, lambda path: ColReader("ink")),
+    "centre": _Target(lambda: PointBlock, lambda path: NumbersReader("centre")),
+    "box": _Target(BoxBlock, lambda path: ColReader("box")),
+    "mask": _Target(lambda: MaskBlock(MASK_CODES), lambda path: ColReader("mask", pref=path)),
+    "count": _Target(CategoryBlock, lambda path: ColReader("count")),
+}
+
+
+def _ink_mm2(inks: np.ndarray) -> float:
+    return float(inks.sum()) * (CANVAS_MM / inks.shape[-1]) ** 2
+
+
+def _single(scene: Scene) -> dict[str, object]:
+    "The columns that a scene of one digit has and one of several has not."
+    ink, digit = scene.inks[0], scene.digits[0]
+    at = np.arange(len(ink)) + 0.5
+    x, y = (ink.sum(0) @ at) / ink.sum(), (ink.sum(1) @ at) / ink.sum()
+    x1, y1, x2, y2 = ink_box(ink)
+    tags = {
+        "even": digit % 2 == 0,
+        "odd": digit % 2 == 1,
+        "loop": digit in LOOPS,
+        "large": (y2 - y1) / len(ink) >= 0.4,
+        "left": x < len(ink) / 2,
+        "right": x >= len(ink) / 2,
+        "faint": scene.faint,
+    }
+    return {
+        "digit": digit,
+        "tags": " ".join(tag for tag in TAGS if tags[tag]),
+        "centre": f"{x:.2f} {y:.2f}",
+        "box": f"{x1} {y1} {x2} {y2}",
+        "source": scene.sources[0],
+    }
+
+
+def _row(scene: Scene, name: str, single: bool) -> dict[str, object]:
+    "One row of the CSV."
+    return {
+        "image": f"images/{name}",
+        "mask": f"masks/{name}",
+        **(_single(scene) if single else {}),
+        "ink": round(_ink_mm2(scene.inks), 2),
+        "count": len(scene.digits),
+        "boxes": json.dumps([ink_box(ink) for ink in scene.inks]),
+        "labels": json.dumps(scene.digits),
+        "sources": json.dumps(scene.sources),
+        "is_valid": scene.is_valid,
+    }
+
+
+def _write(path: Path, params: SceneParams) -> None:
+    "Images, masks, CSV and, last, the record."
+    (path / "images").mkdir()
+    (path / "masks").mkdir()
+    rows = []
+    for i, scene in enumerate(scenes(params)):
+        name = f"{i:05d}.png"
+        codes = np.array(scene.digits, dtype=np.uint8)[:, None, None] + 1
+        mask = ((scene.inks >= INK) * codes).max(0).astype(np.uint8)
+        Image.fromarray(scene.image).save(path / "images" / name, compress_level=1)
+        Image.fromarray(mask).save(path / "masks" / name, compress_level=1)
+        rows.append(_row(scene, name, params.digits_per_scene == (1, 1)))
+    pd.DataFrame(rows).to_csv(path / "labels.csv", index=False)
+    (path / RECORD).write_text(json.dumps(asdict(params)))
+
+
+def _is_there(path: Path, params: SceneParams) -> bool:
+    "Whether `path` holds these very scenes. Raises `HeadsError` where it holds anything else."
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return False
+    record = path / RECORD
+    if not record.is_file():
+        raise HeadsError(f"`path` {path} is in use and holds no digit scenes; give an empty or a new folder.")
+    old, new = json.loads(record.read_text()), json.loads(json.dumps(asdict(params)))
+    other = [f"{k}={old.get(k)} there, {k}={v} asked for" for k, v in new.items() if old.get(k) != v]
+    if other:
+        raise HeadsError(f"`path` {path} holds other digit scenes ({'; '.join(other)}); give another folder.")
+    return True
+
+
+def _params(n: int = 2400, size: int = 64, digits_per_scene: int | tuple[int, int] = 1, seed: int = 0) -> SceneParams:
+    "What `digit_scenes` was asked for."
+    span = (digits_per_scene,) * 2 if isinstance(digits_per_scene, int) else tuple(digits_per_scene)
+    return SceneParams(n, size, span, seed)
+
+
+def _default_path(params: SceneParams) -> Path:
+    "A folder of its own for every set of parameters, below fastai's data folder."
+    least, most = params.digits_per_scene
+    name = f"n{params.n}-size{params.size}-digits{least}to{most}-seed{params.seed}"
+    return fastai_cfg().path("data") / "digit_scenes" / name
+
+
+def digit_scenes(
+    path: str | Path,  # folder to write to, made if it is not there
+    n: int = 2400,  # scenes, the last fifth of them for validation
+    size: int = 64,  # width and height in pixels, 32 at least
+    digits_per_scene: int | tuple[int, int] = 1,  # how many digits are on one canvas, or fewest and most
+    seed: int = 0,  # the same scenes for the same seed
+) -> pd.DataFrame:  # `labels.csv`, one row per scene
+    """Scenes of real handwritten digits (scikit-learn's `load_digits`) in `path`: `images/`, `masks/`, `labels.csv`.
+
+    Columns: `image` and `mask` (paths below `path`), `ink` (what ink covers, in mm² on a canvas 64 mm wide), `count`
+    (digits), `boxes`, `labels` and `sources` (JSON lists, one entry per digit), `is_valid`. Scenes of one digit also
+    have `digit` ('0' … '9'), `tags` (see `TAGS`; `loop` for 0, 6, 8, 9, `large` for a box at least 0.4 of the canvas
+    high, `left` and `right` by the centre, `faint` for pale ink), `centre` ('x y', the ink's centre of gravity), `box`
+    ('x1 y1 x2 y2', tight around the mask) and `source`. Coordinates are pixels, pixel i running from i to i + 1; mask
+    codes are `MASK_CODES`. No handwritten digit (`source`) is in a training and in a validation scene; digits do not
+    overlap. A folder that holds these very scenes is read and not written again; one that holds anything else raises
+    `HeadsError`."""
+    params, path = _params(n, size, digits_per_scene, seed), Path(path)
+    if not _is_there(path, params):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # made aside and renamed, so that a run that is killed leaves nothing that looks whole
+        aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
+        try:
+            _write(aside, params)
+            aside.chmod(0o755)
+            aside.replace(path)
+        except OSError:
+            if not _is_there(path, params):  # somebody else may have made them meanwhile
+                raise
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    return pd.read_csv(path / "labels.csv", dtype={"digit": str})
+
+
+def blank_labels(
+    scenes: pd.DataFrame,  # left as it is
+    columns: Iterable[str],  # whose labels are taken away
+    missing: float,  # share of the training rows that lose theirs, 0 to below 1
+    seed: int = 0,  # the rows lost depend on it, on the column and on nothing else
+) -> pd.DataFrame:
+    "A copy in which each of the columns lacks the labels of its own part of the training rows (`is_valid` false)."
+    if not 0 <= missing < 1:
+        raise HeadsError(f"`missing`: expected a share from 0 to below 1, found {missing}.")
+    blanked, train = scenes.copy(), np.flatnonzero(~scenes["is_valid"].to_numpy(dtype=bool))
+    for column in columns:
+        if pd.api.types.is_integer_dtype(blanked[column]):  # or pandas makes 3.0 of 3
+            blanked[column] = blanked[column].astype(object)
+        rng = np.random.default_rng([seed, zlib.crc32(column.encode())])
+        gone = rng.choice(train, round(missing * len(train)), replace=False)
+        blanked.iloc[gone, blanked.columns.get_loc(column)] = None
+    return blanked
+
+
+def _check_targets(targets: Sequence[str], columns: Iterable[str] | None = None) -> None:
+    "Known names, each once, and with `columns` there in these scenes."
+    for name in targets:
+        if name not in TARGETS:
+            raise HeadsError(
+                f"`targets`: unknown target {name!r}.{did_you_mean(name, TARGETS)} Known: {', '.join(TARGETS)}."
+            )
+        if columns is not None and name not in columns:
+            raise HeadsError(f"`targets`: scenes of several digits have no {name!r}, only `count`, `ink` and `mask`.")
+    if not targets or len(set(targets)) < len(targets):
+        raise HeadsError(f"`targets`: expected one name or more, each once, found {tuple(targets)}.")
+
+
+def digits_block(
+    path: str | Path,  # the folder of the scenes
+    targets: Sequence[str] = ("digit",),  # of digit, tags, ink, centre, box, mask, count
+    partial: bool = False,  # labels may be missing: the blocks are put in `PartialBlock`
+    item_tfms: Sequence | None = None,  # as in `DataBlock`
+    batch_tfms: Sequence
+    | None = None,  # as in `DataBlock`; the truth of `tags` and `ink` holds without flips and zooms
+) -> DataBlock:
+    "The ordinary `DataBlock` over the rows of `labels.csv`: `ColReader`s, `ColSplitter`, one block per target."
+    _check_targets(targets)
+    chosen = [TARGETS[name] for name in targets]
+    blocks = [PartialBlock(t.block()) if partial else t.block() for t in chosen]
+    return DataBlock(
+        blocks=[ImageBlock, *blocks],
+        getters=[ColReader("image", pref=Path(path)), *(t.reader(Path(path)) for t in chosen)],
+        n_inp=1,
+        splitter=ColSplitter("is_valid"),
+        item_tfms=item_tfms,
+        batch_tfms=batch_tfms,
+    )
+
+
+@delegates(digit_scenes)
+def digits_dls(
+    targets: str | Sequence[str] = ("digit",),  # any of digit, tags, ink, centre, box, mask, count
+    bs: int = 64,  # batch size
+    missing: float = 0.0,  # share of the training rows without a label, drawn for each target on its own
+    path: str | Path | None = None,  # folder of the scenes; by default one below fastai's data folder
+    batch_tfms: Sequence | None = None,  # as in `DataBlock`, e.g. `aug_transforms(do_flip=False, max_zoom=1.)`
+    **scene_kwargs: int | tuple[int, int],  # `n`, `size`, `digits_per_scene`, `seed` of `digit_scenes`
+) -> DataLoaders:
+    """`DataLoaders` over digit scenes with the targets asked for, in that order; not normalised, no workers.
+
+    With `missing`, `seed` also says which labels are taken away (`blank_labels`), the blocks are `PartialBlock`s, and
+    the validation set keeps all its labels."""
+    targets = (targets,) if isinstance(targets, str) else tuple(targets)
+    _check_targets(targets)
+    path = _default_path(_params(**scene_kwargs)) if path is None else Path(path)
+    table = digit_scenes(path, **scene_kwargs)
+    _check_targets(targets, table.columns)
+    table = blank_labels(table, targets, missing, scene_kwargs.get("seed", 0))
+    block = digits_block(path, targets, partial=missing > 0, batch_tfms=batch_tfms)
+    return block.dataloaders(table, bs=bs, num_workers=0, path=path)

@@ -1,0 +1,140 @@
+"""Handwritten digits drawn on a noisy canvas, as arrays: pictures whose truth is exact."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.datasets import load_digits
+
+from fastai_heads.errors import HeadsError
+
+__all__ = ["INK", "Scene", "SceneParams", "ink_box", "render", "scenes"]
+
+INK = 0.25  # share of a pixel that ink covers from which on the pixel belongs to the digit (its mask and box)
+VALID = 0.2  # share of the scenes, and of the handwritten digits, that are kept for validation
+MARGIN = 1 / 8  # of a digit's side that stays free around it, so that the smoothed edge of its ink is not cut off
+TRIES = 200  # places tried for one digit among others before it is left out
+
+
+@dataclass(frozen=True)
+class SceneParams:
+    "What a set of scenes depends on; checked when made."
+
+    n: int = 2400  # scenes, a fifth of them for validation
+    size: int = 64  # width and height of the canvas in pixels, 32 at least
+    digits_per_scene: tuple[int, int] = (1, 1)  # fewest and most digits on one canvas, at most 9
+    seed: int = 0
+
+    def __post_init__(self):
+        least, most = self.digits_per_scene
+        for name, value, ok, want in (
+            ("n", self.n, self.n >= 5, "5 scenes at least, since a fifth is for validation"),
+            ("size", self.size, self.size >= 32, "32 pixels at least"),
+            ("digits_per_scene", self.digits_per_scene, 1 <= least <= most <= 9, "(fewest, most) from 1 to 9"),
+            ("seed", self.seed, self.seed >= 0, "a seed of 0 or more"),
+        ):
+            if not ok:
+                raise HeadsError(f"`{name}`: expected {want}, found {value}.")
+
+
+@dataclass(frozen=True)
+class Scene:
+    "One picture and its truth. Coordinates are pixels on the edges' scale: pixel i runs from i to i + 1."
+
+    image: np.ndarray  # (size, size, 3) uint8
+    digits: list[int]  # the classes, in the order in which they were drawn
+    sources: list[int]  # their indices in `sklearn.datasets.load_digits`
+    inks: np.ndarray  # (k, size, size) float, share of each pixel that a digit's ink covers
+    faint: bool  # the ink is pale
+    is_valid: bool
+
+
+def _keys(distance: np.ndarray) -> np.ndarray:
+    "Weights of cubic interpolation at a distance in source pixels. Source: Keys 1981, a = -0.5 (Catmull-Rom)."
+    d = np.abs(distance)
+    return np.where(d < 1, (1.5 * d - 2.5) * d**2 + 1, np.where(d < 2, ((-0.5 * d + 2.5) * d - 4) * d + 2, 0.0))
+
+
+def render(
+    digits: np.ndarray,  # (k, 8, 8) ink from 0 to 1
+    left: np.ndarray,  # (k,) x of the left edge in pixels, any real number
+    top: np.ndarray,  # (k,) y of the upper edge in pixels
+    side: np.ndarray,  # (k,) width and height in pixels
+    size: int,  # of the canvas in pixels
+) -> np.ndarray:  # (k, size, size) share of each pixel that ink covers, 0 to 1
+    "Digits scaled and shifted, by cubic interpolation along each axis."
+
+    def weights(start):
+        at = (np.arange(size) + 0.5 - start[:, None]) / side[:, None] * 8 - 0.5
+        return _keys(at[..., None] - np.arange(8))
+
+    return np.clip(weights(top) @ digits @ weights(left).transpose(0, 2, 1), 0, 1)
+
+
+def ink_box(
+    ink: np.ndarray,  # (size, size) share of each pixel that ink covers
+) -> tuple[int, int, int, int]:  # x1, y1, x2, y2 in pixels
+    "The tight box around the pixels that belong to the digit: x1 is its first column, x2 the one after its last."
+    x, y = np.flatnonzero((ink >= INK).any(0)), np.flatnonzero((ink >= INK).any(1))
+    return int(x[0]), int(y[0]), int(x[-1]) + 1, int(y[-1]) + 1
+
+
+def _deal(pool: np.ndarray, total: int, rng: np.random.Generator) -> np.ndarray:
+    "(total,) of `pool` as from a deck of cards: shuffled, and all used before one comes again."
+    rounds = [rng.permutation(pool) for _ in range(-(-total // len(pool)))]
+    return np.concatenate(rounds)[:total]
+
+
+def _place(
+    sides: np.ndarray,  # (k,) in pixels
+    size: int,
+    rng: np.random.Generator,
+) -> np.ndarray:  # (k, 2) left and top in pixels, NaN where no free place was found
+    "Places at which the squares of no two digits, their margins included, overlap."
+    places = np.full((len(sides), 2), np.nan)
+    outer = sides * (1 + 2 * MARGIN)
+    for i in range(len(sides)):
+        tries = rng.uniform(0, size - outer[i], (TRIES if i else 1, 1, 2))
+        others = np.flatnonzero(~np.isnan(places[:, 0]))
+        apart = (tries >= places[others] + outer[others, None]) | (tries + outer[i] <= places[others])
+        free = np.flatnonzero(apart.any(-1).all(-1))
+        if len(free):
+            places[i] = tries[free[0], 0]
+    return places + (sides * MARGIN)[:, None]
+
+
+def _paint(inks: np.ndarray, pale: float, rng: np.random.Generator) -> np.ndarray:
+    "(size, size, 3) uint8: dark ink on light paper, both tinted a little, with noise on every pixel."
+    picture = np.ones((*inks.shape[1:], 1)) * (rng.uniform(170, 230) + rng.uniform(-12, 12, 3))
+    for ink in inks[..., None]:
+        picture = picture * (1 - ink) + (20 + 90 * pale + rng.uniform(-15, 15, 3)) * ink
+    picture += rng.normal(0, 10, picture.shape)
+    return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
+
+
+def scenes(
+    params: SceneParams,
+) -> Iterator[Scene]:
+    """The scenes one by one, training before validation, the same ones for the same parameters.
+
+    The 1797 handwritten digits are split first, so that none stands in a training and in a validation scene. Alone, a
+    digit's square is 0.25 to 0.6 of the canvas wide; among k digits 0.2 to 0.52 / √k. Digits do not overlap: one for
+    which no place is free is left out."""
+    rng = np.random.default_rng(params.seed)
+    written = load_digits()
+    order = rng.permutation(len(written.target))
+    n_valid, cut = round(params.n * VALID), round(len(order) * VALID)
+    least, most = params.digits_per_scene
+    for is_valid, n, pool in ((False, params.n - n_valid, order[cut:]), (True, n_valid, order[:cut])):
+        counts = rng.integers(least, most + 1, n)
+        sources = np.split(_deal(pool, counts.sum(), rng), np.cumsum(counts)[:-1])
+        for source in sources:
+            narrowest, widest = (0.25, 0.6) if len(source) == 1 else (0.2, max(0.21, 0.52 / np.sqrt(len(source))))
+            sides = np.sort(rng.uniform(narrowest, widest, len(source)))[::-1] * params.size
+            places = _place(sides, params.size, rng)
+            kept = ~np.isnan(places[:, 0])
+            source, sides, places = source[kept], sides[kept], places[kept]
+            inks = render(written.images[source] / 16, places[:, 0], places[:, 1], sides, params.size)
+            pale = rng.uniform()
+            digits = written.target[source].tolist()
+            yield Scene(_paint(inks, pale, rng), digits, source.tolist(), inks, pale > 0.6, is_valid)
