@@ -1,0 +1,62 @@
+"""What every test stands on: one thread, no screen, no home folder, its own seed, no open figure."""
+
+import os
+import tempfile
+import zlib
+from pathlib import Path
+
+import pytest
+
+# before torch and matplotlib are imported; the processes that a test starts inherit it
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["MPLBACKEND"] = "Agg"
+
+import matplotlib.pyplot as plt
+from fastai.torch_core import set_seed
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    "Gives the run a home of its own, which xdist's workers inherit."
+    if hasattr(config, "workerinput"):
+        return
+    home = tempfile.TemporaryDirectory(prefix="fastai_heads_tests_")
+    config.add_cleanup(home.cleanup)
+    for name in ("FASTAI_HOME", "IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "TORCH_HOME"):
+        folder = Path(home.name, name.lower())
+        folder.mkdir()
+        os.environ[name] = str(folder)
+
+
+def seed_by(name: str) -> None:
+    "Seeds Python, numpy and torch by a name: other names give other numbers."
+    set_seed(zlib.crc32(name.encode()))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef) -> None:
+    "A fixture is the same whichever test asks for it first."
+    seed_by(fixturedef.argname)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> None:
+    "A test is the same whatever ran before it."
+    seed_by(item.nodeid)
+
+
+@pytest.fixture(autouse=True)
+def _no_figure_left():
+    "Closes what a test has drawn."
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def torch_home(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:  # an empty folder in which torch looks for pretrained weights and keeps them
+    "A home for torch's weights that is this test's alone."
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    (tmp_path / "torch").mkdir()
+    return tmp_path / "torch"

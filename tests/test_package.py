@@ -1,0 +1,253 @@
+"""The package as a whole: who imports whom, what importing it changes (nothing), what it makes public."""
+
+import ast
+import dataclasses
+import inspect
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+PACKAGE = "fastai_heads"
+ROOT = Path(__file__).parents[1]
+
+LEAVES = {"errors", "names", "head_tuple"}
+# What a layer may import, besides itself. A new file or folder directly under fastai_heads/ gets its row here.
+LAYERS = {
+    "errors": set(),
+    "names": {"errors"},
+    "head_tuple": {"errors", "names"},
+    "archs": {*LEAVES},
+    "data": {*LEAVES},
+    "body": {*LEAVES, "archs"},
+    "heads": {*LEAVES, "archs", "data"},
+    "model": {*LEAVES, "archs", "data", "body", "heads"},
+    "training": {*LEAVES, "archs", "data", "body", "heads", "model"},
+    "view": {*LEAVES, "archs", "data", "body", "heads", "model", "training"},
+    "learner": {*LEAVES, "archs", "data", "body", "heads", "model", "training", "view"},
+}
+ANYTHING = {"__init__", "__main__"}  # the package's own door: may import every layer, is imported by none
+
+
+class Import(NamedTuple):
+    "One name that a file imports from this package."
+
+    line: int
+    module: str  # the module as it is written
+    name: str | None  # what is taken from it; None for `import module`
+    when: str  # 'import': when the file is imported; 'call': inside a function; 'typing': never
+
+
+def module_name(path: Path) -> str:
+    "`fastai_heads.heads` of fastai_heads/heads/__init__.py, `fastai_heads.body` of fastai_heads/body.py."
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {module_name(path): path for path in sorted((ROOT / PACKAGE).rglob("*.py"))}
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
+PACKAGES = {name for name, path in FILES.items() if path.stem == "__init__"}
+
+
+def imports_in(node: ast.AST, when: str = "import") -> Iterator[Import]:
+    "Every import below a node, of this package only."
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            yield from (Import(child.lineno, a.name, None, when) for a in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            module = "." * child.level + (child.module or "")
+            yield from (Import(child.lineno, module, a.name, when) for a in child.names)
+        elif isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield from imports_in(child, "call")
+        elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            yield from imports_in(child, "typing")
+        else:
+            yield from imports_in(child, when)
+
+
+def ours(module: str) -> bool:
+    "Whether a module, as it is written in an import, is this package's."
+    return module.startswith(".") or module.split(".")[0] == PACKAGE
+
+
+def imported(entry: Import) -> str:
+    "The module that an import executes: `from fastai_heads.heads import pooled` is about fastai_heads.heads.pooled."
+    whole = f"{entry.module}.{entry.name}"
+    return whole if whole in FILES else entry.module
+
+
+def layer_of(module: str) -> str:
+    "The file or folder directly under fastai_heads/ to which a module belongs."
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def our_imports() -> Iterator[tuple[str, Import]]:
+    "(module, import) for every import of this package by itself."
+    for module, tree in TREES.items():
+        yield from ((module, entry) for entry in imports_in(tree) if ours(entry.module))
+
+
+def test_every_layer_is_known():
+    assert {layer_of(m) for m in FILES} <= LAYERS.keys() | ANYTHING
+
+
+def test_no_star_import():
+    stars = [(m, e.line, e.module) for m, tree in TREES.items() for e in imports_in(tree) if e.name == "*"]
+    assert not stars
+
+
+def test_imports_name_the_defining_module():
+    bad = []
+    for module, entry in our_imports():
+        if entry.module.startswith("."):
+            bad.append(f"{module}:{entry.line}: relative import from {entry.module}")
+        elif imported(entry) not in FILES:
+            bad.append(f"{module}:{entry.line}: {imported(entry)} does not exist")
+        elif imported(entry) in PACKAGES and layer_of(module) not in ANYTHING:
+            bad.append(f"{module}:{entry.line}: import from the __init__ of {imported(entry)}")
+    assert not bad
+
+
+def test_imports_follow_the_layers():
+    bad = []
+    for module, entry in our_imports():
+        layer, other = layer_of(module), layer_of(imported(entry))
+        if layer not in ANYTHING and other not in LAYERS[layer] | {layer}:
+            bad.append(f"{module}:{entry.line}: {layer} may not import {imported(entry)}")
+    assert not bad
+
+
+def executed(module: str) -> set[str]:
+    "The modules of this package that importing one executes, not counting the packages it lies in."
+    direct = {imported(e) for e in imports_in(TREES[module]) if ours(e.module) and e.when == "import"}
+    parents = {name.rsplit(".", n)[0] for name in direct for n in range(1, name.count("."))}
+    return {m for m in direct | parents if m in FILES and not f"{module}.".startswith(f"{m}.")}
+
+
+def test_no_import_cycle():
+    try:
+        TopologicalSorter({m: executed(m) for m in FILES}).prepare()
+    except CycleError as error:
+        pytest.fail("import cycle: " + " → ".join(error.args[1]))
+
+
+@pytest.mark.parametrize("package", sorted(PACKAGES))
+def test_init_files_only_reexport(package: str):
+    docstring, *rest = TREES[package].body
+    assert isinstance(docstring, ast.Expr) and ast.literal_eval(docstring.value).strip(), "no docstring"
+    exported, names = [], set()
+    for node in rest:
+        if isinstance(node, ast.ImportFrom):
+            names |= {a.asname or a.name for a in node.names}
+            continue
+        name = ast.unparse(node.targets[0]) if isinstance(node, ast.Assign) else None
+        assert name == "__all__" or (name == "__version__" and package == PACKAGE), ast.unparse(node)
+        exported = ast.literal_eval(node.value) if name == "__all__" else exported
+    assert sorted(exported) == sorted(names)
+
+
+# Runs in a process of its own, in which fastai has been imported and this package has not.
+PROBE = """
+import importlib, inspect, json, random, sys, types, warnings
+import matplotlib, numpy as np, torch
+import sklearn.datasets, timm
+from fastai.vision.all import *
+from plum import Function
+
+THEIRS = ("fastai", "fastcore", "fasttransform", "fastprogress", "plum")
+
+
+def state(value):
+    "What has to stay: the object, and for a dispatched function its methods."
+    return (id(value), len(value.methods)) if isinstance(value, Function) else id(value)
+
+
+def snapshot(modules):
+    "Every global of some modules and every attribute of the classes among them."
+    found = {}
+    for module in modules:
+        for name, value in list(vars(module).items()):
+            found[f"{module.__name__}.{name}"] = state(value)
+            if isinstance(value, type) and value.__module__.split(".")[0] in (*THEIRS, "torch"):
+                prefix = f"{value.__module__}.{value.__qualname__}"
+                found |= {f"{prefix}.{k}": state(v) for k, v in list(vars(value).items())}
+    found |= {f"defaults.{k}": repr(v) for k, v in vars(defaults).items()}
+    found |= {f"rcParams.{k}": repr(v) for k, v in matplotlib.rcParams.items()}
+    found["warnings.filters"] = repr(warnings.filters)
+    found["torch.get_default_dtype"] = repr(torch.get_default_dtype())
+    found["torch.get_num_threads"] = torch.get_num_threads()
+    found["random"] = hash(random.getstate())
+    found["numpy.random"] = hash(np.random.get_state()[1].tobytes())
+    found["torch.random"] = hash(torch.get_rng_state().numpy().tobytes())
+    return found
+
+
+modules = [m for name, m in list(sys.modules.items()) if name.split(".")[0] in THEIRS or name == "torch.nn"]
+star = {}
+exec("from fastai.vision.all import *", star)
+for f in (show_batch, show_results, plot_top_losses): f.methods  # plum registers late
+before = snapshot(modules)
+before = snapshot(modules)  # counting the methods is what settles them
+import fastai_heads
+after = snapshot(modules)
+
+changed = sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k))
+hides = {**vars(importlib.import_module("builtins")), **star}
+shadowed = [n for n in fastai_heads.__all__ if n in hides and hides[n] is not getattr(fastai_heads, n)]
+print(json.dumps({"seen": len(before), "changed": changed, "shadowed": shadowed}))
+"""
+
+
+@pytest.fixture(scope="module")
+def probed() -> dict:
+    "What importing the package changed for everybody else."
+    answer = subprocess.run([sys.executable, "-c", PROBE], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert answer.returncode == 0, answer.stderr
+    return json.loads(answer.stdout.splitlines()[-1])
+
+
+def test_importing_changes_nothing_for_others(probed: dict):
+    assert probed["seen"] > 5000
+    assert probed["changed"] == []
+
+
+def test_no_public_name_shadows_fastai(probed: dict):
+    assert probed["shadowed"] == []
+
+
+def untyped(function: object) -> list[str]:
+    "The parameters of a function that say nothing of their type, `return` among them."
+    signature = inspect.signature(function)
+    empty = [p.name for p in signature.parameters.values() if p.annotation is p.empty and p.name != "self"]
+    is_init = getattr(function, "__name__", "") == "__init__"
+    return empty + (["return"] if signature.return_annotation is signature.empty and not is_init else [])
+
+
+def defined_here(value: object) -> bool:
+    "Whether a class or a function is this package's own."
+    return (getattr(value, "__module__", None) or "").split(".")[0] == PACKAGE
+
+
+def test_public_names_are_documented_and_typed():
+    import fastai_heads
+
+    bad = []
+    for name in fastai_heads.__all__:
+        value = getattr(fastai_heads, name)
+        doc = value.__doc__ or ""
+        if not doc.strip() or doc.startswith(f"{name}("):  # what a dataclass without one is given
+            bad.append(f"{name} has no docstring")
+        if inspect.isclass(value):
+            init = vars(value).get("__init__")
+            if init is not None and defined_here(value) and not dataclasses.is_dataclass(value):
+                bad += [f"{name}.__init__({p}) has no type" for p in untyped(init)]
+        elif callable(value):
+            bad += [f"{name}({p}) has no type" for p in untyped(value)]
+    assert not bad
+    assert len(set(fastai_heads.__all__)) == len(fastai_heads.__all__)
