@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fastai_heads.archs.points import Parts, all_taps, cut_points, parts_of, sort_out
 from fastai_heads.archs.probe import on_meta
-from fastai_heads.archs.records import INPUT, Measured, Network, Removed, TapPoint
+from fastai_heads.archs.records import INPUT, PRE_LOGITS, Measured, Network, Removed, TapPoint
 from fastai_heads.archs.registry import list_archs, register_arch
 from fastai_heads.archs.source import Request, find_network
 from fastai_heads.errors import HeadsError, did_you_mean
@@ -30,12 +30,12 @@ class Body(nn.Module):
         self.arch, self.zoo, self.weights = network.name, network.zoo, network.weights
         self.n_in, self.mean, self.std = network.n_in, network.mean, network.std
         self.input_size, self._least_size, self._shape = network.fixed_size, network.least_size, network.shape
+        self.cut, self.net = network.cut, network.net
         self.points: tuple[TapPoint, ...] = all_taps(network, measured)
         self.taps = tuple(dict.fromkeys(self.tap_name(t) for t in taps))
         if not self.taps:
             raise HeadsError(f"`taps` is empty. Taps of {self.arch}: {', '.join(p.name for p in self.points)}.")
         before = parts_of(network.net)
-        self.cut, self.net = network.cut, network.net
         self.cut.prune(self.net, self.taps, measured, network.shape)
         parts: Parts = sort_out(before, self.net, measured)
         self.removed: tuple[Removed, ...] = parts.removed
@@ -77,6 +77,8 @@ class Body(nn.Module):
                 return at[-1]
             strides = ", ".join(str(s) for s in sorted({p.stride for p in inner}))
             raise HeadsError(f"`tap={tap}`: {self.arch} has no tap at that stride. Its strides: {strides}.")
+        if tap == PRE_LOGITS:
+            raise HeadsError(f"`tap={tap!r}`: {self.arch} has none: {self.cut.no_vector}.")
         raise HeadsError(
             f"`tap={tap!r}`, which {self.arch} does not have.{did_you_mean(tap, names)} "
             f"Taps of {self.arch}: {', '.join(names)}."

@@ -3,15 +3,25 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-__all__ = ["HeadsError", "HeadsWarning", "did_you_mean"]
+__all__ = ["HeadsError", "HeadsWarning", "did_you_mean", "unknown"]
 
 
 class HeadsError(ValueError):
-    "A user's input that cannot be used: names the parameter, what was expected, what was found, the nearest right answer."
+    "Input that cannot be used: which parameter, what was expected, what was found, the nearest right answer."
 
 
 class HeadsWarning(UserWarning):
     "Something the user should know that does not stop the work."
+
+
+def unknown(
+    what: str,  # the kind of thing, as in 'head'
+    name: object,  # what the user wrote
+    options: Iterable[str],  # what there is
+) -> HeadsError:  # to be raised
+    "The error for a name that is not there: what there is, and the closest match."
+    options = list(options)
+    return HeadsError(f"there is no {what} {name!r}. There is {', '.join(options)}.{did_you_mean(name, options)}")
 
 
 def did_you_mean(

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from fastai_heads.errors import HeadsError, did_you_mean
+from fastai_heads.errors import HeadsError, unknown
 
 __all__ = ["HeadTuple"]
 
@@ -38,7 +38,7 @@ class HeadTuple(tuple):
 
     def _place(self, name: str) -> int:
         if name not in self.names:
-            raise HeadsError(f"there is no {name!r} here. Names: {', '.join(self.names)}." + did_you_mean(name, self.names))
+            raise unknown("head", name, self.names)
         return self.names.index(name)
 
     def __dir__(self) -> list[str]:

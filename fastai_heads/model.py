@@ -2,16 +2,17 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastai_heads.body import Body
-from fastai_heads.errors import HeadsError, did_you_mean
+from fastai_heads.errors import HeadsError, unknown
 from fastai_heads.heads.pooled import PooledHead
 from fastai_heads.heads.spec import HeadSpec, TapShape
 
-__all__ = ["Heads", "Trunk", "body_and_heads", "multihead_model"]
+__all__ = ["Heads", "Trunk", "body_and_heads", "in_eval", "multihead_model"]
 
 _PREFIX = "head_"  # nn.ModuleDict refuses keys such as 'type' or 'values'
 
@@ -22,7 +23,9 @@ class Trunk:
 
     Its output is a tap by its own name. It stands with the heads in `model[1]` and trains when the body is frozen."""
 
-    module: nn.Module | Callable[[int], nn.Module]  # takes the tap's tensor; or a function of its channels that makes it
+    module: (
+        nn.Module | Callable[[int], nn.Module]
+    )  # takes the tap's tensor; or a function of its channels that makes it
     tap: str | int = "features"  # what it reads: a tap's name or stride, or a trunk that stands before it
 
     def __post_init__(self) -> None:
@@ -65,7 +68,7 @@ class Heads(nn.Module):
 
     def __getitem__(self, name: str) -> nn.Module:
         if name not in self.reads:
-            raise HeadsError(f"there is no head {name!r}. Heads: {', '.join(self.names)}." + did_you_mean(name, self.names))
+            raise unknown("head", name, self.names)
         return self.heads[_PREFIX + name]
 
     def __len__(self) -> int:
@@ -138,14 +141,14 @@ def _build_trunks(
     reads: dict[str, str] = {}
     if not trunks:
         return modules, reads
-    tensors = _in_eval(body, *sample)
+    tensors = in_eval(body, *sample)
     for name, trunk in trunks.items():
         if name in shapes:
             raise HeadsError(f"`trunk` {name!r} has the name of a tap of {body.arch}: call it something else.")
         reads[name] = _canonical(trunk.tap, shapes, body)
         before = shapes[reads[name]]
         modules[name] = trunk.build(before.channels)
-        tensors[name] = _in_eval(modules[name], tensors[reads[name]])
+        tensors[name] = in_eval(modules[name], tensors[reads[name]])
         shapes[name] = _measured(name, tensors[name], tensors[reads[name]], before)
     return modules, reads
 
@@ -162,7 +165,10 @@ def _measured(name: str, after: Tensor, before: Tensor, shape: TapShape) -> TapS
 
 
 @torch.no_grad()
-def _in_eval(module: nn.Module, *inputs: Tensor) -> Tensor | dict[str, Tensor]:
+def in_eval(
+    module: nn.Module,  # a body, a trunk, or a whole model
+    *inputs: Tensor,  # what it takes
+) -> Any:
     "The module's output in evaluation mode; its mode is back afterwards, no statistic has moved."
     modes = {m: m.training for m in module.modules()}
     module.eval()

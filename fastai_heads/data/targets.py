@@ -48,7 +48,7 @@ def dls_targets(
     ds = getattr(dls, "train_ds", None)
     if not isinstance(ds, Datasets):
         raise HeadsError(
-            "`dls` holds fastai `Datasets` (from a DataBlock, ImageDataLoaders or Datasets), whose targets can be told; "
+            "`dls` holds fastai `Datasets`, as a DataBlock or ImageDataLoaders makes them, whose targets can be told; "
             f"found a training set of type {type(ds).__name__}."
         )
     _check_inputs(ds)

@@ -1,1 +1,20 @@
-""""""
+"""The heads: what each kind predicts, from what, and how it is trained, read and measured."""
+
+from fastai_heads.heads.box import BoxHead
+from fastai_heads.heads.classification import ClassificationHead
+from fastai_heads.heads.custom import CustomHead
+from fastai_heads.heads.multilabel import MultiLabelHead
+from fastai_heads.heads.point import PointHead
+from fastai_heads.heads.regression import RegressionHead
+from fastai_heads.heads.spec import HeadSpec, TapShape
+
+__all__ = [
+    "BoxHead",
+    "ClassificationHead",
+    "CustomHead",
+    "HeadSpec",
+    "MultiLabelHead",
+    "PointHead",
+    "RegressionHead",
+    "TapShape",
+]

@@ -22,7 +22,9 @@ class CustomHead(HeadSpec):
     Loss, metrics and decoding are those of `like`, by default of the target's kind; what the module returns must have
     the shape that they take. A module is used as it is, with its weights."""
 
-    module: nn.Module | Callable[..., nn.Module]  # takes the taps' tensors; or a function of their channels that makes it
+    module: (
+        nn.Module | Callable[..., nn.Module]
+    )  # takes the taps' tensors; or a function of their channels that makes it
     like: HeadSpec | None = None  # loss, metrics and decoding; None: the default head of the target's kind
 
     def __post_init__(self) -> None:

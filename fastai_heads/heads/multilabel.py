@@ -32,7 +32,9 @@ class MultiLabelHead(PooledSpec):
         if not 0 < self.threshold < 1:
             raise HeadsError(f"`threshold` of {self.label} is a probability between 0 and 1, found {self.threshold!r}.")
         if self.loss is not None and self.pos_weight is not None:
-            raise HeadsError(f"`pos_weight` of {self.label} belongs to its own loss: with `loss=`, give it to that loss.")
+            raise HeadsError(
+                f"`pos_weight` of {self.label} belongs to its own loss: with `loss=`, give it to that loss."
+            )
 
     def fit(self, target: Target, labels: Callable[[], Tensor]) -> Self:
         "As for every head, with `pos_weight` brought to one weight per label."

@@ -93,11 +93,11 @@ class PooledSpec(HeadSpec):
 
     def head_kwargs(self) -> dict:
         "The options of `create_head` that the spec fixes, in the form that it takes them."
-        return dict(
-            lin_ftrs=None if self.lin_ftrs is None else list(self.lin_ftrs),
-            ps=list(self.ps) if isinstance(self.ps, Sequence) else self.ps,
-            first_bn=self.first_bn,
-            bn_final=self.bn_final,
-            lin_first=self.lin_first,
-            y_range=self.y_range,
-        )
+        return {
+            "lin_ftrs": None if self.lin_ftrs is None else list(self.lin_ftrs),
+            "ps": list(self.ps) if isinstance(self.ps, Sequence) else self.ps,
+            "first_bn": self.first_bn,
+            "bn_final": self.bn_final,
+            "lin_first": self.lin_first,
+            "y_range": self.y_range,
+        }

@@ -145,5 +145,3 @@ def _check_statistics(target: Target, n_out: int, mean: list[float], deviation: 
             f"target {target.name!r} cannot be standardised: its mean is {mean} and its deviation {deviation} on the "
             "training set. Every label is the same or not finite; check the column, or pass `standardize=False`."
         )
-
-

@@ -83,7 +83,7 @@ class HeadSpec:
         raise HeadsError(f"{self.label} does not say how its module is built: define `build(self, taps)`.")
 
     def default_loss(self) -> Callable:
-        "The loss where `loss` is None: (pred, target) → a scalar, with fastai's `activation` and `decodes` if it has them."
+        "The loss where `loss` is None: (pred, target) → a scalar, with fastai's `activation` and `decodes` if any."
         raise HeadsError(f"{self.label} has no loss of its own: define `default_loss(self)` or pass `loss=`.")
 
     def default_metrics(self) -> Sequence[Callable]:
@@ -139,7 +139,9 @@ class HeadSpec:
         "The value per item, for reports."
         per_item = _not_reduced(loss_func)(pred, targ)
         if per_item.numel() == 0 or per_item.numel() % len(targ):
-            raise HeadsError(f"the loss of {self.label} cannot be told apart by items: it gave {tuple(per_item.shape)}.")
+            raise HeadsError(
+                f"the loss of {self.label} cannot be told apart by items: it gave {tuple(per_item.shape)}."
+            )
         per_item = per_item.view(len(targ), -1).mean(1)
         mean, whole = per_item.mean(), self.train_loss(loss_func, pred, targ)
         return per_item * (whole / mean) if mean != 0 and torch.isfinite(whole / mean) else per_item

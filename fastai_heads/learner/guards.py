@@ -25,7 +25,7 @@ def check_batches(
         return
     if len(dl) == 0:
         raise HeadsError(
-            f"`dls.train` gives no batch: {n} item(s), `bs={bs}` and `drop_last={drop_last}`. Pass a `bs` of at most {n}."
+            f"`dls.train` gives no batch: {n} item(s), `bs={bs}` and `drop_last={drop_last}`. Pass `bs={n}` or less."
         )
     last = 0 if drop_last else n % bs
     if (bs == 1 or last == 1) and any(isinstance(m, nn.BatchNorm1d) for m in heads.modules()):

@@ -6,6 +6,7 @@ from typing import Any
 
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner, Recorder
+from fastai.torch_core import to_device
 from fastcore.basics import tuplify
 from fastcore.xtras import join_path_file
 from torch import nn
@@ -14,9 +15,9 @@ from fastai_heads.data.decode import decode_targets
 from fastai_heads.data.targets import Target
 from fastai_heads.head_tuple import HeadTuple
 from fastai_heads.heads.spec import HeadSpec
-from fastai_heads.learner.guards import check_batches, check_same_targets
+from fastai_heads.learner.guards import check_batches, check_same_targets, sample_inputs
 from fastai_heads.learner.vision_weights import load_vision_weights
-from fastai_heads.model import body_and_heads
+from fastai_heads.model import body_and_heads, in_eval
 from fastai_heads.training.bound import BoundHead, BoundHeads
 from fastai_heads.training.loss import CombinedLoss
 from fastai_heads.training.metrics import head_metrics
@@ -122,7 +123,11 @@ class MultiHeadLearner(Learner):
         dl = self.dls.test_dl([item], rm_type_tfms=rm_type_tfms, num_workers=0)
         inputs, preds, _, decoded = self.get_preds(dl=dl, with_input=True, with_decoded=True)
         *inp, values = self._decoded(tuplify(inputs), decoded, max_n=1)[0]
-        answer = (values, HeadTuple((d[0] for d in decoded), decoded.names), HeadTuple((p[0] for p in preds), preds.names))
+        answer = (
+            values,
+            HeadTuple((d[0] for d in decoded), decoded.names),
+            HeadTuple((p[0] for p in preds), preds.names),
+        )
         return (*inp, *answer) if with_input else answer
 
     def show_results(
@@ -133,7 +138,7 @@ class MultiHeadLearner(Learner):
         shuffle: bool = True,  # drawn at random, or from the start
         **kwargs,  # to the drawing: `ncols`, `imsize`
     ) -> None:
-        "Images with every head's target and prediction: shapes drawn in, texts beside, right in green and wrong in red."
+        "Images with every head's target and prediction: shapes drawn in, texts beside, green if right, red if wrong."
         dl = self.dls[ds_idx].new(shuffle=shuffle) if dl is None else dl
         batch = dl.one_batch()
         inputs = tuple(batch[: self.dls.n_inp])
@@ -154,7 +159,10 @@ class MultiHeadLearner(Learner):
 
     def summary(self) -> Summary:
         "What was removed from the pretrained network, what the body keeps, what each head adds."
-        return summarize(self)
+        if not len(self.dls.train_ds):  # what `export` leaves
+            return summarize(self)
+        device = next(self.model.parameters()).device
+        return summarize(self, in_eval(self.model, *to_device(sample_inputs(self.dls), device)))
 
     def load_vision_weights(
         self,

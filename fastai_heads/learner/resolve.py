@@ -5,12 +5,14 @@ from dataclasses import replace
 from typing import Any
 
 from fastai.data.core import DataLoaders
+from fastcore.foundation import L
 
 from fastai_heads.data.targets import Target, target_labels
 from fastai_heads.errors import HeadsError, did_you_mean
 from fastai_heads.heads.defaults import default_head
 from fastai_heads.heads.spec import HeadSpec
 from fastai_heads.names import check_name
+from fastai_heads.training.metrics import metric_name, takes_kind
 
 __all__ = ["named_specs", "resolve_heads"]
 
@@ -25,9 +27,7 @@ def resolve_heads(
 ) -> dict[str, tuple[HeadSpec, Target]]:  # name → (fitted spec, its target), in head order
     "Names, specs and targets brought together. Raises `HeadsError` for whatever does not fit."
     found: dict[str, tuple[HeadSpec, Target]] = {}
-    for name, (spec, target) in named_specs(heads, targets).items():
-        if metrics is not None and spec.metrics is None and not spec.train_only:
-            spec = replace(spec, metrics=metrics)
+    for name, (spec, target) in _with_metrics(named_specs(heads, targets), metrics).items():
         try:
             found[name] = spec.fit(target, lambda index=target.index: target_labels(dls, index)), target
         except HeadsError as error:
@@ -54,6 +54,23 @@ def named_specs(
     if not found:
         raise HeadsError("`heads` leaves every target out: a learner needs at least one head.")
     _check_deciding(found)
+    return found
+
+
+def _with_metrics(specs: dict[str, tuple[HeadSpec, Target]], metrics: Any) -> dict[str, tuple[HeadSpec, Target]]:
+    "Each of the metrics to every deciding head that can take it and whose spec names none."
+    given = list(metrics) if isinstance(metrics, list | tuple | L) else [metrics] if metrics is not None else []
+    found = dict(specs)
+    taken: list[Any] = []
+    for name, (spec, target) in specs.items():
+        fitting = [m for m in given if takes_kind(m, target.kind)]
+        if fitting and spec.metrics is None and not spec.train_only:
+            found[name] = replace(spec, metrics=fitting), target
+            taken += fitting
+    idle = [m for m in given if m not in taken]
+    if idle:
+        kinds = ", ".join(f"{name} ({target.kind})" for name, (_, target) in specs.items())
+        raise HeadsError(f"`metrics`: no head takes {metric_name(idle[0])}. Heads: {kinds}.")
     return found
 
 
@@ -105,7 +122,9 @@ def _find(name: str, wanted: str | int | None, targets: Sequence[Target]) -> Tar
     if key not in names:
         how = "" if wanted is not None else f" Pass `target=` if head {name!r} is to predict another one."
         raise HeadsError(
-            f"`heads[{name!r}]`: there is no target {key!r}. Targets: {', '.join(names)}." + did_you_mean(key, names) + how
+            f"`heads[{name!r}]`: there is no target {key!r}. Targets: {', '.join(names)}."
+            + did_you_mean(key, names)
+            + how
         )
     return targets[names.index(key)]
 
@@ -115,7 +134,9 @@ def _not_a_spec(name: str, found: object) -> str:
         return f"`heads[{name!r}]` is the class {found.__name__}: make it a spec with `{found.__name__}()`."
     if callable(found):
         return f"`heads[{name!r}]` is a spec, found {type(found).__name__}: wrap it in `CustomHead(…)`."
-    return f"`heads[{name!r}]` is a spec such as `ClassificationHead()`, or None to leave the target out, found {found!r}."
+    return (
+        f"`heads[{name!r}]` is a spec such as `ClassificationHead()`, or None to leave the target out, found {found!r}."
+    )
 
 
 def _check_deciding(found: Mapping[str, tuple[HeadSpec, Target]]) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fastai_heads.data.targets import Target
-from fastai_heads.errors import HeadsError, did_you_mean
+from fastai_heads.errors import HeadsError, unknown
 from fastai_heads.heads.spec import HeadSpec
 from fastai_heads.model import Heads
 
@@ -123,7 +123,7 @@ class BoundHeads(Mapping[str, BoundHead]):
 
     def __getitem__(self, name: str) -> BoundHead:
         if name not in self._by_name:
-            raise HeadsError(f"there is no head {name!r}. Heads: {', '.join(self.names)}." + did_you_mean(name, self.names))
+            raise unknown("head", name, self.names)
         return self._by_name[name]
 
     def __contains__(self, name: object) -> bool:

@@ -10,7 +10,7 @@ from fastai_heads.errors import HeadsError
 from fastai_heads.heads.spec import weights_of
 from fastai_heads.training.bound import BoundHeads
 
-__all__ = ["CombinedLoss"]
+__all__ = ["CombinedLoss", "loss_name"]
 
 
 class CombinedLoss(nn.Module):
@@ -67,10 +67,13 @@ class CombinedLoss(nn.Module):
         return super()._apply(fn, recurse)
 
     def __repr__(self) -> str:
-        parts = [f"{h.loss_weight:g} * {h.name} ({_name(h.loss_func)})" for h in self.heads.values()]
+        parts = [f"{h.loss_weight:g} * {h.name} ({loss_name(h.loss_func)})" for h in self.heads.values()]
         return " + ".join(parts)
 
 
-def _name(loss_func: Callable) -> str:
+def loss_name(
+    loss_func: Callable,  # a fastai or torch loss, or a function
+) -> str:
+    "What a loss is called, for people."
     modules = weights_of(loss_func)
     return type(modules[-1]).__name__ if modules else getattr(loss_func, "__name__", type(loss_func).__name__)

@@ -5,11 +5,20 @@ from types import SimpleNamespace
 from typing import Any
 
 from fastai.learner import Learner, Metric, mk_metric
+from fastai.metrics import AccumMetric, ActivationType
 from torch import Tensor
 
 from fastai_heads.training.bound import BoundHead
 
-__all__ = ["HeadMetric", "HeadValidLoss", "head_metrics"]
+__all__ = ["HeadMetric", "HeadValidLoss", "head_metrics", "metric_name", "takes_kind"]
+
+_NUMBERS = frozenset({"regression", "point", "box"})
+_KINDS: dict[str, frozenset[str]] = {  # fastai's functions, by the kind of target that they measure
+    **dict.fromkeys(("accuracy", "error_rate", "top_k_accuracy"), frozenset({"category"})),
+    **dict.fromkeys(("accuracy_multi",), frozenset({"multilabel"})),
+    **dict.fromkeys(("mse", "_rmse", "mae", "msle", "_exp_rmspe", "rmse", "exp_rmspe"), _NUMBERS),
+    **dict.fromkeys(("foreground_acc",), frozenset({"mask"})),
+}
 
 
 class HeadMetric(Metric):
@@ -80,6 +89,34 @@ class _OneHead(SimpleNamespace):
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.learn, name)
+
+
+def metric_name(
+    metric: Any,  # what fastai takes as one
+) -> str:
+    "What it is called in the table."
+    return mk_metric(metric).name
+
+
+def takes_kind(
+    metric: Any,  # what fastai takes as one
+    kind: str,  # of a target
+) -> bool:
+    "Whether a metric says something of a kind of target: told for fastai's own, believed of the user's."
+    made = mk_metric(metric)
+    if isinstance(made, AccumMetric):
+        return kind in _accumulated_kinds(made)
+    func = getattr(made, "func", None)
+    return kind in _KINDS.get(getattr(getattr(func, "func", func), "__name__", ""), {kind})
+
+
+def _accumulated_kinds(metric: AccumMetric) -> frozenset[str]:
+    "What fastai's scikit-learn metrics do to the prediction tells what they are for."
+    if metric.activation in (ActivationType.Softmax, ActivationType.BinarySoftmax) or metric.dim_argmax is not None:
+        return frozenset({"category"})
+    if metric.activation == ActivationType.Sigmoid or metric.thresh is not None:
+        return frozenset({"multilabel"})
+    return _NUMBERS
 
 
 def head_metrics(

@@ -1,0 +1,48 @@
+"""One pretrained body, many heads, one fastai `Learner`: `from fastai_heads import *` after `fastai.vision.all`."""
+
+from fastai_heads.archs import cut_points, list_archs, register_arch
+from fastai_heads.body import Body, cut_body
+from fastai_heads.data import BoxBlock, NumbersReader, PartialBlock, digit_scenes, digits_dls
+from fastai_heads.errors import HeadsError, HeadsWarning
+from fastai_heads.head_tuple import HeadTuple
+from fastai_heads.heads import (
+    BoxHead,
+    ClassificationHead,
+    CustomHead,
+    HeadSpec,
+    MultiLabelHead,
+    PointHead,
+    RegressionHead,
+    TapShape,
+)
+from fastai_heads.learner import MultiHeadLearner, multihead_learner
+from fastai_heads.model import Trunk
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Body",
+    "BoxBlock",
+    "BoxHead",
+    "ClassificationHead",
+    "CustomHead",
+    "HeadSpec",
+    "HeadTuple",
+    "HeadsError",
+    "HeadsWarning",
+    "MultiHeadLearner",
+    "MultiLabelHead",
+    "NumbersReader",
+    "PartialBlock",
+    "PointHead",
+    "RegressionHead",
+    "TapShape",
+    "Trunk",
+    "cut_body",
+    "cut_points",
+    "digit_scenes",
+    "digits_dls",
+    "list_archs",
+    "multihead_learner",
+    "register_arch",
+]

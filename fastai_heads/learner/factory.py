@@ -1,0 +1,139 @@
+"""`multihead_learner`: from data and an arch to a learner with one head per target."""
+
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
+from inspect import signature
+from typing import Any
+
+from fastai.data.core import DataLoaders
+from fastai.data.transforms import Normalize
+from fastai.learner import Learner
+from torch import Tensor, nn
+
+from fastai_heads.body import Body, cut_body
+from fastai_heads.data.partial import check_complete
+from fastai_heads.data.targets import Target, dls_targets
+from fastai_heads.errors import HeadsError, did_you_mean
+from fastai_heads.heads.spec import HeadSpec
+from fastai_heads.learner.guards import sample_inputs
+from fastai_heads.learner.learner import MultiHeadLearner
+from fastai_heads.learner.resolve import resolve_heads
+from fastai_heads.model import Trunk, multihead_model
+from fastai_heads.names import check_name
+
+__all__ = ["multihead_learner"]
+
+_ELSEWHERE = {
+    "loss_func": "every head has its own: `heads={name: ClassificationHead(loss=…)}`",
+    "splitter": "the groups are the body's and one for all heads; a head's own rate is `lr_mult=` of its spec",
+    "n_out": "it is a head's: `heads={name: ClassificationHead(n_out=…)}`",
+    "cut": "name taps instead: `heads={name: ClassificationHead(tap='layer3')}`; `cut_points(arch)` lists them",
+    "custom_head": "`heads={name: CustomHead(module)}`",
+    **{
+        option: f"it is a head's: `heads={{name: ClassificationHead({option}=…)}}`"
+        for option in ("lin_ftrs", "ps", "first_bn", "bn_final", "lin_first", "y_range", "init", "pool")
+    },
+    "concat_pool": "it is a head's: `heads={name: ClassificationHead(pool='avg')}`",
+}
+"What `vision_learner` takes and a learner with several heads says elsewhere."
+
+
+def multihead_learner(
+    dls: DataLoaders,  # from a DataBlock or an ImageDataLoaders factory, with one target or several
+    arch: str
+    | Callable[..., nn.Module]
+    | nn.Module,  # a torchvision or fastai function, a timm name, a network, a body
+    heads: Sequence[str]
+    | Mapping[str, HeadSpec | None]
+    | None = None,  # names in target order; name → spec; None: inferred
+    *,
+    trunk: Mapping[str, Trunk] | None = None,  # name → layers shared by the heads that tap it by that name
+    pretrained: bool = True,  # with the arch's default weights; the body starts frozen then
+    weights: Enum | str | None = None,  # torchvision's weights enum or name, or a timm tag, instead of the default
+    n_in: int = 3,  # channels of the image
+    normalize: bool = True,  # by the mean and deviation of the weights in use, unless `dls` has a `Normalize`
+    body_kwargs: Mapping[str, Any] | None = None,  # for the arch: `img_size`, `drop_path_rate`, …
+    metrics: Any = None,  # a metric or a list of them, for every head that can take it and whose spec names none
+    **learner_kwargs: Any,  # fastai's `Learner`'s: opt_func, lr, cbs, path, model_dir, wd, wd_bn_bias, train_bn, moms
+) -> MultiHeadLearner:
+    """A learner with one pretrained body and a head per target.
+
+    With `heads=None` every target of `dls` gets the head of its kind. A list renames the targets in order. In a dict,
+    `spec.target` says which target a head predicts (by default the one that bears its name), targets not named get
+    their default head, and `'age': None` leaves one out. Raises `HeadsError`, before any training, for whatever does
+    not fit: it names the parameter, what was expected and what was found."""
+    _check_kwargs(learner_kwargs)
+    targets = dls_targets(dls)
+    check_complete(dls)
+    specs = resolve_heads(heads, targets, dls, metrics)
+    trunks = _check_trunks(trunk or {}, specs)
+    body = _body(arch, _needed_taps(specs, trunks), pretrained, weights, n_in, dict(body_kwargs or {}))
+    inputs = _check_inputs(dls, body)
+    if normalize:
+        _add_normalize(dls, body)
+    model = multihead_model(body, {name: spec for name, (spec, _) in specs.items()}, trunks, inputs)
+    learn = MultiHeadLearner(dls, model, specs, targets, **learner_kwargs)
+    if body.weights:
+        learn.freeze()
+    return learn
+
+
+def _check_kwargs(kwargs: Mapping[str, Any]) -> None:
+    known = [p for p in signature(Learner).parameters if p not in ("dls", "model")]
+    for name in kwargs:
+        if name in _ELSEWHERE:
+            raise HeadsError(f"`{name}` is not a parameter of `multihead_learner`: {_ELSEWHERE[name]}.")
+        if name not in known:
+            options = [p for p in (*signature(multihead_learner).parameters, *known) if p != "learner_kwargs"]
+            raise HeadsError(f"`{name}` is not a parameter of `multihead_learner`.{did_you_mean(name, options)}")
+
+
+def _check_trunks(trunks: Mapping[str, Trunk], specs: Mapping[str, tuple[HeadSpec, Target]]) -> dict[str, Trunk]:
+    "Refuse what is no trunk, and a trunk that nothing reads."
+    read = {tap for spec, _ in specs.values() for tap in spec.taps} | {t.tap for t in trunks.values()}
+    for name, trunk in trunks.items():
+        check_name(name, "trunk")
+        if not isinstance(trunk, Trunk):
+            raise HeadsError(f"`trunk[{name!r}]` is a `Trunk(module, tap=…)`, found {type(trunk).__name__}.")
+        if name not in read:
+            raise HeadsError(f"`trunk[{name!r}]` is read by no head: pass `tap={name!r}` to the heads that share it.")
+    return dict(trunks)
+
+
+def _needed_taps(
+    specs: Mapping[str, tuple[HeadSpec, Target]], trunks: Mapping[str, Trunk]
+) -> dict[str | int, str]:  # tap → who reads it, for messages
+    readers = {f"heads[{name!r}]": spec.taps for name, (spec, _) in specs.items()}
+    readers |= {f"trunk[{name!r}]": (trunk.tap,) for name, trunk in trunks.items()}
+    return {tap: who for who, taps in reversed(readers.items()) for tap in taps if tap not in trunks}
+
+
+def _body(
+    arch: Any, taps: Mapping[str | int, str], pretrained: bool, weights: Any, n_in: int, body_kwargs: dict[str, Any]
+) -> Body:
+    "The body, with every tap that is read. An error about a tap says who reads it."
+    if isinstance(arch, nn.Module) and (not pretrained or weights is not None):
+        what = "weights" if weights is not None else "pretrained=False"
+        raise HeadsError(f"`{what}` cannot be used: `arch` is a {type(arch).__name__} that is built already.")
+    try:
+        return cut_body(arch, tuple(taps), pretrained=pretrained, weights=weights, n_in=n_in, **body_kwargs)
+    except HeadsError as error:
+        who = [reader for tap, reader in taps.items() if f"`tap={tap!r}`" in str(error)]
+        raise HeadsError(f"`{who[0]}`: {error}" if who else str(error)) from None
+
+
+def _check_inputs(dls: DataLoaders, body: Body) -> tuple[Tensor, ...]:
+    "One item's inputs, which the body can take; else a `HeadsError`."
+    inputs = sample_inputs(dls)
+    if len(inputs) != 1:
+        raise HeadsError(
+            f"`dls` has {len(inputs)} inputs (`n_inp`), and a body takes one image: pass `n_inp=1` to the DataBlock."
+        )
+    body.check_input(tuple(inputs[0].shape))
+    return tuple(x.cpu() for x in inputs)
+
+
+def _add_normalize(dls: DataLoaders, body: Body) -> None:
+    "Normalise as the weights in use were trained, unless the data does already."
+    if body.mean is not None and not any(isinstance(f, Normalize) for f in dls.after_batch.fs):
+        dls.add_tfms([Normalize.from_stats(body.mean, body.std)], "after_batch")

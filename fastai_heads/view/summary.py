@@ -1,0 +1,119 @@
+"""What a learner's network is made of, in words: what was removed, what is kept, what each head adds."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+
+from fastai.learner import Learner
+from torch import Tensor, nn
+
+from fastai_heads.archs.records import Removed
+from fastai_heads.body import Body
+from fastai_heads.model import Heads
+from fastai_heads.training.bound import BoundHead
+from fastai_heads.training.loss import loss_name
+
+__all__ = ["Summary", "summarize"]
+
+_COLUMNS = ("head", "target", "tap", "layers", "output", "params", "trainable", "loss", "weight")
+
+
+@dataclass(frozen=True)
+class Summary:
+    "A network in words; prints as text, and as HTML in Jupyter."
+
+    first: tuple[str, ...]  # what was removed, kept and added
+    rows: tuple[tuple[str, ...], ...]  # one per trunk and head
+    last: tuple[str, ...]  # parameters, optimizer, loss function, callbacks
+
+    def __str__(self) -> str:
+        table = [_COLUMNS, *self.rows]
+        widths = [max(len(row[i]) for row in table) for i in range(len(_COLUMNS))]
+        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in table]
+        lines.insert(1, "─" * max(map(len, lines)))
+        return "\n".join([*self.first, "", *lines, "", *self.last])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{c}</th>" for c in _COLUMNS)
+        body = "".join(f"<tr>{''.join(f'<td>{escape(c)}</td>' for c in row)}</tr>" for row in self.rows)
+        first, last = ("<br>".join(map(escape, lines)) for lines in (self.first, self.last))
+        return f"<p>{first}</p><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table><p>{last}</p>"
+
+
+def summarize(
+    learn: Learner,  # a `MultiHeadLearner`
+    preds: Sequence[Tensor] | None = None,  # what the model gives for a sample, one per head; None: shapes stay unsaid
+) -> Summary:
+    "How many layers were removed and how many added comes first; then a row per head, then the training's settings."
+    body, heads = learn.model[0], learn.model[1]
+    shapes = dict(zip(heads.names, preds)) if preds is not None else {}
+    rows = [_trunk_row(heads, name) for name in heads.trunk_reads]
+    rows += [_head_row(head, heads.reads[name], shapes.get(name)) for name, head in learn.heads.items()]
+    return Summary(tuple(_first(body, heads)), tuple(rows), tuple(_last(learn)))
+
+
+def _first(body: Body, heads: Heads) -> Iterable[str]:
+    weights = f", weights {body.weights}" if body.weights else ", not pretrained"
+    yield f"{body.arch} ({body.zoo}{weights}) with {len(heads)} head{'s' if len(heads) > 1 else ''}"
+    yield f"Removed: {_listed(body.removed)}"
+    taps = ", ".join(f"{t} ({_place(body, t)})" for t in body.taps)
+    yield f"Kept:    {_size(body)} in the body, tapped at {taps}"
+    trunks = f" and {len(heads.trunk_reads)} trunk(s)" if heads.trunk_reads else ""
+    yield f"Added:   {_size(heads)} in {len(heads)} head(s){trunks}"
+    if body.left_out:
+        yield f"Trained before the classifier and left out: {_listed(body.left_out)}; `tap='pre_logits'` keeps them"
+
+
+def _place(body: Body, tap: str) -> str:
+    stride = body.strides[tap]
+    return f"{body.channels[tap]} channels" + (f" at stride {stride}" if stride is not None else ", a vector")
+
+
+def _listed(parts: Sequence[Removed]) -> str:
+    if not parts:
+        return "nothing"
+    layers, params = sum(p.layers for p in parts), sum(p.params for p in parts)
+    names = ", ".join(f"{p.name} ({p.type})" for p in parts[:4]) + (f" and {len(parts) - 4} more" if parts[4:] else "")
+    return f"{layers} layer{'s' if layers != 1 else ''} with {params:,} parameters: {names}"
+
+
+def _size(module: nn.Module) -> str:
+    return f"{_layers(module)} layers with {_params(module):,} parameters"
+
+
+def _layers(module: nn.Module) -> int:
+    return sum(1 for m in module.modules() if not any(True for _ in m.children()) and not isinstance(m, nn.Identity))
+
+
+def _params(module: nn.Module, trainable: bool = False) -> int:
+    return sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable)
+
+
+def _trunk_row(heads: Heads, name: str) -> tuple[str, ...]:
+    module = heads.trunk(name)
+    return (f"{name} (trunk)", "", heads.trunk_reads[name], *_counts(module, ""), "", "")
+
+
+def _counts(module: nn.Module, output: str) -> tuple[str, ...]:
+    every, trained = _params(module), _params(module, trainable=True)
+    return str(_layers(module)), output, f"{every:,}", "yes" if trained == every else f"{trained:,}"
+
+
+def _head_row(head: BoundHead, reads: tuple[str, ...], pred: Tensor | None) -> tuple[str, ...]:
+    name = f"{head.name} (auxiliary)" if head.spec.train_only else head.name
+    output = "" if pred is None else " × ".join(("bs", *map(str, pred.shape[1:])))
+    counts = _counts(head.module, output)
+    return (name, head.target.name, ", ".join(reads), *counts, loss_name(head.loss_func), f"{head.loss_weight:g}")
+
+
+def _last(learn: Learner) -> Iterable[str]:
+    every, trained = _params(learn.model), _params(learn.model, trainable=True)
+    yield f"Parameters: {every:,}, of them trainable {trained:,}"
+    if learn.opt is not None:
+        frozen, groups = learn.opt.frozen_idx, len(learn.opt.param_lists)
+        yield f"Groups: {groups} (the heads are the last), " + (f"frozen up to #{frozen}" if frozen else "none frozen")
+    yield f"Optimizer: {getattr(learn.opt_func, '__name__', learn.opt_func)}"
+    yield f"Loss: {learn.loss_func}"
+    yield "Callbacks: " + ", ".join(type(cb).__name__ for cb in learn.cbs.sorted("order"))
