@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Iterable
 
-import torch
+import numpy as np
 from fastai.data.block import TransformBlock
 from fastai.data.transforms import ColReader
 from fastai.losses import MSELossFlat
@@ -27,6 +27,12 @@ def parse_numbers(
         raise HeadsError(f"Expected numbers with blanks between them, found {text!r}: {error}.") from None
 
 
+def _flat(numbers: Iterable[float]) -> list[float]:
+    "The numbers of a list, tuple, array or tensor, all axes in one."
+    nested = numbers.tolist() if hasattr(numbers, "tolist") else list(numbers)
+    return np.array(nested, dtype=float).reshape(-1).tolist()
+
+
 def parse_box(
     box: str | Iterable[float],  # x1, y1, x2, y2 in pixels: a list, tuple, array, tensor or 'x1 y1 x2 y2'
 ) -> list[float]:  # x1, y1, x2, y2 in pixels
@@ -35,8 +41,8 @@ def parse_box(
     Raises `HeadsError` unless there are four finite numbers with x1 < x2 and y1 < y2."""
     want = "a box as four numbers x1, y1, x2, y2 in pixels"
     try:
-        numbers = parse_numbers(box) if isinstance(box, str) else torch.as_tensor(list(box)).view(-1).tolist()
-    except (TypeError, ValueError, RuntimeError):
+        numbers = parse_numbers(box) if isinstance(box, str) else _flat(box)
+    except (TypeError, ValueError):
         raise HeadsError(f"Expected {want}, found {box!r}.") from None
     if len(numbers) != 4:
         raise HeadsError(f"Expected {want}, found {len(numbers)} of them in {box!r}.")

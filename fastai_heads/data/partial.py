@@ -37,12 +37,16 @@ class Missing(str, ShowTitle):
 
 
 class PartialReader(ColReader):
-    "A `ColReader` that gives `None` for an empty cell, where `pref`, `suff` and `label_delim` would choke on NaN."
+    """A `ColReader` that gives `None` for an empty cell, where `pref`, `suff` and `label_delim` would choke on NaN.
+
+    With `label_delim` a blank string stays what it is to `ColReader`, an empty list: no tag applies."""
 
     def _do_one(self, r, c):
-        column = copy(self)
-        column.pref, column.suff, column.label_delim = "", "", None
-        return None if is_missing(ColReader._do_one(column, r, c)) else super()._do_one(r, c)
+        raw = copy(self)
+        raw.pref, raw.suff, raw.label_delim = "", "", None
+        cell = ColReader._do_one(raw, r, c)
+        tags = self.label_delim is not None and isinstance(cell, str)
+        return None if is_missing(cell) and not tags else super()._do_one(r, c)
 
     @classmethod
     def of(
@@ -211,7 +215,7 @@ class FillMissing(Transform):
 def PartialBlock(
     block: TransformBlock | Callable[[], TransformBlock],  # a target block, or a class or function that makes one
 ) -> TransformBlock:
-    """The same target block, for items of which some have no label: `None`, NaN, `pd.NA`, an empty cell or string.
+    """The same target block, for items of which some have no label: `None`, NaN, `pd.NA`, a blank string.
 
     Vocabulary and number of outputs come from the labels that are there. A missing label is encoded as the same type
     and shape as any other: -100 for integers, NaN for floats (categories as one-hot, numbers, points, boxes), 255 in

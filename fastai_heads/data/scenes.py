@@ -117,10 +117,10 @@ def scenes(
 ) -> Iterator[Scene]:
     """The scenes one by one, training before validation, the same ones for the same parameters.
 
-    The 1797 handwritten digits are split first, so that none stands in a training and in a validation scene. Alone, a
-    digit's square is 0.25 to 0.6 of the canvas wide; among k digits 0.2 to 0.52 / √k. Digits do not overlap: one for
-    which no place is free is left out."""
-    rng = np.random.default_rng(params.seed)
+    Another size gives the same scenes in other pixels. The 1797 handwritten digits are split first, so that none stands
+    in a training and in a validation scene. Alone, a digit's square is 0.25 to 0.6 of the canvas wide; among k digits
+    0.2 to 0.52 / √k. Digits do not overlap: one for which no place is free is left out."""
+    rng, number = np.random.default_rng(params.seed), 0
     written = load_digits()
     order = rng.permutation(len(written.target))
     n_valid, cut = round(params.n * VALID), round(len(order) * VALID)
@@ -137,4 +137,6 @@ def scenes(
             inks = render(written.images[source] / 16, places[:, 0], places[:, 1], sides, params.size)
             pale = rng.uniform()
             digits = written.target[source].tolist()
-            yield Scene(_paint(inks, pale, rng), digits, source.tolist(), inks, pale > 0.6, is_valid)
+            image = _paint(inks, pale, np.random.default_rng([params.seed, number]))
+            number += 1
+            yield Scene(image, digits, source.tolist(), inks, pale > 0.6, is_valid)
