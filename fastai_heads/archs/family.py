@@ -19,10 +19,12 @@ class Family:
     steps: tuple[Step, ...] | Callable[[nn.Module], tuple[Step, ...]]  # the forward code, or how to list it
     classifier: tuple[str, ...] | Callable[[nn.Module], tuple[str, ...]]  # paths of what reads `pre_logits`
     late: str = ""  # the step that opens the late parameter group; '' halves the depth
-    fixed_size: str = ""  # attribute that holds the only image side it takes; '' for any side
+    fixed_size: Callable[[nn.Module], int] | None = None  # the only image side that it takes; None: any
+    no_vector: str = ""  # why it has no `pre_logits`, where it has none
+    expands: str = ""  # attribute that, when true, says that its forward code makes three channels of one
 
     def cut(self, net: nn.Module) -> StepsCut:
         "How to follow this network."
         steps = self.steps(net) if callable(self.steps) else self.steps
         classifier = self.classifier(net) if callable(self.classifier) else self.classifier
-        return StepsCut(steps, classifier, self.late)
+        return StepsCut(steps, classifier, self.late, self.no_vector)

@@ -10,13 +10,13 @@ __all__ = ["FASTAI", "FASTAI_BUILDERS", "FASTAI_WEIGHTS"]
 
 
 def xresnet_steps(net: XResNet) -> tuple[Step, ...]:
-    "Three convolutions, max pool, as many layers as there are, then pool, flatten and dropout before the linear."
+    "Three convolutions, max pool, as many layers as there are, then pool and flatten before dropout and linear."
     n_layers = len(net) - 8
     layers = (step(str(4 + i), f"layer{i + 1}") for i in range(n_layers - 1))
     last = step(str(3 + n_layers), f"layer{n_layers}", "features")
-    pool, flat, drop = (str(4 + n_layers + i) for i in range(3))
-    return (step("0"), step("1"), step("2", "stem"), step("3"), *layers, last, step(pool), step(flat),
-            step(drop, "pre_logits"))  # fmt: skip
+    pool, flat = str(4 + n_layers), str(5 + n_layers)
+    stem = (step("0"), step("1"), step("2", "stem"), step("3"))
+    return (*stem, *layers, last, step(pool), step(flat, "pre_logits"))
 
 
 FASTAI = (

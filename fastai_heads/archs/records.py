@@ -46,6 +46,8 @@ class Cut(Protocol):
 
     classifier: tuple[str, ...]
     "Paths of what reads `pre_logits`."
+    no_vector: str
+    "Why there is no `pre_logits`, where there is none."
 
     def run(self, net: nn.Module, x: Tensor, taps: tuple[str, ...]) -> dict[str, Tensor]:
         "Every tap asked for, in one pass that ends at the furthest."

@@ -11,7 +11,7 @@ from torchvision.models import get_model_builder, list_models
 
 from fastai_heads.archs.family import Family
 from fastai_heads.archs.fastai_zoo import FASTAI, FASTAI_BUILDERS
-from fastai_heads.archs.torchvision_zoo import TORCHVISION
+from fastai_heads.archs.torchvision_rows import TORCHVISION
 from fastai_heads.errors import HeadsError, did_you_mean
 
 __all__ = ["Arch", "arch_by_function", "arch_by_name", "family_of", "list_archs", "register_arch", "unknown_arch"]

@@ -18,7 +18,7 @@ from fastai_heads.archs.fastai_zoo import FASTAI_WEIGHTS
 from fastai_heads.archs.records import Network
 from fastai_heads.archs.registry import Arch, arch_by_function, arch_by_name, family_of, unknown_arch
 from fastai_heads.archs.timm_zoo import build_timm, is_timm, timm_network
-from fastai_heads.archs.torchvision_zoo import choose_weights, weights_stats
+from fastai_heads.archs.torchvision_zoo import BUILD_ARGS, choose_weights, weights_stats
 from fastai_heads.errors import HeadsError
 
 __all__ = ["Request", "find_network"]
@@ -73,14 +73,23 @@ def _from_function(row: Arch, request: Request) -> Network:
     builders = {"torchvision": _torchvision, "fastai": _fastai}
     network = builders.get(row.zoo, _plain)(row, request)
     if network.n_in != request.n_in:
-        adapt_input(network.net, request.n_in, bool(network.weights), row.name)
-        network.n_in, network.mean, network.std = request.n_in, None, None
+        _adapt(network, request.n_in, bool(network.weights))
+        network.mean, network.std = None, None
     return network
+
+
+def _adapt(network: Network, n_in: int, pretrained: bool) -> None:
+    family = family_of(network.net)
+    expands = n_in == 1 and family is not None and family.expands and getattr(network.net, family.expands)
+    if not expands:
+        adapt_input(network.net, n_in, pretrained, network.name)
+    network.n_in = n_in
 
 
 def _torchvision(row: Arch, request: Request) -> Network:
     weights = choose_weights(row.build, row.name, request.pretrained, request.weights)
-    net = _load(row, weights=weights, **request.kwargs)
+    defaults = {} if weights else BUILD_ARGS.get(row.name, {})
+    net = _load(row, weights=weights, **{**defaults, **request.kwargs})
     mean, std, side, least = weights_stats(weights)
     network = _describe(net, row.name, "torchvision", side)
     network.mean, network.std, network.least_size = mean, std, least
@@ -125,8 +134,7 @@ def _from_module(net: nn.Module, request: Request) -> Network:
     else:
         network = _describe(net, type(net).__name__, "module")
     if network.n_in != request.n_in:
-        adapt_input(net, request.n_in, request.pretrained, network.name)
-        network.n_in = request.n_in
+        _adapt(network, request.n_in, request.pretrained)
     return network
 
 
@@ -134,7 +142,7 @@ def _describe(net: nn.Module, name: str, zoo: str, side: int | None = None) -> N
     family = family_of(net)
     if family is None:
         raise HeadsError(f"`arch`: {name} is a {type(net).__name__}, and there is no row for that class yet.")
-    fixed = getattr(net, family.fixed_size) if family.fixed_size else None
+    fixed = family.fixed_size(net) if family.fixed_size else None
     conv = first_conv(net)
     return Network(
         net=net,

@@ -20,6 +20,7 @@ class Step:
     run: str | Callable[[nn.Module, Tensor], Tensor]  # path of a module, or a function of (net, x)
     taps: tuple[str, ...] = ()  # names under which a head may read its output
     uses: tuple[str, ...] = ()  # paths of what a function reads from the net
+    seen: Callable[[nn.Module, Tensor], Tensor] | None = None  # how a head sees the output; None: as it is
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -36,9 +37,10 @@ def step(
     run: str | Callable[[nn.Module, Tensor], Tensor],  # path of a module, or a function of (net, x)
     *taps: str,  # names under which a head may read its output
     uses: tuple[str, ...] = (),  # paths of what a function reads from the net
+    seen: Callable[[nn.Module, Tensor], Tensor] | None = None,  # how a head sees the output, as a map (B, C, H, W)
 ) -> Step:
     "A `Step`, short enough that a family's row can be read."
-    return Step(run, taps, uses)
+    return Step(run, taps, uses, seen)
 
 
 def flatten(net: nn.Module, x: Tensor) -> Tensor:
@@ -53,6 +55,7 @@ class StepsCut:
     steps: tuple[Step, ...]  # from the image to the vector that the classifier reads
     classifier: tuple[str, ...]  # paths of what reads that vector
     late: str = ""  # the step that opens the late parameter group; '' halves the depth
+    no_vector: str = ""  # why there is no `pre_logits`, where there is none
 
     def taps(self, net: nn.Module) -> tuple[tuple[str, str], ...]:
         "(name, module) of every tap, from the image on."
@@ -63,7 +66,9 @@ class StepsCut:
         found = {}
         for s in self._upto(taps):
             x = net.get_submodule(s.run)(x) if isinstance(s.run, str) else s.run(net, x)
-            found.update({tap: x for tap in s.taps if tap in taps})
+            wanted = [tap for tap in s.taps if tap in taps]
+            if wanted:
+                found.update(dict.fromkeys(wanted, s.seen(net, x) if s.seen else x))
         return found
 
     def measure(self, net: nn.Module, shape: tuple[int, ...]) -> Measured:
@@ -72,8 +77,8 @@ class StepsCut:
         names = tuple(name for name, _ in taps)
         shapes = on_meta(net, shape, lambda n, x: {k: v.shape for k, v in self.run(n, x, names).items()})
         params = {name: sum(p.numel() for p in self._params_upto(net, name)) for name in names}
-        maps, all_of = self._needs((FEATURES,)), self._needs((PRE_LOGITS, FEATURES))
-        return Measured(measure_taps(taps, shapes, shape, params), maps, all_of - maps)
+        maps, both = (_below(net, self._needs(t)) for t in ((FEATURES,), (FEATURES, PRE_LOGITS)))
+        return Measured(measure_taps(taps, shapes, shape, params), maps, both - maps)
 
     def prune(self, net: nn.Module, taps: tuple[str, ...], measured: Measured, shape: tuple[int, ...]) -> None:
         "Takes off, in place, all that the taps do not need."
@@ -95,6 +100,11 @@ class StepsCut:
 
     def _needs(self, taps: tuple[str, ...]) -> frozenset[str]:
         return frozenset(p for s in self._upto(taps) for p in s.paths)
+
+
+def _below(net: nn.Module, paths: frozenset[str]) -> frozenset[str]:
+    "The paths and all those below them."
+    return paths | {k for k, _ in net.named_modules() if any(k.startswith(f"{p}.") for p in paths)}
 
 
 def _parameters(net: nn.Module, s: Step) -> Iterator[nn.Parameter]:

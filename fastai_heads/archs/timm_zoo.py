@@ -14,6 +14,8 @@ from fastai_heads.errors import HeadsError, did_you_mean
 
 __all__ = ["TimmCut", "build_timm", "is_timm", "timm_network"]
 
+NO_HEAD = "it is an encoder without a classifier"
+
 
 @dataclass(frozen=True)
 class TimmCut:
@@ -21,11 +23,11 @@ class TimmCut:
 
     levels: tuple[str, ...]  # tap of each of timm's intermediates, by index
     classifier: tuple[str, ...]  # paths of what reads `pre_logits`
-    vector: bool = True  # whether it has a `pre_logits`
+    no_vector: str = ""  # why it has no `pre_logits`, where it has none
 
     def taps(self, net: nn.Module) -> tuple[tuple[str, str], ...]:
         "(name, module) of every tap, from the image on."
-        head = ((PRE_LOGITS, "forward_head"),) if self.vector else ()
+        head = ((PRE_LOGITS, "forward_head"),) if not self.no_vector else ()
         return (*((n, n) for n in self.levels), (FEATURES, "forward_features"), *head)
 
     def run(self, net: nn.Module, x: Tensor, taps: tuple[str, ...]) -> dict[str, Tensor]:
@@ -56,7 +58,7 @@ class TimmCut:
             shapes = {name: m.shape for name, m in zip(self.levels, maps, strict=True)}
             shapes[FEATURES] = as_map(out, maps[-1]).shape
             with ran(n) as then:
-                if self.vector:
+                if not self.no_vector:
                     shapes[PRE_LOGITS] = n.forward_head(out, pre_logits=True).shape
             return shapes, tuple(first), frozenset(then)
 
@@ -64,7 +66,7 @@ class TimmCut:
         params = {name: _params_upto(net, order, name) for name in self.levels if name in order}
         first = frozenset(order)
         first |= self._read(net, shape, first, (FEATURES,))
-        if self.vector:
+        if not self.no_vector:
             then |= self._read(net, shape, first | then, (FEATURES, PRE_LOGITS))
         params[FEATURES] = _count(net, first)
         params[PRE_LOGITS] = _count(net, first | then)
@@ -192,7 +194,7 @@ def timm_network(
     "What is to be known of a timm network before it is cut."
     cfg = net.pretrained_cfg
     size = _image_side(net, cfg)
-    cut = TimmCut(_level_names(net), _classifier(cfg), vector=hasattr(net, "forward_head"))
+    cut = TimmCut(_level_names(net), _classifier(cfg), "" if hasattr(net, "forward_head") else NO_HEAD)
     n_in = n_in or getattr(net, "in_chans", cfg.get("input_size", (3,))[0])
     shown = pretrained and n_in == len(cfg.get("mean", ()))
     least = cfg.get("min_input_size")

@@ -1,39 +1,17 @@
-"""Cutting torchvision's networks: one row of data per family."""
+"""Torchvision's weights, and what they say about images."""
 
 from collections.abc import Callable
 from enum import Enum
 
 from torch import nn
 from torchvision.models import get_model_weights
-from torchvision.models.resnet import ResNet
 
-from fastai_heads.archs.family import Family
-from fastai_heads.archs.steps import flatten, step
 from fastai_heads.errors import HeadsError, did_you_mean
 
-__all__ = ["TORCHVISION", "choose_weights", "weights_stats"]
+__all__ = ["BUILD_ARGS", "choose_weights", "weights_stats"]
 
-RESNET = Family(
-    name="resnet",
-    module=ResNet,
-    steps=(
-        step("conv1"),
-        step("bn1"),
-        step("relu", "stem"),
-        step("maxpool"),
-        step("layer1", "layer1"),
-        step("layer2", "layer2"),
-        step("layer3", "layer3"),
-        step("layer4", "layer4", "features"),
-        step("avgpool"),
-        step(flatten, "pre_logits"),
-    ),
-    classifier=("fc",),
-    late="layer3",
-)
-
-TORCHVISION: tuple[Family, ...] = (RESNET,)
-"A row per family of torchvision's classification networks."
+BUILD_ARGS: dict[str, dict[str, object]] = {"googlenet": {"init_weights": True}, "inception_v3": {"init_weights": True}}
+"What a random network is built with: torchvision's own default, said aloud, as it warns when it is left out."
 
 
 def choose_weights(
