@@ -11,11 +11,14 @@ __all__ = ["HeadTuple"]
 class HeadTuple(tuple):
     """One value per head, in head order: `preds[0]`, `preds.digit` and `preds['digit']` are the same.
 
-    It is put on answers at the edge; inside fastai's loop predictions are plain tuples."""
+    It is put on answers at the edge; inside fastai's loop predictions are plain tuples. What fastai makes of one by
+    `type(x)([…])`, as in `to_np(preds)`, is a plain tuple, too."""
 
     names: tuple[str, ...]  # the heads, in order
 
-    def __new__(cls, values: Iterable[Any], names: Iterable[str]) -> "HeadTuple":
+    def __new__(cls, values: Iterable[Any], names: Iterable[str] | None = None) -> "HeadTuple | tuple":
+        if names is None:
+            return tuple(values)
         self = super().__new__(cls, values)
         self.names = tuple(names)
         if len(self.names) != len(self):

@@ -3,6 +3,7 @@
 import keyword
 import re
 from collections.abc import Collection
+from unicodedata import normalize
 
 from torch import nn
 
@@ -11,7 +12,8 @@ from fastai_heads.errors import HeadsError
 __all__ = ["check_name", "usable_name"]
 
 # what `preds.<name>`, `learn.heads.<name>` and a module already mean
-_TAKEN = frozenset(dir(tuple)) | frozenset(dir(dict)) | frozenset(dir(nn.Module())) | {"names", "asdict", "pairs"}
+_TAKEN = frozenset(dir(tuple)) | frozenset(dir(dict)) | frozenset(dir(nn.Module()))
+_TAKEN |= {"names", "asdict", "pairs", "deciding", "_place", "_by_name"}
 
 
 def usable_name(
@@ -19,8 +21,9 @@ def usable_name(
     others: Collection[str] = (),  # names in use already
 ) -> str:  # an identifier that shadows nothing
     "A head's name from a column's: 'eye colour' → 'eye_colour', 'count' → 'count_', a second 'age' → 'age_2'."
-    name = re.sub(r"\W+", "_", str(raw).strip()).strip("_") or "target"
-    name = f"_{name}" if name[0].isdigit() else name
+    text = re.sub(r"\W+", "_", normalize("NFKC", str(raw)))  # as Python reads names; 'cm²' becomes 'cm2'
+    name = "".join(c for c in text if f"_{c}".isidentifier()).strip("_") or "target"
+    name = name if name.isidentifier() else f"_{name}"
     if name in _TAKEN or keyword.iskeyword(name):
         name += "_"
     numbered = (f"{name}_{n}" for n in range(2, len(others) + 3))

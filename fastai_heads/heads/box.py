@@ -8,13 +8,13 @@ import torch
 from fastai.losses import L1LossFlat
 from torch import Tensor
 
-from fastai_heads.heads.pooled import PooledSpec
+from fastai_heads.heads.pooled import NumbersSpec
 
 __all__ = ["BoxHead", "iou"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class BoxHead(PooledSpec):
+class BoxHead(NumbersSpec):
     """One box. Output (B, 4) and target (B, 1, 4) as x1, y1, x2, y2 in fastai's units: −1 to 1 over the image
     (`PointScaler`), decoded to pixels. Source: `fastai.vision.core.TensorBBox`."""
 
@@ -34,7 +34,7 @@ def iou(
     targ: Tensor,  # (B, 4) or (B, 1, 4), in the same unit
 ) -> Tensor:  # a scalar
     "Mean intersection over union of each predicted box with its true one; a predicted box turned inside out has none."
-    pred, targ = pred.view(-1, 4), targ.view(-1, 4)
+    pred, targ = pred.reshape(-1, 4), targ.reshape(-1, 4)
     overlap = (torch.min(pred[:, 2:], targ[:, 2:]) - torch.max(pred[:, :2], targ[:, :2])).clamp(min=0).prod(1)
     area = [(b[:, 2:] - b[:, :2]).clamp(min=0).prod(1) for b in (pred, targ)]
     return (overlap / (area[0] + area[1] - overlap).clamp(min=torch.finfo(pred.dtype).eps)).mean()

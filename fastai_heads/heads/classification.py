@@ -13,6 +13,7 @@ from typing_extensions import Self
 from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError
 from fastai_heads.heads.pooled import PooledSpec
+from fastai_heads.heads.spec import as_weights, is_number
 
 __all__ = ["ClassificationHead"]
 
@@ -28,8 +29,7 @@ class ClassificationHead(PooledSpec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.label_smoothing < 1:
-            raise HeadsError(f"`label_smoothing` of {self.label} is in [0, 1), found {self.label_smoothing!r}.")
+        self.check("label_smoothing", is_number(self.label_smoothing, least=0, below=1), "in [0, 1)")
         if isinstance(self.class_weights, str) and self.class_weights != "balanced":
             raise HeadsError(
                 f"`class_weights` of {self.label} is a tensor of one weight per class or 'balanced', "
@@ -48,17 +48,26 @@ class ClassificationHead(PooledSpec):
             return spec
         if isinstance(spec.class_weights, str):
             return replace(spec, class_weights=balanced_weights(labels(), spec.n_out, target))
-        weights = torch.as_tensor(spec.class_weights, dtype=torch.float32)
-        if weights.shape != (spec.n_out,) or not (torch.isfinite(weights) & (weights >= 0)).all():
+        weights = as_weights(spec.class_weights)
+        if weights.shape != (spec.n_out,) or not (torch.isfinite(weights) & (weights >= 0)).all() or not weights.any():
             raise HeadsError(
-                f"`class_weights` for target {target.name!r} are {spec.n_out} finite weights of at least 0, "
-                f"found {self.class_weights!r}."
+                f"`class_weights` for target {target.name!r} are {spec.n_out} finite weights of at least 0, one of "
+                f"them above, found {self.class_weights!r}."
             )
         return replace(spec, class_weights=tuple(weights.tolist()))
 
     def default_loss(self) -> Callable:
         weight = None if self.class_weights is None else torch.tensor(self.class_weights)
         return CrossEntropyLossFlat(weight=weight, label_smoothing=self.label_smoothing)
+
+    def activation(self, loss_func: Callable, pred: Tensor) -> Tensor:
+        "By the loss where it is fastai's, else softmax: torch's losses and plain functions take logits."
+        return super().activation(loss_func, pred) if hasattr(loss_func, "activation") else pred.softmax(-1)
+
+    def decode(self, loss_func: Callable, pred: Tensor) -> Tensor:
+        "The class, also where the loss does not say how."
+        found = super().decode(loss_func, pred)
+        return found.argmax(-1) if found.ndim > 1 else found
 
     def default_metrics(self) -> Sequence[Callable]:
         return (accuracy,)

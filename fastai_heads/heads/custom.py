@@ -63,6 +63,15 @@ class CustomHead(HeadSpec):
     def default_metrics(self) -> Sequence[Callable]:
         return self.like.default_metrics() if self.like is not None else ()
 
+    def train_loss(self, loss_func: Callable, pred: Tensor, targ: Tensor) -> Tensor:
+        return (self.like or super()).train_loss(loss_func, pred, targ)
+
+    def item_loss(self, loss_func: Callable, pred: Tensor, targ: Tensor) -> Tensor:
+        return (self.like or super()).item_loss(loss_func, pred, targ)
+
+    def mask(self, targ: Tensor) -> Tensor:
+        return (self.like or super()).mask(targ)
+
     def activation(self, loss_func: Callable, pred: Tensor) -> Tensor:
         return (self.like or super()).activation(loss_func, pred)
 

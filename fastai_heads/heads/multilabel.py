@@ -14,6 +14,7 @@ from typing_extensions import Self
 from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError
 from fastai_heads.heads.pooled import PooledSpec
+from fastai_heads.heads.spec import as_weights, is_number
 
 __all__ = ["MultiLabelHead"]
 
@@ -29,8 +30,8 @@ class MultiLabelHead(PooledSpec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.threshold < 1:
-            raise HeadsError(f"`threshold` of {self.label} is a probability between 0 and 1, found {self.threshold!r}.")
+        probability = is_number(self.threshold, below=1) and self.threshold > 0
+        self.check("threshold", probability, "a probability between 0 and 1")
         if self.loss is not None and self.pos_weight is not None:
             raise HeadsError(
                 f"`pos_weight` of {self.label} belongs to its own loss: with `loss=`, give it to that loss."
@@ -41,7 +42,7 @@ class MultiLabelHead(PooledSpec):
         spec = super().fit(target, labels)
         if spec.pos_weight is None:
             return spec
-        weights = torch.as_tensor(spec.pos_weight, dtype=torch.float32)
+        weights = as_weights(spec.pos_weight)
         if weights.ndim == 0:
             weights = weights.expand(spec.n_out)
         if weights.shape != (spec.n_out,) or not (torch.isfinite(weights) & (weights > 0)).all():
@@ -54,6 +55,10 @@ class MultiLabelHead(PooledSpec):
     def default_loss(self) -> Callable:
         weight = None if self.pos_weight is None else torch.tensor(self.pos_weight)
         return BCEWithLogitsLossFlat(pos_weight=weight, thresh=self.threshold)
+
+    def activation(self, loss_func: Callable, pred: Tensor) -> Tensor:
+        "By the loss where it is fastai's, else a sigmoid: torch's losses and plain functions take logits."
+        return super().activation(loss_func, pred) if hasattr(loss_func, "activation") else pred.sigmoid()
 
     def decode(self, loss_func: Callable, pred: Tensor) -> Tensor:
         return pred > self.threshold

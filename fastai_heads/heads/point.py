@@ -7,13 +7,13 @@ from typing import ClassVar
 from fastai.losses import MSELossFlat
 from torch import Tensor
 
-from fastai_heads.heads.pooled import PooledSpec
+from fastai_heads.heads.pooled import NumbersSpec
 
 __all__ = ["PointHead", "distance"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PointHead(PooledSpec):
+class PointHead(NumbersSpec):
     """One or several points. Output (B, 2 * points) and target (B, points, 2) in fastai's units: x, y from −1 to 1 over
     the image (`PointScaler`), decoded to pixels. Source: `fastai.vision.core.PointScaler`."""
 
@@ -33,4 +33,4 @@ def distance(
     targ: Tensor,  # (B, points, 2), likewise
 ) -> Tensor:  # a scalar
     "Mean Euclidean distance between predicted and true points, as a fraction of the image's side."
-    return (pred.view(-1, 2) - targ.view(-1, 2)).norm(dim=1).mean() / 2
+    return (pred.reshape(-1, 2) - targ.reshape(-1, 2)).norm(dim=1).mean() / 2

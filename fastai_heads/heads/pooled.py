@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 from fastai.layers import AdaptiveConcatPool2d, Flatten, apply_init
 from fastai.vision.learner import create_head
+from fastcore.foundation import L
 from torch import Tensor, nn
 
 from fastai_heads.errors import HeadsError, did_you_mean
-from fastai_heads.heads.spec import HeadSpec, TapShape
+from fastai_heads.heads.spec import HeadSpec, TapShape, is_number
 
-__all__ = ["POOLS", "PooledHead", "PooledSpec"]
+__all__ = ["POOLS", "NumbersSpec", "PooledHead", "PooledSpec"]
 
 POOLS: dict[str, tuple[Callable[[], nn.Module], int]] = {  # name → (the pool of a map, its width per channel)
     "concat": (AdaptiveConcatPool2d, 2),
@@ -57,7 +59,7 @@ class PooledSpec(HeadSpec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.pool is not None and self.pool not in POOLS:
+        if self.pool is not None and (not isinstance(self.pool, str) or self.pool not in POOLS):
             expected = ", ".join(map(repr, POOLS))
             raise HeadsError(
                 f"`pool` of {self.label} is one of {expected} or None, found {self.pool!r}."
@@ -65,18 +67,17 @@ class PooledSpec(HeadSpec):
             )
         if len(self.taps) != 1:
             raise HeadsError(f"`tap` of {self.label}: a pooled head reads one tap, found {self.tap!r}.")
-        if self.y_range is not None and (len(self.y_range) != 2 or not self.y_range[0] < self.y_range[1]):
-            raise HeadsError(f"`y_range` of {self.label} is (low, high) with low < high, found {self.y_range!r}.")
-        self._check_ps()
-
-    def _check_ps(self) -> None:
-        ps = list(self.ps) if isinstance(self.ps, Sequence) else [self.ps]
-        layers = len(self.lin_ftrs) + 1 if self.lin_ftrs is not None else 2
-        if not all(0 <= p < 1 for p in ps) or len(ps) not in (1, layers):
-            raise HeadsError(
-                f"`ps` of {self.label} is one dropout in [0, 1) or one for each of its {layers} linear layers, "
-                f"found {self.ps!r}."
-            )
+        ends = _numbers(self.y_range)
+        ordered = ends is not None and len(ends) == 2 and ends[0] < ends[1]
+        self.check("y_range", self.y_range is None or ordered, "(low, high) with low < high")
+        widths = [] if self.lin_ftrs is None else _numbers(self.lin_ftrs)
+        whole = widths is not None and all(isinstance(w, Integral) and w > 0 for w in widths)
+        self.check("lin_ftrs", whole, "a list of the hidden layers' widths, such as [512]")
+        layers = 2 if self.lin_ftrs is None else len(widths) + 1
+        ps = [self.ps] if is_number(self.ps) else _numbers(self.ps)
+        fits = ps is not None and all(0 <= p < 1 for p in ps) and len(ps) in (1, layers)
+        self.check("ps", fits, f"one dropout in [0, 1) or one for each of its {layers} linear layers")
+        self.check("init", self.init is None or callable(self.init), "a function of a weight, or None")
 
     def build(self, taps: tuple[TapShape, ...]) -> nn.Module:
         "fastai's head on one tap; a vector is not pooled. A map needs a `pool`."
@@ -95,9 +96,26 @@ class PooledSpec(HeadSpec):
         "The options of `create_head` that the spec fixes, in the form that it takes them."
         return {
             "lin_ftrs": None if self.lin_ftrs is None else list(self.lin_ftrs),
-            "ps": list(self.ps) if isinstance(self.ps, Sequence) else self.ps,
+            "ps": self.ps if is_number(self.ps) else list(self.ps),
             "first_bn": self.first_bn,
             "bn_final": self.bn_final,
             "lin_first": self.lin_first,
             "y_range": self.y_range,
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class NumbersSpec(PooledSpec):
+    "A pooled head of real numbers. Its loss sees targets in the shape of the predictions, whatever the block's axes."
+
+    def train_loss(self, loss_func: Callable, pred: Tensor, targ: Tensor) -> Tensor:
+        return super().train_loss(loss_func, pred, targ.reshape(pred.shape))
+
+    def item_loss(self, loss_func: Callable, pred: Tensor, targ: Tensor) -> Tensor:
+        return super().item_loss(loss_func, pred, targ.reshape(pred.shape))
+
+
+def _numbers(value: object) -> list | None:
+    "A list of finite numbers as one, anything else as None."
+    listed = isinstance(value, Sequence | L) and not isinstance(value, str)
+    return list(value) if listed and all(is_number(v) for v in value) else None

@@ -13,7 +13,7 @@ from typing_extensions import Self
 
 from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError
-from fastai_heads.heads.pooled import PooledSpec
+from fastai_heads.heads.pooled import NumbersSpec
 from fastai_heads.heads.spec import TapShape
 
 __all__ = ["InUnit", "RegressionHead", "StandardizedLoss"]
@@ -48,7 +48,7 @@ class InUnit(nn.Module):
         "Keeps the statistics in float32 where the rest of the model is cast: 2000 ± 5 does not fit into bfloat16."
         kept = self.mean, self.deviation
         super()._apply(fn, recurse)
-        if not self.mean.is_meta:
+        if not (self.mean.is_meta or kept[0].is_meta):
             self.mean, self.deviation = (k.to(self.mean.device) for k in kept)
         return self
 
@@ -87,7 +87,7 @@ class StandardizedLoss(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RegressionHead(PooledSpec):
+class RegressionHead(NumbersSpec):
     """One or several real numbers. Output (B, n_out) in the user's unit, target (B,) or (B, n_out) likewise.
 
     By default the targets are standardised: the training set's mean and deviation are buffers of the head's last layer,
@@ -98,6 +98,12 @@ class RegressionHead(PooledSpec):
 
     kinds: ClassVar[frozenset[str]] = frozenset({"regression"})
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        pair = isinstance(self.standardize, Sequence) and len(self.standardize) == 2
+        given = pair and all(_as_numbers(part) is not None for part in self.standardize)
+        self.check("standardize", isinstance(self.standardize, bool) or given, "True, False or (means, deviations)")
+
     def fit(self, target: Target, labels: Callable[[], Tensor]) -> Self:
         "As for every head, with the mean and deviation of the training set's labels (missing ones left out)."
         spec = super().fit(target, labels)
@@ -107,7 +113,7 @@ class RegressionHead(PooledSpec):
             found = labels().float().view(-1, spec.n_out).double()
             mean, deviation = found.mean(0).tolist(), found.std(0, correction=0).tolist()
         else:
-            mean, deviation = (torch.as_tensor(v).double().view(-1).tolist() for v in spec.standardize)
+            mean, deviation = (_as_numbers(part) for part in spec.standardize)
         _check_statistics(target, spec.n_out, mean, deviation)
         return replace(spec, standardize=(tuple(mean), tuple(deviation)))
 
@@ -130,6 +136,14 @@ class RegressionHead(PooledSpec):
 
     def default_metrics(self) -> Sequence[Callable]:
         return (mae,)
+
+
+def _as_numbers(value: object) -> list[float] | None:
+    "One number or several, in whatever holds them, as a list; None for anything else."
+    try:
+        return torch.as_tensor(value).double().view(-1).tolist()
+    except (TypeError, ValueError, RuntimeError):
+        return None
 
 
 def _check_statistics(target: Target, n_out: int, mean: list[float], deviation: list[float]) -> None:

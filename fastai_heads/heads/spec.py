@@ -3,12 +3,16 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from inspect import Parameter, signature
 from math import isfinite
+from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import torch
-from fastai.losses import BaseLoss
+from fastai.learner import Metric
+from fastai.losses import BaseLoss, BCELossFlat, L1LossFlat, MSELossFlat
 from fastcore.basics import getcallable
+from fastcore.foundation import L
 from torch import Tensor, nn
 from typing_extensions import Self
 
@@ -16,7 +20,10 @@ from fastai_heads.data.missing import labelled
 from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError
 
-__all__ = ["HeadSpec", "TapShape", "weights_of"]
+__all__ = ["HeadSpec", "TapShape", "as_weights", "is_number", "weights_of"]
+
+
+_MAKERS = (MSELossFlat, L1LossFlat, BCELossFlat)  # fastai's functions that make a loss, named as its classes are
 
 
 @dataclass(frozen=True)
@@ -47,21 +54,27 @@ class HeadSpec:
     def __post_init__(self) -> None:
         "Refuse what no head can mean. Subclasses that check more call this first."
         for field in ("loss_weight", "lr_mult"):
-            value = getattr(self, field)
-            if not isinstance(value, int | float) or not isfinite(value) or value < 0:
-                raise HeadsError(f"`{field}` of {self.label} is a finite number of at least 0, found {value!r}.")
-        if self.n_out is not None and (not isinstance(self.n_out, int) or self.n_out < 1):
-            raise HeadsError(f"`n_out` of {self.label} is a whole number of at least 1, found {self.n_out!r}.")
-        self._check_tap()
-        if self.loss is not None and not callable(self.loss):
-            raise HeadsError(f"`loss` of {self.label} is a function of (pred, target), found {self.loss!r}.")
+            self.check(field, is_number(getattr(self, field), least=0), "a finite number of at least 0")
+        whole = isinstance(self.n_out, Integral) and is_number(self.n_out, least=1)
+        self.check("n_out", self.n_out is None or whole, "a whole number of at least 1")
+        taps = bool(self.taps) and all(_names_or_counts(t) for t in self.taps)
+        self.check("tap", taps, "a tap's name, a stride, or a tuple of either")
+        self.check("target", self.target is None or _names_or_counts(self.target), "a target's name or its index")
+        self.check("loss", self.loss is None or callable(self.loss), "a function of (pred, target)")
+        metrics = self.metrics if isinstance(self.metrics, list | tuple | L) else [self.metrics]
+        measures = all(callable(m) or isinstance(m, Metric) for m in metrics)
+        self.check("metrics", self.metrics is None or measures, "a metric or a list of them")
+        self.check("train_only", isinstance(self.train_only, bool), "True or False")
 
-    def _check_tap(self) -> None:
-        taps = self.taps
-        if not taps or not all(isinstance(t, str | int) and not isinstance(t, bool) for t in taps):
-            raise HeadsError(
-                f"`tap` of {self.label} is a tap's name, a stride, or a tuple of either, found {self.tap!r}."
-            )
+    def check(
+        self,
+        field: str,  # its name
+        fits: bool,  # whether its value can be used
+        expected: str,  # what can, as the end of the sentence '`field` is …'
+    ) -> None:
+        "Refuse a field's value. For `__post_init__`."
+        if not fits:
+            raise HeadsError(f"`{field}` of {self.label} is {expected}, found {getattr(self, field)!r}.")
 
     @property
     def label(self) -> str:
@@ -119,7 +132,7 @@ class HeadSpec:
         "The loss in use: `loss`, made if it is a class, or the kind's default."
         if self.loss is None:
             return self.default_loss()
-        return self.loss() if isinstance(self.loss, type) else self.loss
+        return self.loss() if isinstance(self.loss, type) or self.loss in _MAKERS else self.loss
 
     def train_loss(
         self,
@@ -165,16 +178,55 @@ class HeadSpec:
 def _not_reduced(loss_func: Callable) -> Callable:
     "`loss_func` with `reduction='none'`, whichever way it takes it; its own reduction is back after the call."
     if not hasattr(loss_func, "reduction"):
-        return partial(loss_func, reduction="none")
+        return partial(loss_func, reduction="none") if _takes_reduction(loss_func) else partial(_one_by_one, loss_func)
 
-    def one_by_one(pred: Tensor, targ: Tensor) -> Tensor:
+    def not_reduced(pred: Tensor, targ: Tensor) -> Tensor:
         own, loss_func.reduction = loss_func.reduction, "none"
         try:
             return loss_func(pred, targ)
         finally:
             loss_func.reduction = own
 
-    return one_by_one
+    return not_reduced
+
+
+def _takes_reduction(loss_func: Callable) -> bool:
+    "Whether a function, or the one that it wraps as `.loss_func`, has a parameter `reduction`."
+    if hasattr(loss_func, "loss_func"):
+        return _takes_reduction(loss_func.loss_func)
+    try:
+        params = signature(loss_func.forward if isinstance(loss_func, nn.Module) else loss_func).parameters
+    except ValueError:  # a builtin that does not say
+        return False
+    return "reduction" in params or any(p.kind is Parameter.VAR_KEYWORD for p in params.values())
+
+
+def _one_by_one(loss_func: Callable, pred: Tensor, targ: Tensor) -> Tensor:
+    "A loss that always gives a scalar, on every item by itself."
+    return torch.stack([loss_func(p[None], t[None]) for p, t in zip(pred, targ)])
+
+
+def _names_or_counts(value: object) -> bool:
+    return isinstance(value, str | int) and not isinstance(value, bool)
+
+
+def is_number(
+    value: object,  # what the user wrote
+    least: float = float("-inf"),  # the smallest that will do
+    below: float = float("inf"),  # the first that is too large
+) -> bool:
+    "Whether it is a finite number, and in range. True and False are none."
+    return isinstance(value, Real) and not isinstance(value, bool) and isfinite(value) and least <= value < below
+
+
+def as_weights(
+    value: object,  # what the user wrote
+) -> Tensor:  # float32; empty where it is neither a number nor numbers
+    "A weight, or several, as a tensor."
+    try:
+        return torch.as_tensor(value, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError):
+        return torch.empty(0)
 
 
 def weights_of(

@@ -1,7 +1,6 @@
 """A head in a learner: its spec, its target, its loss, and what may change while training."""
 
 from collections.abc import Callable, Iterator, Mapping
-from math import isfinite
 from typing import Any
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 
 from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError, unknown
-from fastai_heads.heads.spec import HeadSpec
+from fastai_heads.heads.spec import HeadSpec, is_number
 from fastai_heads.model import Heads
 
 __all__ = ["BoundHead", "BoundHeads"]
@@ -46,7 +45,7 @@ class BoundHead:
 
     @loss_weight.setter
     def loss_weight(self, value: float) -> None:
-        if not isinstance(value, int | float) or not isfinite(value) or value < 0:
+        if not is_number(value, least=0):
             raise HeadsError(f"`loss_weight` of head {self.name!r} is a finite number of at least 0, found {value!r}.")
         self._loss_weight = float(value)
 
@@ -130,7 +129,7 @@ class BoundHeads(Mapping[str, BoundHead]):
         return name in self._by_name
 
     def __getattr__(self, name: str) -> BoundHead:
-        if name.startswith("_"):
+        if name.startswith("__") or name == "_by_name":
             raise AttributeError(name)
         try:
             return self[name]

@@ -1,6 +1,7 @@
 """fastai's metrics, each on one head."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,7 +31,8 @@ class HeadMetric(Metric):
         place: int,  # the head's place among the predictions
         metric: Callable | Metric,  # what fastai takes: a function of (pred, target), a `Metric`, or its class
     ):
-        self.head, self.place, self.metric = head, place, mk_metric(metric)
+        self.head, self.place = head, place
+        self.metric = mk_metric(deepcopy(metric) if isinstance(metric, Metric) else metric)  # heads may share one
 
     @property
     def name(self) -> str:

@@ -26,8 +26,9 @@ class HeadsOptimizer(_BaseOptimizer):
         inner = [(list(params), mult, shown) for shown, parts in enumerate(groups) for params, mult in parts if params]
         self._mults, self._shown = [mult for _, mult, _ in inner], [shown for _, _, shown in inner]
         self.opt = opt_func([params for params, _, _ in inner], lr=lr)
-        self.hypers = L(dict(self.opt.hypers[self._shown.index(shown)]) for shown in range(len(groups)))
+        self.hypers = L(dict(self.opt.hypers[0]) for _ in groups)
         self.frozen_idx = 0
+        self.set_hyper("lr", lr)  # a slice spreads over the shown groups
 
     @property
     def param_lists(self) -> L:
@@ -35,7 +36,7 @@ class HeadsOptimizer(_BaseOptimizer):
         lists = self.opt.param_lists
         return L(
             L(p for shown, params in zip(self._shown, lists) if shown == group for p in params)
-            for group in range(max(self._shown) + 1)
+            for group in range(len(self.hypers))
         )
 
     @property
@@ -62,12 +63,12 @@ class HeadsOptimizer(_BaseOptimizer):
 
     def state_dict(self) -> dict[str, Any]:
         "The inner optimizer's state, and the shown hyperparameters."
-        return {"opt": self.opt.state_dict(), "hypers": list(self.hypers)}
+        return {"opt": self.opt.state_dict(), "hypers": [dict(h) for h in self.hypers]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         "What `state_dict` gave."
         self.opt.load_state_dict(state["opt"])
-        self.hypers = L(state["hypers"])
+        self.hypers = L(dict(h) for h in state["hypers"])
 
 
 def multiplied(

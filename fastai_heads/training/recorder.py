@@ -5,17 +5,18 @@ from fastai.torch_core import to_detach
 from fastcore.foundation import L
 from torch import lerp
 
+from fastai_heads.training.bound import BoundHead
 from fastai_heads.training.metrics import HeadValidLoss
 
 __all__ = ["HeadsRecorder"]
 
 
 class HeadTrainLoss(AvgSmoothLoss):
-    "One head's training loss, smoothed as fastai smooths the total."
+    "One head's training loss, smoothed as fastai smooths the total; a batch without a label says nothing of it."
 
     def __init__(
         self,
-        head: str,  # its name
+        head: BoundHead,  # the head
         place: int,  # its place among the losses
         beta: float,  # the smoothing
     ):
@@ -24,9 +25,11 @@ class HeadTrainLoss(AvgSmoothLoss):
 
     @property
     def name(self) -> str:
-        return f"{self.head}_loss"
+        return f"{self.head.name}_loss"
 
     def accumulate(self, learn: Learner) -> None:
+        if not self.head.labelled(learn.yb[self.head.target.index]).any():
+            return
         self.count += 1
         self.val = lerp(to_detach(learn.head_losses[self.place].mean()), self.val, self.beta)
 
@@ -41,7 +44,7 @@ class HeadsRecorder(Recorder):
     def before_fit(self) -> None:
         "Prepare the table: fastai's columns, each total followed by the heads' own."
         heads = self.learn.heads
-        self._train_heads = L(HeadTrainLoss(n, i, self.smooth_loss.beta) for i, n in enumerate(heads.names))
+        self._train_heads = L(HeadTrainLoss(h, i, self.smooth_loss.beta) for i, h in enumerate(heads.values()))
         self._valid_heads = L(HeadValidLoss(h, i) for i, h in enumerate(heads.values()))
         self.losses_by_head = {name: [] for name in heads.names}
         super().before_fit()
@@ -65,7 +68,7 @@ class HeadsRecorder(Recorder):
         super().after_batch()
         if self.training and len(self.yb):
             for loss in self._train_heads:
-                self.losses_by_head[loss.head].append(loss.value)
+                self.losses_by_head[loss.head.name].append(loss.value)
 
     @property
     def _train_mets(self) -> L:
