@@ -15,7 +15,7 @@ from fastai_heads.data.partial import check_complete
 from fastai_heads.data.targets import Target, dls_targets
 from fastai_heads.errors import HeadsError, did_you_mean
 from fastai_heads.heads.spec import HeadSpec
-from fastai_heads.learner.guards import sample_inputs
+from fastai_heads.learner.guards import check_items, sample_inputs
 from fastai_heads.learner.learner import MultiHeadLearner
 from fastai_heads.learner.resolve import resolve_heads
 from fastai_heads.model import Trunk, multihead_model
@@ -36,6 +36,11 @@ _ELSEWHERE = {
     "concat_pool": "it is a head's: `heads={name: ClassificationHead(pool='avg')}`",
 }
 "What `vision_learner` takes and a learner with several heads says elsewhere."
+
+_BODY = {"taps": "they follow from `tap=` of the heads"} | {
+    name: f"pass `{name}=` to `multihead_learner` itself" for name in ("arch", "pretrained", "weights", "n_in")
+}
+"What `cut_body` takes that is no option of the arch."
 
 
 def multihead_learner(
@@ -64,15 +69,16 @@ def multihead_learner(
     not fit: it names the parameter, what was expected and what was found."""
     _check_kwargs(learner_kwargs)
     targets = dls_targets(dls)
+    check_items(dls)
     check_complete(dls)
     specs = resolve_heads(heads, targets, dls, metrics)
     trunks = _check_trunks(trunk or {}, specs)
     body = _body(arch, _needed_taps(specs, trunks), pretrained, weights, n_in, dict(body_kwargs or {}))
     inputs = _check_inputs(dls, body)
-    if normalize:
-        _add_normalize(dls, body)
     model = multihead_model(body, {name: spec for name, (spec, _) in specs.items()}, trunks, inputs)
     learn = MultiHeadLearner(dls, model, specs, targets, **learner_kwargs)
+    if normalize:
+        _add_normalize(dls, body)
     if body.weights:
         learn.freeze()
     return learn
@@ -115,6 +121,8 @@ def _body(
     if isinstance(arch, nn.Module) and (not pretrained or weights is not None):
         what = "weights" if weights is not None else "pretrained=False"
         raise HeadsError(f"`{what}` cannot be used: `arch` is a {type(arch).__name__} that is built already.")
+    for name in _BODY.keys() & body_kwargs.keys():
+        raise HeadsError(f"`body_kwargs` holds options of the arch, and `{name}` is none: {_BODY[name]}.")
     try:
         return cut_body(arch, tuple(taps), pretrained=pretrained, weights=weights, n_in=n_in, **body_kwargs)
     except HeadsError as error:

@@ -11,7 +11,18 @@ from torch import Tensor, nn
 from fastai_heads.data.targets import Target, dls_targets
 from fastai_heads.errors import HeadsError, HeadsWarning
 
-__all__ = ["check_batches", "check_same_targets", "sample_inputs"]
+__all__ = ["check_batches", "check_items", "check_same_targets", "sample_inputs"]
+
+
+def check_items(
+    dls: DataLoaders,  # over fastai `Datasets`
+) -> None:
+    "Refuse an empty training set, of which nothing can be told."
+    if not len(dls.train_ds):
+        raise HeadsError(
+            f"`dls.train` holds no item, and `dls.valid` {len(dls.valid_ds)}: the heads are made for the training set. "
+            "Check the `splitter` of the DataBlock."
+        )
 
 
 def check_batches(
@@ -21,6 +32,8 @@ def check_batches(
     "Refuse a training set that gives no batch, or a batch of one where the heads have batch norm over vectors."
     dl = dls.train
     n, bs, drop_last = (getattr(dl, a, None) for a in ("n", "bs", "drop_last"))
+    if n == 0:
+        raise HeadsError("`dls.train` holds no item to train on: give the learner data, `learn.dls = dls`.")
     if not n or not bs:
         return
     if len(dl) == 0:

@@ -1,22 +1,26 @@
 """fastai's `Learner` for a body with several heads."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner, Recorder
-from fastai.torch_core import to_device
+from fastai.optimizer import OptimWrapper
+from fastai.torch_core import get_model, to_device
 from fastcore.basics import tuplify
-from fastcore.xtras import join_path_file
+from fastcore.xtras import ContextManagers, join_path_file
+from matplotlib.figure import Figure
 from torch import nn
 
 from fastai_heads.data.decode import decode_targets
 from fastai_heads.data.targets import Target
+from fastai_heads.errors import HeadsError
 from fastai_heads.head_tuple import HeadTuple
 from fastai_heads.heads.spec import HeadSpec
 from fastai_heads.learner.guards import check_batches, check_same_targets, sample_inputs
-from fastai_heads.learner.vision_weights import load_vision_weights
+from fastai_heads.learner.vision_weights import check_state_fits, load_vision_weights
 from fastai_heads.model import body_and_heads, in_eval
 from fastai_heads.training.bound import BoundHead, BoundHeads
 from fastai_heads.training.loss import CombinedLoss
@@ -42,7 +46,7 @@ class MultiHeadLearner(Learner):
         targets: Sequence[Target],  # every target of the data, in order, also those without a head
         **learner_kwargs,  # fastai's `Learner`'s: opt_func, lr, cbs, path, model_dir, wd, moms, …
     ):
-        self.targets = tuple(targets)
+        self.data_targets = tuple(targets)  # not `targets`: fastai's callbacks set that on themselves
         self.heads = BoundHeads({name: BoundHead(name, spec, t, model[1]) for name, (spec, t) in specs.items()})
         metrics = [m for place, head in enumerate(self.heads.values()) for m in head_metrics(head, place)]
         super().__init__(
@@ -60,7 +64,7 @@ class MultiHeadLearner(Learner):
     @dls.setter
     def dls(self, dls: DataLoaders) -> None:
         if hasattr(self, "_dls"):
-            check_same_targets(dls, self.targets)
+            check_same_targets(dls, self.data_targets)
         self._dls = dls
 
     # training
@@ -76,11 +80,20 @@ class MultiHeadLearner(Learner):
             super().create_opt()
             return
         opt_func = self.opt_func
+        if isinstance(opt_func, OptimWrapper):
+            raise HeadsError(
+                "`opt_func` is an optimizer that is made already, which cannot keep the heads' `lr_mult`: "
+                "pass what makes one, such as `partial(OptimWrapper, opt=torch.optim.AdamW)`."
+            )
         try:
-            self.opt_func = lambda groups, lr: HeadsOptimizer(opt_func, multiplied(groups, self.heads), lr)
+            # a partial, as fastai takes the learner's rate from the keywords of one
+            self.opt_func = partial(self._heads_opt, opt_func, **getattr(opt_func, "keywords", {}))
             super().create_opt()
         finally:
             self.opt_func = opt_func
+
+    def _heads_opt(self, opt_func: Callable, groups: list, lr: float | slice, **_keywords) -> HeadsOptimizer:
+        return HeadsOptimizer(opt_func, multiplied(groups, self.heads), lr)
 
     def _do_one_batch(self) -> None:
         self.pred = self.model(*self.xb)
@@ -95,6 +108,11 @@ class MultiHeadLearner(Learner):
 
     # predictions
 
+    def validation_context(self, *args, **kwargs) -> ContextManagers:
+        "fastai's, which forgets what the recorder holds of the last fit; here it is kept."
+        recorders = self._grab_cbs(HeadsRecorder)
+        return ContextManagers([r.kept() for r in recorders] + [super().validation_context(*args, **kwargs)])
+
     def get_preds(
         self,
         *args,  # fastai's
@@ -108,7 +126,7 @@ class MultiHeadLearner(Learner):
         res = list(super().get_preds(*args, with_input=with_input, with_decoded=with_decoded, act=each, **kwargs))
         place = int(with_input)
         res[place] = _named(res[place], self.heads.names)
-        res[place + 1] = _named(res[place + 1], [t.name for t in self.targets])
+        res[place + 1] = _named(res[place + 1], [t.name for t in self.data_targets])
         if with_decoded:
             res[place + 2] = _named(res[place + 2], [h.name for h in self.heads.deciding])
         return tuple(res)
@@ -137,17 +155,17 @@ class MultiHeadLearner(Learner):
         max_n: int = 9,  # how many images
         shuffle: bool = True,  # drawn at random, or from the start
         **kwargs,  # to the drawing: `ncols`, `imsize`
-    ) -> None:
+    ) -> Figure:
         "Images with every head's target and prediction: shapes drawn in, texts beside, green if right, red if wrong."
         dl = self.dls[ds_idx].new(shuffle=shuffle) if dl is None else dl
         batch = dl.one_batch()
         inputs = tuple(batch[: self.dls.n_inp])
         decoded = self.get_preds(dl=[batch], with_decoded=True)[2]
-        names = [t.name for t in self.targets]
+        names = [t.name for t in self.data_targets]
         targets = [HeadTuple(sample[len(inputs) :], names) for sample in dl.decode_batch(batch, max_n=max_n)]
         samples = self._decoded(inputs, decoded, max_n)
         shown = {h.name: h.target.name for h in self.heads.deciding}
-        show_samples([s[0] for s in samples], targets, [s[-1] for s in samples], shown, **kwargs)
+        return show_samples([s[0] for s in samples], targets, [s[-1] for s in samples], shown, **kwargs)
 
     def _decoded(self, inputs: tuple, decoded: HeadTuple, max_n: int) -> list[tuple]:
         "Per item its decoded inputs, then a `HeadTuple` of decoded values."
@@ -164,14 +182,30 @@ class MultiHeadLearner(Learner):
         device = next(self.model.parameters()).device
         return summarize(self, in_eval(self.model, *to_device(sample_inputs(self.dls), device)))
 
+    def load(
+        self,
+        file: str | Path,  # what `learn.save` wrote: a name in `path/model_dir`, or a path
+        device: Any = None,  # fastai's
+        strict: bool = True,  # refuse a file that does not fit
+        **kwargs,  # fastai's: `with_opt`
+    ) -> "MultiHeadLearner":
+        "fastai's `load`. Raises `HeadsError`, and nothing has changed, for weights of another arch or of other heads."
+        if strict:
+            check_state_fits(get_model(self.model), self._weights_file(file))
+        return super().load(str(file).removesuffix(".pth"), device=device, strict=strict, **kwargs)
+
     def load_vision_weights(
         self,
         file: str | Path,  # what `vision_learner(...).save` wrote: a name in `path/model_dir`, or a path
         head: str | None = None,  # the head that takes the head's weights; None: the only one
     ) -> "MultiHeadLearner":
         "Load the weights of a fastai `vision_learner` of the same arch into the body and one head."
-        load_vision_weights(self.model, join_path_file(file, self.path / self.model_dir, ext=".pth"), head)
+        load_vision_weights(self.model, self._weights_file(file), head)
         return self
+
+    def _weights_file(self, file: str | Path) -> Path:
+        "fastai's place for a name; a path, with its suffix or without, stays what it is."
+        return join_path_file(str(file).removesuffix(".pth"), self.path / self.model_dir, ext=".pth")
 
 
 def _named(values: Any, names: Sequence[str]) -> HeadTuple | None:

@@ -1,5 +1,8 @@
 """fastai's `Recorder` with a column for every head's loss."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from fastai.learner import AvgSmoothLoss, Learner, Recorder
 from fastai.torch_core import to_detach
 from fastcore.foundation import L
@@ -69,6 +72,18 @@ class HeadsRecorder(Recorder):
         if self.training and len(self.yb):
             for loss in self._train_heads:
                 self.losses_by_head[loss.head.name].append(loss.value)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        "What was recorded of the last fit is there again afterwards; fastai's predictions start the record anew."
+        names = ("lrs", "iters", "losses", "values", "losses_by_head", "metric_names")
+        before = {name: getattr(self, name) for name in names if name in self.__dict__}
+        smooth = self.smooth_loss.count, self.smooth_loss.val
+        try:
+            yield
+        finally:
+            self.__dict__.update(before)
+            self.smooth_loss.count, self.smooth_loss.val = smooth
 
     @property
     def _train_mets(self) -> L:
