@@ -33,7 +33,7 @@ class Trunk:
             raise HeadsError(
                 f"`module` of Trunk is an nn.Module or a function of the tap's channels, found {self.module!r}."
             )
-        if not isinstance(self.tap, str | int):
+        if not isinstance(self.tap, str | int) or isinstance(self.tap, bool):
             raise HeadsError(f"`tap` of Trunk is a tap's name or a stride, found {self.tap!r}.")
 
     def build(self, channels: int) -> nn.Module:
@@ -145,6 +145,8 @@ def _build_trunks(
     for name, trunk in trunks.items():
         if name in shapes:
             raise HeadsError(f"`trunk` {name!r} has the name of a tap of {body.arch}: call it something else.")
+        if trunk.tap in trunks and trunk.tap not in shapes:
+            raise HeadsError(f"`trunk` {name!r} reads trunk {trunk.tap!r}: put that one before it.")
         reads[name] = _canonical(trunk.tap, shapes, body)
         before = shapes[reads[name]]
         modules[name] = trunk.build(before.channels)
