@@ -82,8 +82,8 @@ class StandardizedLoss(nn.Module):
         targ: Tensor,  # (B, n_out), or (B,) where n_out is 1, in the user's unit
         **kwargs,  # to the inner loss
     ) -> Tensor:
-        targ = targ.float().view_as(pred)
-        return self.loss_func((pred - targ) / self.deviation, torch.zeros_like(targ), **kwargs)
+        off = (pred - targ.float().view_as(pred)) / self.deviation
+        return self.loss_func(off, torch.zeros_like(off), **kwargs)
 
 
 @dataclass(frozen=True, kw_only=True)

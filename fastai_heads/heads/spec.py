@@ -50,6 +50,7 @@ class HeadSpec:
     train_only: bool = False  # an auxiliary head: trains, is left out of what `predict` decodes and of exports
 
     kinds: ClassVar[frozenset[str]] = frozenset()  # the kinds of target that fit; empty: any
+    moves_with_image: ClassVar[bool] = False  # the target is a place: it changes when the image is turned or cut
 
     def __post_init__(self) -> None:
         "Refuse what no head can mean. Subclasses that check more call this first."

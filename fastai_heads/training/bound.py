@@ -125,6 +125,14 @@ class BoundHeads(Mapping[str, BoundHead]):
             raise unknown("head", name, self.names)
         return self._by_name[name]
 
+    def get(
+        self,
+        name: str,  # of a head
+        default: Any = None,  # what is given where there is none
+    ) -> BoundHead | Any:
+        "As of a dictionary; `Mapping`'s own takes a `KeyError` only."
+        return self._by_name.get(name, default)
+
     def __contains__(self, name: object) -> bool:
         return name in self._by_name
 

@@ -114,10 +114,10 @@ def takes_kind(
 
 def _accumulated_kinds(metric: AccumMetric) -> frozenset[str]:
     "What fastai's scikit-learn metrics do to the prediction tells what they are for."
+    if metric.activation == ActivationType.Sigmoid or metric.thresh is not None:
+        return frozenset({"multilabel"})  # first, as `RocAucMulti` has an unused `dim_argmax`
     if metric.activation in (ActivationType.Softmax, ActivationType.BinarySoftmax) or metric.dim_argmax is not None:
         return frozenset({"category"})
-    if metric.activation == ActivationType.Sigmoid or metric.thresh is not None:
-        return frozenset({"multilabel"})
     return _NUMBERS
 
 

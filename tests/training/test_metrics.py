@@ -1,0 +1,268 @@
+"""fastai's metrics, each on one head: as if that head were alone."""
+
+import math
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from fastai.learner import AvgMetric, Metric
+from fastai.metrics import (
+    ActivationType,
+    F1Score,
+    F1ScoreMulti,
+    MatthewsCorrCoef,
+    R2Score,
+    RocAuc,
+    RocAucMulti,
+    accuracy,
+    accuracy_multi,
+    error_rate,
+    foreground_acc,
+    mae,
+    mse,
+    rmse,
+    skm_to_fastai,
+    top_k_accuracy,
+)
+from sklearn.metrics import f1_score, log_loss, r2_score
+
+from fastai_heads.errors import HeadsError
+from fastai_heads.heads.box import BoxHead
+from fastai_heads.heads.classification import ClassificationHead
+from fastai_heads.heads.multilabel import MultiLabelHead
+from fastai_heads.heads.regression import RegressionHead
+from fastai_heads.training.metrics import HeadMetric, HeadValidLoss, head_metrics, metric_name, takes_kind
+
+
+def sharpness(pred, targ):
+    "A function of one's own."
+    return pred.softmax(1).amax(1).mean() + 0 * targ.float().mean()
+
+
+class Counted(Metric):
+    "A `Metric` of one's own: how many items it saw."
+
+    def reset(self):
+        self.seen = 0
+
+    def accumulate(self, learn):
+        self.seen += len(learn.y)
+
+    @property
+    def value(self):
+        return self.seen
+
+    name = "counted"
+
+
+class AsksTheLearner(Counted):
+    "Also reads what is the learner's own."
+
+    def accumulate(self, learn):
+        self.seen += learn.bonus
+
+
+class Run:
+    "Batches as a learner holds them after a step, and one prediction and target by themselves."
+
+    def __init__(self, batches, bonus=0):
+        self.batches, self.bonus = batches, bonus
+
+    def on(self, metric):
+        metric.reset()
+        for pred, yb in self.batches:
+            self.pred, self.yb, self.y = pred, yb, yb[0]
+            metric.accumulate(self)
+        return metric.value
+
+    def to_detach(self, x):
+        return x.detach().cpu()
+
+
+def run_of(batches, place, index, keep=None):
+    "The same batches with one prediction and one target, of all items or of some."
+    found = []
+    for preds, targs in batches:
+        pick = slice(None) if keep is None else keep(targs[index])
+        if len(targs[index][pick]):
+            found.append((preds[place][pick], (targs[index][pick],)))
+    return Run(found)
+
+
+@pytest.fixture
+def batches():
+    "Three batches of unlike size for `three`."
+    made = []
+    for n in (8, 8, 5):
+        preds = torch.randn(n, 3), torch.randn(n, 3), 10 + torch.randn(n, 2)
+        targs = 10 + torch.randn(n, 2), torch.arange(n) % 3, (torch.arange(3 * n) % 2).view(n, 3).float()
+        made.append((preds, targs))
+    return made
+
+
+PLACES = {"breed": 0, "tags": 1, "age": 2}
+METRICS = {
+    "breed": [
+        accuracy,
+        error_rate,
+        partial(top_k_accuracy, k=2),
+        sharpness,
+        F1Score(average="macro"),
+        MatthewsCorrCoef(),
+        RocAuc(),
+        skm_to_fastai(log_loss, flatten=False, activation=ActivationType.Softmax),
+        AvgMetric(accuracy),
+        Counted,
+        Counted(),
+    ],
+    "tags": [accuracy_multi, partial(accuracy_multi, thresh=0.2), F1ScoreMulti(average="macro"), RocAucMulti()],
+    "age": [mae, mse, rmse, R2Score(), Counted],
+}
+CASES = [(name, metric) for name, metrics in METRICS.items() for metric in metrics]
+ids = [f"{name}-{i}-{metric_name(metric)}" for i, (name, metric) in enumerate(CASES)]
+
+
+@pytest.mark.parametrize(("name", "metric"), CASES, ids=ids)
+def test_is_what_the_head_alone_would_get(three, batches, name, metric):
+    head = three()[name]
+    mine = HeadMetric(head, PLACES[name], metric)
+    found = Run(batches).on(mine)
+    alone = metric() if isinstance(metric, type) else metric if isinstance(metric, Metric) else AvgMetric(metric)
+    assert float(found) == float(run_of(batches, PLACES[name], head.target.index).on(alone))
+    assert mine.name == f"{name}_{metric_name(metric)}"
+    assert float(Run(batches).on(mine)) == float(found), "counted anew after a reset"
+
+
+@pytest.mark.parametrize(("name", "metric"), CASES, ids=ids)
+def test_only_labelled_items_are_counted(three, batches, name, metric):
+    head = three(partial=True)[name]
+    gaps = []
+    for i, (preds, targs) in enumerate(batches):
+        targ = targs[head.target.index].clone()
+        targ[slice(None) if i == 1 else [0, 3]] = -100 if name == "breed" else math.nan
+        gaps.append((preds, tuple(targ if j == head.target.index else t for j, t in enumerate(targs))))
+    mine = HeadMetric(head, PLACES[name], metric)
+    alone = metric() if isinstance(metric, type) else metric if isinstance(metric, Metric) else AvgMetric(metric)
+    wanted = run_of(gaps, PLACES[name], head.target.index, keep=head.labelled).on(alone)
+    found = Run(gaps).on(mine)
+    assert float(found) == float(wanted) and math.isfinite(found)
+
+
+def test_without_any_label_there_is_no_value(three, batches):
+    head = three(partial=True)["breed"]
+    none = [(preds, (targs[0], torch.full_like(targs[1], -100), targs[2])) for preds, targs in batches]
+    for metric in (accuracy, F1Score(average="macro")):
+        assert Run(none).on(HeadMetric(head, 0, metric)) is None
+
+
+def test_heads_do_not_share_the_state_of_one_metric(three, batches):
+    heads, shared = three(), Counted()
+    first, second = HeadMetric(heads.breed, 0, shared), HeadMetric(heads.age, 2, shared)
+    for metric in (first, second):
+        metric.reset()
+    run = Run(batches)
+    run.pred, run.yb = batches[0]
+    first.accumulate(run)
+    assert (first.value, second.value) == (8, 0) and not hasattr(shared, "seen")
+
+
+def test_a_metric_reaches_the_rest_of_the_learner(three, batches):
+    assert Run(batches, bonus=5).on(HeadMetric(three().breed, 0, AsksTheLearner)) == 15
+
+
+def test_one_head_takes_a_bare_prediction(three, bind, batches):
+    breed = three().breed
+    head = bind({"breed": (breed.spec, breed.target)}).breed
+    bare = Run([(preds[0], targs) for preds, targs in batches])
+    assert bare.on(HeadMetric(head, 0, accuracy)) == Run(batches).on(HeadMetric(breed, 0, accuracy))
+
+
+def test_the_validation_loss_is_over_labelled_items(three, batches):
+    head, run = three(partial=True).breed, Run(batches)
+    batches[0][1][1][:6] = -100
+    batches[1][1][1][:] = -100
+    metric = HeadValidLoss(head, 0)
+    assert metric.name == "breed_loss"
+    metric.reset()
+    for preds, targs in batches:
+        run.yb, run.head_losses = targs, (head.train_loss(preds[0], targs[1]),)
+        metric.accumulate(run)
+    pred, targ = (torch.cat(parts) for parts in zip(*((preds[0], targs[1]) for preds, targs in batches)))
+    torch.testing.assert_close(metric.value, torch.nn.functional.cross_entropy(pred, targ))
+    metric.reset()
+    assert metric.value is None
+
+
+def test_which_metrics_a_head_has(three):
+    def names(**fields):
+        return [m.name for m in head_metrics(three(breed=fields).breed, 0)]
+
+    assert names() == ["breed_accuracy"]
+    assert names(metrics=[]) == []
+    assert names(metrics=error_rate) == ["breed_error_rate"]
+    assert names(metrics=F1Score()) == ["breed_f1_score"]
+    assert names(metrics=[error_rate, Counted, Counted()]) == ["breed_error_rate", "breed_counted", "breed_counted"]
+    assert names(train_only=True) == [] and names(train_only=True, metrics=accuracy) == ["breed_accuracy"]
+
+
+KINDS = ("category", "multilabel", "regression", "point", "box", "mask")
+
+
+@pytest.mark.parametrize(
+    ("metric", "kinds"),
+    [
+        (accuracy, {"category"}),
+        (partial(top_k_accuracy, k=2), {"category"}),
+        (AvgMetric(error_rate), {"category"}),
+        (F1Score(), {"category"}),
+        (RocAuc(), {"category"}),
+        (accuracy_multi, {"multilabel"}),
+        (partial(accuracy_multi, thresh=0.1), {"multilabel"}),
+        (F1ScoreMulti(), {"multilabel"}),
+        (RocAucMulti(), {"multilabel"}),
+        (mae, {"regression", "point", "box"}),
+        (rmse, {"regression", "point", "box"}),
+        (R2Score(), {"regression", "point", "box"}),
+        (foreground_acc, {"mask"}),
+        (sharpness, set(KINDS)),
+        (Counted, set(KINDS)),
+    ],
+    ids=lambda v: metric_name(v) if callable(v) or isinstance(v, Metric) else "",
+)
+def test_which_kind_a_metric_says_something_of(metric, kinds):
+    assert {kind for kind in KINDS if takes_kind(metric, kind)} == kinds
+
+
+def test_in_a_learner_the_table_equals_scikit_learn_and_predictions(learner):
+    heads = {
+        "digit": ClassificationHead(metrics=[accuracy, F1Score(average="macro")]),
+        "tags": MultiLabelHead(threshold=0.4),
+        "ink": RegressionHead(metrics=[mae, R2Score()]),
+        "box": BoxHead(metrics=[]),
+    }
+    learn = learner(("digit", "tags", "ink", "box"), heads)
+    with learn.no_logging():
+        learn.fit(1, 1e-3)
+        preds, targs = learn.get_preds()
+    table = dict(zip(learn.recorder.metric_names[1:], learn.recorder.values[-1]))
+    guess, truth = preds.digit.argmax(1), targs.digit
+    wanted = {
+        "digit_accuracy": (guess == truth).float().mean().item(),
+        "digit_f1_score": f1_score(truth, guess, average="macro"),
+        "tags_accuracy_multi": ((preds.tags > 0.4) == targs.tags.bool()).float().mean().item(),
+        "ink_mae": (preds.ink[:, 0] - targs.ink).abs().mean().item(),
+        "ink_r2_score": r2_score(targs.ink.numpy(), preds.ink[:, 0].numpy()),
+    }
+    found = {name: value for name, value in table.items() if "loss" not in name}
+    assert found.keys() == wanted.keys()
+    np.testing.assert_allclose(list(found.values()), list(wanted.values()), rtol=1e-4, atol=1e-6)
+
+
+def test_one_metric_for_all_heads_that_can_take_it(learner):
+    shared = F1Score(average="macro")
+    heads = {"rough": ClassificationHead(target="digit", train_only=True), "ink": RegressionHead(metrics=[])}
+    learn = learner(("digit", "tags", "ink", "box"), heads, metrics=[shared, mae])
+    assert [m.name for m in learn.metrics] == ["digit_f1_score", "tags_accuracy_multi", "box_mae"]
+    with pytest.raises(HeadsError, match=r"`metrics`: no head takes accuracy_multi. Heads: digit \(category\)"):
+        learner(("digit",), metrics=accuracy_multi)
