@@ -96,11 +96,14 @@ def _check_kwargs(kwargs: Mapping[str, Any]) -> None:
 
 def _check_trunks(trunks: Mapping[str, Trunk], specs: Mapping[str, tuple[HeadSpec, Target]]) -> dict[str, Trunk]:
     "Refuse what is no trunk, and a trunk that nothing reads."
-    read = {tap for spec, _ in specs.values() for tap in spec.taps} | {t.tap for t in trunks.values()}
+    if not isinstance(trunks, Mapping):
+        raise HeadsError(f"`trunk` is a dict of name to `Trunk(module, tap=…)`, found {type(trunks).__name__}.")
     for name, trunk in trunks.items():
         check_name(name, "trunk")
         if not isinstance(trunk, Trunk):
             raise HeadsError(f"`trunk[{name!r}]` is a `Trunk(module, tap=…)`, found {type(trunk).__name__}.")
+    read = {tap for spec, _ in specs.values() for tap in spec.taps} | {t.tap for t in trunks.values()}
+    for name in trunks:
         if name not in read:
             raise HeadsError(f"`trunk[{name!r}]` is read by no head: pass `tap={name!r}` to the heads that share it.")
     return dict(trunks)

@@ -6,20 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from fastai.data.core import DataLoaders
-from fastai.learner import Learner, Recorder
+from fastai.learner import Recorder
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import get_model, to_device
-from fastcore.basics import tuplify
-from fastcore.xtras import ContextManagers, join_path_file
-from matplotlib.figure import Figure
+from fastcore.xtras import join_path_file
 from torch import nn
 
-from fastai_heads.data.decode import decode_targets
 from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError
-from fastai_heads.head_tuple import HeadTuple
 from fastai_heads.heads.spec import HeadSpec
 from fastai_heads.learner.guards import check_batches, check_same_targets, sample_inputs
+from fastai_heads.learner.predictions import HeadPredictions
 from fastai_heads.learner.vision_weights import check_state_fits, load_vision_weights
 from fastai_heads.model import body_and_heads, in_eval
 from fastai_heads.training.bound import BoundHead, BoundHeads
@@ -27,13 +24,12 @@ from fastai_heads.training.loss import CombinedLoss
 from fastai_heads.training.metrics import head_metrics
 from fastai_heads.training.optimizer import HeadsOptimizer, multiplied
 from fastai_heads.training.recorder import HeadsRecorder
-from fastai_heads.view.show import show_samples
 from fastai_heads.view.summary import Summary, summarize
 
 __all__ = ["MultiHeadLearner"]
 
 
-class MultiHeadLearner(Learner):
+class MultiHeadLearner(HeadPredictions):
     """fastai's `Learner` over `nn.Sequential(body, heads)`: every head trained, measured, predicted and shown.
 
     Made by `multihead_learner`. `learn.heads` holds the heads, by name and by attribute."""
@@ -106,73 +102,6 @@ class MultiHeadLearner(Learner):
         if self.training and len(self.yb):
             self._do_grad_opt()
 
-    # predictions
-
-    def validation_context(self, *args, **kwargs) -> ContextManagers:
-        "fastai's, which forgets what the recorder holds of the last fit; here it is kept."
-        recorders = self._grab_cbs(HeadsRecorder)
-        return ContextManagers([r.kept() for r in recorders] + [super().validation_context(*args, **kwargs)])
-
-    def get_preds(
-        self,
-        *args,  # fastai's
-        with_input: bool = False,  # inputs first
-        with_decoded: bool = False,  # decoded predictions after the targets, of the deciding heads
-        act: Callable | None = None,  # an activation for every head; None: each head's own
-        **kwargs,  # fastai's
-    ) -> tuple:  # ([inputs], predictions, targets, [decoded], [losses]), a `HeadTuple` each
-        "fastai's `get_preds`, the answers named: predictions in head order, targets in target order."
-        each = None if act is None else lambda preds: tuple(act(p) for p in tuplify(preds))
-        res = list(super().get_preds(*args, with_input=with_input, with_decoded=with_decoded, act=each, **kwargs))
-        place = int(with_input)
-        res[place] = _named(res[place], self.heads.names)
-        res[place + 1] = _named(res[place + 1], [t.name for t in self.data_targets])
-        if with_decoded:
-            res[place + 2] = _named(res[place + 2], [h.name for h in self.heads.deciding])
-        return tuple(res)
-
-    def predict(
-        self,
-        item: Any,  # one item, as `get_items` of the data gives it: a path, an array, a row
-        rm_type_tfms: int | None = None,  # fastai's: how many of the first transforms the item has been through
-        with_input: bool = False,  # the decoded input first
-    ) -> tuple:  # ([input], decoded, decoded as tensors, activated), a `HeadTuple` each
-        "One item through every head. Auxiliary heads are in the last element only."
-        dl = self.dls.test_dl([item], rm_type_tfms=rm_type_tfms, num_workers=0)
-        inputs, preds, _, decoded = self.get_preds(dl=dl, with_input=True, with_decoded=True)
-        *inp, values = self._decoded(tuplify(inputs), decoded, max_n=1)[0]
-        answer = (
-            values,
-            HeadTuple((d[0] for d in decoded), decoded.names),
-            HeadTuple((p[0] for p in preds), preds.names),
-        )
-        return (*inp, *answer) if with_input else answer
-
-    def show_results(
-        self,
-        ds_idx: int = 1,  # 0: training set, 1: validation set
-        dl: Any = None,  # a `DataLoader` instead
-        max_n: int = 9,  # how many images
-        shuffle: bool = True,  # drawn at random, or from the start
-        **kwargs,  # to the drawing: `ncols`, `imsize`
-    ) -> Figure:
-        "Images with every head's target and prediction: shapes drawn in, texts beside, green if right, red if wrong."
-        dl = self.dls[ds_idx].new(shuffle=shuffle) if dl is None else dl
-        batch = dl.one_batch()
-        inputs = tuple(batch[: self.dls.n_inp])
-        decoded = self.get_preds(dl=[batch], with_decoded=True)[2]
-        names = [t.name for t in self.data_targets]
-        targets = [HeadTuple(sample[len(inputs) :], names) for sample in dl.decode_batch(batch, max_n=max_n)]
-        samples = self._decoded(inputs, decoded, max_n)
-        shown = {h.name: h.target.name for h in self.heads.deciding}
-        return show_samples([s[0] for s in samples], targets, [s[-1] for s in samples], shown, **kwargs)
-
-    def _decoded(self, inputs: tuple, decoded: HeadTuple, max_n: int) -> list[tuple]:
-        "Per item its decoded inputs, then a `HeadTuple` of decoded values."
-        places = [h.target.index for h in self.heads.deciding]
-        items = decode_targets(self.dls.valid, inputs, decoded, places, max_n)
-        return [(*item[: len(inputs)], HeadTuple(item[len(inputs) :], decoded.names)) for item in items]
-
     # looking and loading
 
     def summary(self) -> Summary:
@@ -206,8 +135,3 @@ class MultiHeadLearner(Learner):
     def _weights_file(self, file: str | Path) -> Path:
         "fastai's place for a name; a path, with its suffix or without, stays what it is."
         return join_path_file(str(file).removesuffix(".pth"), self.path / self.model_dir, ext=".pth")
-
-
-def _named(values: Any, names: Sequence[str]) -> HeadTuple | None:
-    "fastai's answer, which is None where there is nothing and bare where there is one, by name."
-    return None if values is None else HeadTuple(tuplify(values), names)

@@ -1,0 +1,112 @@
+"""Predictions, targets and losses of every head, gathered over batches."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from fastai.callback.core import GatherPredsCallback
+from fastai.torch_core import nested_reorder, to_concat
+from fastcore.basics import detuplify
+from torch import Tensor
+
+from fastai_heads.errors import HeadsError
+from fastai_heads.head_tuple import HeadTuple
+from fastai_heads.training.bound import BoundHeads
+from fastai_heads.training.loss import CombinedLoss
+
+__all__ = ["ConstantOrder", "GatherHeads"]
+
+
+class ConstantOrder:
+    "A data loader's `get_idxs` that gives the same order again."
+
+    def __init__(self, idxs: Sequence[int]):
+        self.idxs = idxs
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Sequence[int]:
+        return self.idxs
+
+
+class GatherHeads(GatherPredsCallback):
+    """fastai's callback, for predictions and targets that are tuples: none is dropped, none unwrapped, the losses of
+    the heads are gathered beside the total, `save_targs` saves the targets of every head."""
+
+    name = "gather_preds"  # other callbacks of fastai look for it by this name
+
+    def after_batch(self) -> None:
+        "Keep or save what the batch gave."
+        if not hasattr(self, "pred"):
+            return
+        preds, targs = self.learn.to_detach(tuple(self.pred)), self.learn.to_detach(tuple(self.yb))
+        if self.with_preds:
+            self.preds.append(preds)
+        if self.with_targs:
+            self.targets.append(targs)
+        for values, folder in ((preds, self.save_preds), (targs, self.save_targs)):
+            if folder is not None:
+                torch.save(values, folder / str(self.iter), pickle_protocol=self.pickle_protocol)
+        if self.with_loss:
+            if not len(self.yb):
+                raise HeadsError("`with_loss=True` needs labels: `test_dl(items, with_labels=True)` reads them.")
+            losses = [self.learn.loss, *self.learn.head_losses]
+            self.losses.append(self.learn.to_detach(torch.stack(losses, 1)))
+
+    def after_validate(self) -> None:
+        "Join the batches."
+        if not hasattr(self, "preds"):
+            return
+        if self.with_input:
+            self.inputs = detuplify(to_concat(self.inputs, dim=self.concat_dim)) if self.inputs else None
+        if self.with_preds:
+            self.preds = to_concat(self.preds, dim=self.concat_dim)
+        if self.with_targs:
+            self.targets = to_concat(self.targets, dim=self.concat_dim)
+        if self.with_loss:
+            self.losses = to_concat(self.losses)
+
+    def answer(
+        self,
+        loss_func: CombinedLoss,  # the learner's
+        target_names: Sequence[str],  # of every target of the data, in order
+        act: Callable | None,  # instead of each head's own activation
+        with_decoded: bool,  # decoded predictions, too
+        order: Tensor | None,  # places that bring the items into the dataset's order
+    ) -> tuple:  # ([inputs], predictions, targets, [decoded], [losses])
+        "What fastai's `get_preds` answers, by name."
+        heads = loss_func.heads
+        res: list = [self.inputs] if self.with_input else []
+        preds = tuple(self.preds or _nothing(heads)) if self.with_preds else None
+        if preds is not None:
+            preds = loss_func.activation(preds) if act is None else tuple(act(p) for p in preds)
+        res += [preds, tuple(self.targets) if self.with_targs and len(self.targets) else None]
+        if with_decoded and preds is not None:
+            res.append(loss_func.decodes(preds))
+        if self.with_loss:
+            res.append(self.losses)
+        if order is not None and len(order):
+            res = nested_reorder(res, order)
+        return tuple(self._named(res, heads, target_names, with_decoded))
+
+    def _named(self, res: list, heads: BoundHeads, target_names: Sequence[str], with_decoded: bool) -> list:
+        place = int(self.with_input)
+        names = [heads.names, target_names] + [[h.name for h in heads.deciding]] * (with_decoded and self.with_preds)
+        for i, own in enumerate(names, place):
+            res[i] = None if res[i] is None else HeadTuple(res[i], own)
+        if self.with_loss:
+            res[-1] = _losses(res[-1], heads)
+        return res
+
+
+def _nothing(heads: BoundHeads) -> list[Tensor]:
+    "Predictions of an empty test set."
+    return [torch.empty(0, head.spec.n_out) for head in heads.values()]
+
+
+def _losses(losses: Tensor, heads: BoundHeads) -> Tensor:
+    "The total per item, with `.heads` and, where that is no name of a tensor's own, `.digit` for each head."
+    total = losses[:, 0].clone()
+    total.heads = HeadTuple(losses[:, 1:].unbind(1), heads.names)
+    for name, loss in total.heads.pairs():
+        if name not in dir(Tensor):
+            setattr(total, name, loss)
+    return total

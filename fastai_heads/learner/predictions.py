@@ -1,0 +1,173 @@
+"""What a learner with several heads predicts: for a data loader, for one item, under augmentation, as pictures."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from fastai.callback.core import event
+from fastai.data.core import TfmdDL
+from fastai.data.load import DataLoader
+from fastai.learner import Learner
+from fastcore.basics import tuplify
+from fastcore.foundation import L
+from fastcore.xtras import ContextManagers
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from fastai_heads.data.decode import decode_targets
+from fastai_heads.errors import HeadsError, unknown
+from fastai_heads.head_tuple import HeadTuple
+from fastai_heads.learner.gather import ConstantOrder, GatherHeads
+from fastai_heads.training.recorder import HeadsRecorder
+from fastai_heads.view.show import show_samples
+
+__all__ = ["HeadPredictions"]
+
+
+class HeadPredictions(Learner):
+    "The part of `MultiHeadLearner` that predicts. Answers are `HeadTuple`s: heads in their order, targets in theirs."
+
+    def validation_context(self, *args, **kwargs) -> ContextManagers:
+        "fastai's, which forgets what the recorder holds of the last fit; here it is kept."
+        recorders = self._grab_cbs(HeadsRecorder)
+        return ContextManagers([r.kept() for r in recorders] + [super().validation_context(*args, **kwargs)])
+
+    def test_dl(
+        self,
+        items: Any,  # as `get_items` of the data gives them: paths, a DataFrame, …
+        rm_type_tfms: int | None = None,  # fastai's: how many of the first transforms the items have been through
+        with_labels: bool = False,  # read the targets, too
+        **kwargs,  # fastai's: `bs`, `num_workers`, …
+    ) -> TfmdDL:
+        "fastai's `dls.test_dl`, with the right `n_inp` also where there are labels; no items give no batch."
+        if not len(items):
+            return self.dls.valid.new(self.dls.valid_ds.new_empty(), **kwargs)
+        dl = self.dls.test_dl(items, rm_type_tfms=rm_type_tfms, with_labels=with_labels, **kwargs)
+        dl.dataset.n_inp = self.dls.n_inp
+        return dl
+
+    def get_preds(
+        self,
+        ds_idx: int = 1,  # 0: training set, 1: validation set
+        dl: Any = None,  # a data loader or a list of batches instead
+        with_input: bool = False,  # inputs first
+        with_decoded: bool = False,  # decoded predictions after the targets, of the deciding heads
+        with_loss: bool = False,  # at the end the total loss per item, with `.heads` and one attribute per head
+        act: Callable | None = None,  # an activation for every head; None: each head's own
+        inner: bool = False,  # inside a fit: no events of its own
+        reorder: bool = True,  # into the dataset's order
+        cbs: Any = None,  # callbacks for this time only
+        **kwargs,  # fastai's: `save_preds`, `save_targs`, `with_preds`, `with_targs`, `concat_dim`, …
+    ) -> tuple:  # ([inputs], predictions, targets, [decoded], [losses])
+        "Predictions, activated, and targets; targets are None where the data has no labels."
+        dl, order = self._in_order(self.dls[ds_idx].new(shuffle=False) if dl is None else dl, reorder)
+        gather = GatherHeads(with_input=with_input, with_loss=with_loss, **kwargs)
+        contexts = [self.validation_context(cbs=[*L(cbs), gather], inner=inner)]
+        with ContextManagers(contexts + [self.loss_not_reduced()] * with_loss):
+            self._do_epoch_validate(dl=dl)
+            return gather.answer(self.loss_func, [t.name for t in self.data_targets], act, with_decoded, order)
+
+    @staticmethod
+    def _in_order(dl: Any, reorder: bool) -> tuple[Any, Tensor | None]:
+        "A data loader that drops nothing, and what brings its items back into the dataset's order."
+        if isinstance(dl, DataLoader) and dl.drop_last:
+            dl = dl.new(shuffle=False, drop_last=False)
+        if not (reorder and hasattr(dl, "get_idxs")):
+            return dl, None
+        idxs = list(dl.get_idxs())
+        return dl.new(get_idxs=ConstantOrder(idxs)), torch.tensor(idxs, dtype=torch.long).argsort()
+
+    def predict(
+        self,
+        item: Any,  # one item, as `get_items` of the data gives it: a path, an array, a row
+        rm_type_tfms: int | None = None,  # fastai's: how many of the first transforms the item has been through
+        with_input: bool = False,  # the decoded input first
+    ) -> tuple:  # ([input], decoded, decoded as tensors, activated), a `HeadTuple` each
+        "One item through every head. Auxiliary heads are in the last element only."
+        dl = self.dls.test_dl([item], rm_type_tfms=rm_type_tfms, num_workers=0)
+        inputs, preds, _, decoded = self.get_preds(dl=dl, with_input=True, with_decoded=True)
+        *inp, values = self._decoded(tuplify(inputs), decoded, max_n=1)[0]
+        tensors = HeadTuple((d[0] for d in decoded), decoded.names), HeadTuple((p[0] for p in preds), preds.names)
+        return (*inp, values, *tensors) if with_input else (values, *tensors)
+
+    def tta(
+        self,
+        ds_idx: int = 1,  # 0: training set, 1: validation set
+        dl: Any = None,  # a data loader instead
+        n: int = 4,  # how many augmented passes
+        item_tfms: Any = None,  # instead of the data's own
+        batch_tfms: Any = None,  # instead of the data's own
+        beta: float | None = 0.25,  # share of the plain pass; None: (augmented, plain) as they are
+        use_max: bool = False,  # the largest instead of the mean
+        heads: Sequence[str] | None = None,  # those to average, the others come from the plain pass; None: all
+    ) -> tuple:  # (predictions, targets)
+        """fastai's test-time augmentation, head by head. Raises `HeadsError` naming the heads whose target moves with
+        the image (points, boxes, masks): averages would be of different places. `heads=` leaves them out."""
+        averaged = self._averaged(heads)
+        dl = self.dls[ds_idx].new(shuffle=False, drop_last=False) if dl is None else dl
+        if item_tfms is not None or batch_tfms is not None:
+            dl = dl.new(after_item=item_tfms, after_batch=batch_tfms)
+        passes = []
+        try:
+            self(["before_fit", "before_epoch"])
+            with dl.dataset.set_split_idx(0), self.no_mbar():
+                for self.epoch in range(n):
+                    passes.append(self.get_preds(dl=dl, inner=True)[0])
+            with dl.dataset.set_split_idx(1):
+                plain, targs = self.get_preds(dl=dl, inner=True)
+        finally:
+            self(event.after_fit)
+        augmented = HeadTuple((_merged([p[name] for p in passes], use_max) for name in plain.names), plain.names)
+        if beta is None and not use_max:
+            return (augmented, plain), targs
+        both = (
+            (torch.max(p, a) if use_max else torch.lerp(a, p, beta)) if name in averaged else p
+            for name, p, a in zip(plain.names, plain, augmented)
+        )
+        return HeadTuple(both, plain.names), targs
+
+    def _averaged(self, wanted: Sequence[str] | None) -> tuple[str, ...]:
+        "The heads that test-time augmentation averages."
+        for name in wanted or ():
+            if name not in self.heads:
+                raise unknown("head", name, self.heads.names)
+        still = [name for name, head in self.heads.items() if not head.spec.moves_with_image]
+        chosen = self.heads.names if wanted is None else tuple(wanted)
+        moving = [name for name in chosen if name not in still]
+        if moving:
+            raise HeadsError(
+                f"`tta`: the targets of {', '.join(moving)} move with the image, and predictions for differently "
+                f"augmented images cannot be averaged. Pass `heads={tuple(still)!r}`; the others are predicted plainly."
+            )
+        return chosen
+
+    def show_results(
+        self,
+        ds_idx: int = 1,  # 0: training set, 1: validation set
+        dl: Any = None,  # a `DataLoader` instead
+        max_n: int = 9,  # how many images
+        shuffle: bool = True,  # drawn at random, or from the start
+        **kwargs,  # to the drawing: `ncols`, `imsize`
+    ) -> Figure:
+        "Images with every head's target and prediction: shapes drawn in, texts beside, green if right, red if wrong."
+        dl = self.dls[ds_idx].new(shuffle=shuffle) if dl is None else dl
+        batch = dl.one_batch()
+        inputs = tuple(batch[: self.dls.n_inp])
+        decoded = self.get_preds(dl=[batch], with_decoded=True)[2]
+        names = [t.name for t in self.data_targets]
+        targets = [HeadTuple(sample[len(inputs) :], names) for sample in dl.decode_batch(batch, max_n=max_n)]
+        samples = self._decoded(inputs, decoded, max_n)
+        shown = {h.name: h.target.name for h in self.heads.deciding}
+        return show_samples([s[0] for s in samples], targets, [s[-1] for s in samples], shown, **kwargs)
+
+    def _decoded(self, inputs: tuple, decoded: HeadTuple, max_n: int) -> list[tuple]:
+        "Per item its decoded inputs, then a `HeadTuple` of decoded values."
+        places = [h.target.index for h in self.heads.deciding]
+        items = decode_targets(self.dls.valid, inputs, decoded, places, max_n)
+        return [(*item[: len(inputs)], HeadTuple(item[len(inputs) :], decoded.names)) for item in items]
+
+
+def _merged(preds: Sequence[Tensor], use_max: bool) -> Tensor:
+    "The mean or the largest of the augmented passes."
+    stacked = torch.stack(list(preds))
+    return stacked.max(0)[0] if use_max else stacked.mean(0)
