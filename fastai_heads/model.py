@@ -143,7 +143,7 @@ def _build_trunks(
         return modules, reads
     tensors = in_eval(body, *sample)
     for name, trunk in trunks.items():
-        if name in shapes:
+        if any(point.name == name for point in body.points):
             raise HeadsError(f"`trunk` {name!r} has the name of a tap of {body.arch}: call it something else.")
         if trunk.tap in trunks and trunk.tap not in shapes:
             raise HeadsError(f"`trunk` {name!r} reads trunk {trunk.tap!r}: put that one before it.")

@@ -83,7 +83,7 @@ def assert_same_training(stock, ours, way):
 MOMENTUM = partial(SGD, mom=0.9)
 
 
-@pytest.mark.parametrize(("way", "opt_func"), zip(WAYS, (MOMENTUM, Adam, MOMENTUM, Adam)), ids=WAYS)
+@pytest.mark.parametrize(("way", "opt_func"), list(zip(WAYS, (MOMENTUM, Adam, MOMENTUM, Adam))), ids=WAYS)
 def test_resnet18_trains_exactly_as_vision_learner(scenes, quiet, way, opt_func):
     assert_same_training(*twins(scenes, models.resnet18, quiet, opt_func=opt_func), way)
 
