@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from fastai_heads.archs.steps import Step, StepsCut
 
@@ -21,10 +21,11 @@ class Family:
     late: str = ""  # the step that opens the late parameter group; '' halves the depth
     fixed_size: Callable[[nn.Module], int] | None = None  # the only image side that it takes; None: any
     no_vector: str = ""  # why it has no `pre_logits`, where it has none
+    logits: Callable[[nn.Module, dict[str, Tensor]], Tensor] | None = None  # how its taps make them without that
     expands: str = ""  # attribute that, when true, says that its forward code makes three channels of one
 
     def cut(self, net: nn.Module) -> StepsCut:
         "How to follow this network."
         steps = self.steps(net) if callable(self.steps) else self.steps
         classifier = self.classifier(net) if callable(self.classifier) else self.classifier
-        return StepsCut(steps, classifier, self.late, self.no_vector)
+        return StepsCut(steps, classifier, self.late, self.no_vector, self.logits)

@@ -12,17 +12,8 @@ from fastai_heads.archs.records import TapPoint
 __all__ = ["measure_taps", "on_meta", "paused", "ran", "reached"]
 
 T = TypeVar("T")
-
-
-class _Call(nn.Module):
-    "A function of (net, x) as a module, so that `functional_call` can give it other tensors."
-
-    def __init__(self, net: nn.Module, fn: Callable[[nn.Module, Tensor], T]):
-        super().__init__()
-        self.net, self.fn = net, fn
-
-    def forward(self, x: Tensor) -> T:
-        return self.fn(self.net, x)
+CANNOT_ON_META = (RuntimeError, NotImplementedError, TypeError, ValueError)
+"What a network raises that needs the values of its tensors."
 
 
 def on_meta(
@@ -34,7 +25,7 @@ def on_meta(
     with torch.no_grad(), paused(net):
         try:
             return _call(net, shape, fn, "meta")
-        except (RuntimeError, NotImplementedError, TypeError):
+        except CANNOT_ON_META:
             return _call(net, shape, fn, next((p.device for p in net.parameters()), "cpu"))
 
 
@@ -50,7 +41,7 @@ def reached(
     with paused(net):
         try:
             return _call(net, shape, lambda n, x: _with_gradient(n, fn(n, x), params), "meta", params)
-        except (RuntimeError, NotImplementedError, TypeError):
+        except CANNOT_ON_META:
             device = next(p.device for p in net.parameters())
             return _call(net, shape, lambda n, x: _with_gradient(n, fn(n, x), params), device, params)
 
@@ -71,15 +62,32 @@ def _call(
     device: torch.device | str,
     wanted: Collection[str] = (),  # parameters that require a gradient
 ) -> T:
-    "Runs `fn` on stand-ins for the network's tensors: without values on the meta device, else the same memory."
-    call = _Call(net, fn)
-    tensors = {**dict(call.named_parameters()), **dict(call.named_buffers())}
-    stand_ins = {k: torch.empty_like(t, device=device) if device == "meta" else t.detach() for k, t in tensors.items()}
-    for name in wanted:
-        stand_ins[f"net.{name}"].requires_grad_()
-    dtype = next((t.dtype for t in tensors.values() if t.is_floating_point()), torch.float32)
-    x = torch.zeros(shape, device=device, dtype=dtype)
-    return torch.func.functional_call(call, stand_ins, (x,))
+    "Runs `fn` on stand-ins for the network's tensors: without values on the meta device, else on the same memory."
+    dtype = next((p.dtype for p in net.parameters()), torch.float32)
+    with stand_ins(net, device):
+        for name, p in net.named_parameters():
+            p.requires_grad_(name in wanted)
+        return fn(net, torch.zeros(shape, device=device, dtype=dtype))
+
+
+@contextmanager
+def stand_ins(net: nn.Module, device: torch.device | str) -> Iterator[None]:
+    "Other tensors in every parameter and buffer, each shared one replaced once; the network's own are back after."
+    memo: dict[int, Tensor] = {}
+    own: list[tuple[dict[str, Tensor | None], str, Tensor]] = []
+    for m in net.modules():
+        for tensors in (m._parameters, m._buffers):
+            own += [(tensors, name, t) for name, t in tensors.items() if t is not None]
+    try:
+        for tensors, name, t in own:
+            if id(t) not in memo:
+                other = torch.empty_like(t, device=device) if device == "meta" else t.detach()
+                memo[id(t)] = nn.Parameter(other, requires_grad=False) if isinstance(t, nn.Parameter) else other
+            tensors[name] = memo[id(t)]
+        yield
+    finally:
+        for tensors, name, t in own:
+            tensors[name] = t
 
 
 @contextmanager
@@ -91,7 +99,8 @@ def paused(net: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        net.train(training)  # modules that cache in evaluation mode clear that cache here
+        net.train()  # modules that cache in evaluation mode clear that cache here
+        net.train(training)
         for m, mode in modes.items():
             m.training = mode
 
@@ -104,7 +113,7 @@ def ran(net: nn.Module) -> Iterator[dict[str, None]]:
     def note(path: str) -> Callable[..., None]:
         return lambda *_: paths.setdefault(path)
 
-    handles = [m.register_forward_pre_hook(note(path)) for path, m in net.named_modules() if path]
+    handles = [m.register_forward_pre_hook(note(path)) for path, m in net.named_modules(remove_duplicate=False) if path]
     try:
         yield paths
     finally:
@@ -118,16 +127,26 @@ def measure_taps(
     shape: tuple[int, ...],  # of the input, batch included
     params: Mapping[str, int],  # numbers in the body that ends at a tap, where known
 ) -> tuple[TapPoint, ...]:
-    """Width and stride of every tap. A stride is the product of the whole steps from tap to tap: 299 pixels to
-    8 are 37.4, but 299 → 149 → 74 → 37 → 17 → 8 are five halvings."""
-    found, stride, side = [], 1.0, shape[-1]
+    "Width and stride of every tap."
+    found, stride, side = [], 1, shape[-1]
     for name, module in taps:
         s = shapes[name]
         if len(s) == 4:
-            stride, side = stride * _ratio(side, s[-1]), s[-1]
-        found.append(TapPoint(name, module, s[1], round(stride) if len(s) == 4 else None, params.get(name)))
+            stride, side = next_stride(stride, side, s[-1], shape[-1]), s[-1]
+        found.append(TapPoint(name, module, s[1], stride if len(s) == 4 else None, params.get(name)))
     return tuple(found)
 
 
-def _ratio(side: int, map_side: int) -> float:
-    return float(round(side / map_side)) if side >= map_side else 1 / round(map_side / side)
+def next_stride(
+    stride: int,  # of the map before
+    before: int,  # its side
+    side: int,  # of this map
+    image_side: int,
+) -> int:
+    """The stride of a map: the whole step from the map before, as 299 pixels to 8 are 37.4, but 299 → 149 → 74 → 37
+    → 17 → 8 are five halvings. Where the maps are not one after another (two branches), the step is near neither one
+    nor two, and the image's side counts."""
+    ratio = before / side if before >= side else side / before
+    if 1.2 < ratio < 1.6:
+        return round(image_side / side)
+    return stride * round(ratio) if before >= side else max(1, stride // round(ratio))

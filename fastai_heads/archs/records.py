@@ -1,5 +1,6 @@
 """What is known about a cut: the taps, the layers taken off, and how a network was found."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -48,6 +49,10 @@ class Cut(Protocol):
     "Paths of what reads `pre_logits`."
     no_vector: str
     "Why there is no `pre_logits`, where there is none."
+    logits: Callable[[nn.Module, dict[str, Tensor]], Tensor] | None
+    "How the classifiers make logits of the taps, where it is not one classifier, or the mean of two, on one vector."
+    unproved: str
+    "Why no tap gives the logits, where none does."
 
     def run(self, net: nn.Module, x: Tensor, taps: tuple[str, ...]) -> dict[str, Tensor]:
         "Every tap asked for, in one pass that ends at the furthest."

@@ -57,6 +57,9 @@ class StepsCut:
     late: str = ""  # the step that opens the late parameter group; '' halves the depth
     no_vector: str = ""  # why there is no `pre_logits`, where there is none
 
+    logits: Callable[[nn.Module, dict[str, Tensor]], Tensor] | None = None  # how the taps make them without that
+    unproved: str = ""  # why no tap gives the logits, where none does
+
     def taps(self, net: nn.Module) -> tuple[tuple[str, str], ...]:
         "(name, module) of every tap, from the image on."
         return tuple((tap, s.label) for s in self.steps for tap in s.taps)

@@ -6,7 +6,7 @@ from torch import nn
 
 from fastai_heads.archs.records import Removed, describe
 
-__all__ = ["blank", "get_path", "halves", "keep_only", "taken_off", "with_parents"]
+__all__ = ["blank", "drop_parameter", "get_path", "halves", "keep_only", "taken_off", "with_parents"]
 
 
 def get_path(
@@ -46,11 +46,13 @@ def _keep(module: nn.Module, prefix: str, paths: frozenset[str]) -> None:
 
 def blank(
     net: nn.Module,  # changed in place
-    used: Collection[str],  # paths of the modules that ran, and of parameters read in another way
+    used: Collection[str],  # paths of the modules that run, and of parameters read in another way
+    formerly: Collection[str] = (),  # paths of modules that ran in the whole network
 ) -> None:
-    """Puts an `nn.Identity` where a module did not run, so that code that names it still finds it. Inside a module
-    that did run only those with parameters go: the others cost nothing, and its code may ask them something."""
-    _blank(net, "", with_parents(used), frozenset(used))
+    """Puts an `nn.Identity` where a module with parameters does not run, or does not any more, so that code that names
+    it still finds it. Other modules without parameters stay: code may ask them for something."""
+    live = with_parents(used)
+    _blank(net, "", live, frozenset(formerly) - live)
 
 
 def with_parents(paths: Collection[str]) -> frozenset[str]:
@@ -58,16 +60,30 @@ def with_parents(paths: Collection[str]) -> frozenset[str]:
     return frozenset(path.rsplit(".", n)[0] for path in paths for n in range(path.count(".") + 1))
 
 
-def _blank(module: nn.Module, prefix: str, live: frozenset[str], used: frozenset[str]) -> None:
-    inside = prefix[:-1] in used
+def drop_parameter(net: nn.Module, path: str) -> None:
+    "Takes a bare parameter off; a module stays."
+    parent, _, name = path.rpartition(".")
+    owner = get_path(net, parent)
+    if isinstance(owner, nn.Module) and owner._parameters.get(name) is not None:
+        owner._parameters[name] = None
+
+
+def _blank(module: nn.Module, prefix: str, live: frozenset[str], idle: frozenset[str]) -> None:
     for name, child in module._modules.items():
-        if child is None:
-            continue
         path = f"{prefix}{name}"
+        if child is None or isinstance(child, nn.Identity):
+            continue
         if path in live:
-            _blank(child, f"{path}.", live, used)
-        elif not isinstance(child, nn.Identity) and (not inside or any(True for _ in child.parameters())):
-            module._modules[name] = nn.Identity()
+            _blank(child, f"{path}.", live, idle)
+        elif path in idle or any(True for _ in child.parameters()):
+            module._modules[name] = _nothing(child)
+
+
+def _nothing(module: nn.Module) -> nn.Module:
+    "What stands where a module stood: an empty container for one, so that it can still be counted and sliced."
+    if isinstance(module, nn.ModuleList):
+        return nn.ModuleList()
+    return nn.Sequential() if isinstance(module, nn.Sequential) else nn.Identity()
 
 
 def taken_off(

@@ -1,6 +1,7 @@
 """Cutting timm's networks through timm's own interface."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import timm
@@ -9,11 +10,14 @@ from torch import Tensor, nn
 
 from fastai_heads.archs.probe import measure_taps, on_meta, ran, reached
 from fastai_heads.archs.records import FEATURES, INPUT, PRE_LOGITS, Measured, Network
-from fastai_heads.archs.surgery import blank, halves, keep_only, with_parents
+from fastai_heads.archs.surgery import blank, drop_parameter, get_path, halves, keep_only, with_parents
+from fastai_heads.archs.timm_rows import ENCODERS, SIDEWAYS, TIMM_ROWS
 from fastai_heads.errors import HeadsError, did_you_mean
 
 __all__ = ["TimmCut", "build_timm", "is_timm", "timm_network"]
 
+NORMS = (nn.LayerNorm, nn.BatchNorm2d, nn.BatchNorm1d)
+"Layers that give back the shape that they get."
 NO_HEAD = "it is an encoder without a classifier"
 
 
@@ -23,12 +27,15 @@ class TimmCut:
 
     levels: tuple[str, ...]  # tap of each of timm's intermediates, by index
     classifier: tuple[str, ...]  # paths of what reads `pre_logits`
+    tail: tuple[str, ...] = ()  # modules between timm's `pre_logits` and the classifier
     no_vector: str = ""  # why it has no `pre_logits`, where it has none
+    logits: Callable[[nn.Module, dict[str, Tensor]], Tensor] | None = None  # how the taps make them, where not simply
+    unproved: str = ""  # why no tap gives the logits, where none does
 
     def taps(self, net: nn.Module) -> tuple[tuple[str, str], ...]:
         "(name, module) of every tap, from the image on."
         head = ((PRE_LOGITS, "forward_head"),) if not self.no_vector else ()
-        return (*((n, n) for n in self.levels), (FEATURES, "forward_features"), *head)
+        return (*((n, n.partition("#")[0]) for n in self.levels), (FEATURES, "forward_features"), *head)
 
     def run(self, net: nn.Module, x: Tensor, taps: tuple[str, ...]) -> dict[str, Tensor]:
         "Every tap asked for, in one pass."
@@ -39,15 +46,22 @@ class TimmCut:
             maps = net.forward_intermediates(x, inner, stop_early=True, intermediates_only=True, output_fmt="NCHW")
             return {self.levels[i]: m for i, m in zip(inner, maps)}
         if taps == (PRE_LOGITS,):
-            return {PRE_LOGITS: net.forward_head(net.forward_features(x), pre_logits=True)}
+            return {PRE_LOGITS: self._vector(net, net.forward_features(x))}
         indices = sorted({*inner, len(self.levels) - 1})
         out, maps = net.forward_intermediates(x, indices, output_fmt="NCHW")
         found = {self.levels[i]: m for i, m in zip(indices, maps) if i in inner}
         if FEATURES in taps:
             found[FEATURES] = as_map(out, maps[-1])
         if PRE_LOGITS in taps:
-            found[PRE_LOGITS] = net.forward_head(out, pre_logits=True)
+            found[PRE_LOGITS] = self._vector(net, out)
         return found
+
+    def _vector(self, net: nn.Module, out: Tensor | list[Tensor]) -> Tensor:
+        "What the classifier reads, after the batch norm that timm counts to its classifier."
+        x = net.forward_head(out, pre_logits=True)
+        for path in self.tail:
+            x = net.get_submodule(path)(x)
+        return x
 
     def measure(self, net: nn.Module, shape: tuple[int, ...]) -> Measured:
         "Channels and strides of all taps; which modules a map needs and which only the vector needs."
@@ -59,7 +73,7 @@ class TimmCut:
             shapes[FEATURES] = as_map(out, maps[-1]).shape
             with ran(n) as then:
                 if not self.no_vector:
-                    shapes[PRE_LOGITS] = n.forward_head(out, pre_logits=True).shape
+                    shapes[PRE_LOGITS] = self._vector(n, out).shape
             return shapes, tuple(first), frozenset(then)
 
         shapes, order, then = on_meta(net, shape, follow)
@@ -91,11 +105,29 @@ class TimmCut:
         if PRE_LOGITS in taps:
             blank(net, measured.map_modules | measured.head_modules)
         elif FEATURES in taps:
-            blank(net, measured.map_modules)
+            blank(net, measured.map_modules, measured.head_modules)
         else:
-            self._prune_inner(net, taps, shape)
+            self._prune_inner(net, taps, measured, shape)
+        for path in self.classifier:
+            drop_parameter(net, path)
+        if type(net) in SIDEWAYS:
+            self._settle(net, taps, shape)
 
-    def _prune_inner(self, net: nn.Module, taps: tuple[str, ...], shape: tuple[int, ...]) -> None:
+    def _settle(self, net: nn.Module, taps: tuple[str, ...], shape: tuple[int, ...]) -> None:
+        "Where the arch computes more than the taps need: norms without effect go, the rest is frozen."
+        every = [k for k, _ in net.named_parameters()]
+        live = reached(net, shape, lambda n, x: list(self.run(n, x, taps).values()), every)
+        idle_owners = {k.rpartition(".")[0] for k in every if k not in live}
+        for path in idle_owners:
+            owner = get_path(net, path)
+            if isinstance(owner, NORMS):
+                parent, _, name = path.rpartition(".")
+                get_path(net, parent)._modules[name] = nn.Identity()
+        for k, p in net.named_parameters():
+            if k not in live:
+                p.requires_grad_(False)
+
+    def _prune_inner(self, net: nn.Module, taps: tuple[str, ...], measured: Measured, shape: tuple[int, ...]) -> None:
         indices = [i for i, name in enumerate(self.levels) if name in taps]
         if not indices:
             keep_only(net, ())
@@ -108,7 +140,8 @@ class TimmCut:
             return frozenset(paths)
 
         used = on_meta(net, shape, follow)
-        blank(net, used | self._read(net, shape, used, taps))
+        used |= self._read(net, shape, used, taps)
+        blank(net, used, measured.map_modules | measured.head_modules)
 
     def groups(self, net: nn.Module) -> list[list[nn.Parameter]]:
         "The parameters in two groups, early and late, by timm's own order of depth."
@@ -133,19 +166,22 @@ def _count(net: nn.Module, used: frozenset[str]) -> int:
 
 
 def as_map(
-    out: Tensor,  # what `forward_features` gives: NCHW, NHWC, or tokens (B, prefix + H·W, C)
+    out: Tensor | list[Tensor],  # of `forward_features`: NCHW, NHWC, tokens (B, prefix + H·W, C), (B, C, H·W), a list
     like: Tensor,  # the last level, NCHW
 ) -> Tensor:  # (B, C, H, W)
     "The final map as NCHW, without the prefix tokens."
+    if isinstance(out, list):  # a tensor per branch or stage, the last one's is the last level
+        out = out[-1]
     height, width = like.shape[-2:]
-    if out.ndim == 3:
-        tokens = out[:, out.shape[1] - height * width :]
-        return tokens.reshape(out.shape[0], height, width, -1).permute(0, 3, 1, 2).contiguous()
-    if out.shape[-2:] == (height, width):
-        return out
-    if out.shape[1:3] == (height, width):
-        return out.permute(0, 3, 1, 2).contiguous()
-    raise HeadsError(f"`features`: expected a map of {height}×{width}, found a tensor of shape {tuple(out.shape)}.")
+    if out.ndim == 4:
+        nhwc = out.shape[1:3] == (height, width) != out.shape[-2:]
+        return out.permute(0, 3, 1, 2).contiguous() if nhwc else out
+    if out.shape[1] == like.shape[1] and out.shape[2] == height * width != like.shape[1]:
+        return out.reshape(like.shape)
+    n_prefix = out.shape[1] - height * width
+    if n_prefix < 0:  # only the prefix tokens
+        return like
+    return out[:, n_prefix:].reshape(out.shape[0], height, width, -1).permute(0, 3, 1, 2).contiguous()
 
 
 def is_timm(net: object) -> bool:
@@ -194,7 +230,7 @@ def timm_network(
     "What is to be known of a timm network before it is cut."
     cfg = net.pretrained_cfg
     size = _image_side(net, cfg)
-    cut = TimmCut(_level_names(net), _classifier(cfg), "" if hasattr(net, "forward_head") else NO_HEAD)
+    cut = _cut_of(net)
     n_in = n_in or getattr(net, "in_chans", cfg.get("input_size", (3,))[0])
     shown = pretrained and n_in == len(cfg.get("mean", ()))
     least = cfg.get("min_input_size")
@@ -216,13 +252,38 @@ def timm_network(
 def _level_names(net: nn.Module) -> tuple[str, ...]:
     info = net.feature_info
     names = [i["module"] for i in (info if isinstance(info, list) else info.get_dicts())]
-    clean = len(set(names)) == len(names) and not {INPUT, FEATURES, PRE_LOGITS} & set(names)
-    return tuple(names) if clean else tuple(f"level{i}" for i in range(len(names)))
+    taken = (INPUT, FEATURES, PRE_LOGITS)
+    several = {n for n in names if names.count(n) > 1 or n in taken}
+    return tuple(f"{n}#{names[:i].count(n)}" if n in several else n for i, n in enumerate(names))
 
 
-def _classifier(cfg: dict) -> tuple[str, ...]:
-    found = cfg.get("classifier") or ()
-    return (found,) if isinstance(found, str) else tuple(found)
+def _cut_of(net: nn.Module) -> TimmCut:
+    declared = net.pretrained_cfg.get("classifier") or ()
+    paths = (declared,) if isinstance(declared, str) else tuple(declared)
+    paths = tuple(p for p in paths if get_path(net, p) is not None)
+    parents = tuple(p.rpartition(".")[0] for p in paths)
+    norms = tuple(_norm_of(get_path(net, parent)) for parent in parents)
+    tail: tuple[str, ...] = ()
+    if all(norms) and len(paths) == 1:
+        tail = (f"{parents[0]}.{norms[0]}",)
+    elif all(norms):
+        paths = parents
+    row = TIMM_ROWS.get(type(net))
+    particular = row is not None and len(paths) > 1
+    return TimmCut(
+        levels=_level_names(net),
+        classifier=(*paths, *(row.also if particular else ())),
+        tail=tail,
+        no_vector="" if hasattr(net, "forward_head") and type(net) not in ENCODERS else NO_HEAD,
+        logits=row.logits if particular else None,
+        unproved=row.why if particular and row.logits is None else "",
+    )
+
+
+def _norm_of(module: nn.Module | None) -> str:
+    "The batch norm in timm's `NormLinear` classifiers, '' in other modules."
+    first = next(iter(module.named_children()), ("", None)) if module is not None else ("", None)
+    return first[0] if isinstance(first[1], nn.BatchNorm1d) else ""
 
 
 def _image_side(net: nn.Module, cfg: dict) -> int:

@@ -111,6 +111,11 @@ def class_token(net: VisionTransformer, x: Tensor) -> Tensor:
     return x[:, 0]
 
 
+def conv_classifier(net: SqueezeNet, taps: dict[str, Tensor]) -> Tensor:
+    "SqueezeNet's classifier, which reads the map."
+    return torch.flatten(net.classifier(taps[FEATURES]), 1)
+
+
 def densenet_steps(net: DenseNet) -> tuple[Step, ...]:
     def tapped(m: nn.Module) -> bool:
         return isinstance(m, nn.ReLU | nn.ModuleDict)  # the stem's activation, and the dense blocks
@@ -180,6 +185,7 @@ SQUEEZENET = Family(
     classifier=("classifier.1",),
     late="features.5",
     no_vector="its classifier is a convolution of the map with a ReLU before the pooling, so it reads no vector",
+    logits=conv_classifier,
 )
 DENSENET = Family(
     name="densenet",

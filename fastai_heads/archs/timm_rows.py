@@ -1,0 +1,89 @@
+"""What timm's interface does not say: archs whose logits are not one classifier applied to one vector."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from timm.models.coat import CoaT
+from timm.models.crossvit import CrossVit
+from timm.models.deepseek_vit import DeepseekVitEncoder
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.efficientvim import EfficientViM, EfficientViMDistilled
+from timm.models.gemma4_vit import Gemma4VitEncoder
+from timm.models.hrnet import HighResolutionNet
+from timm.models.mobilenetv5 import MobileNetV5Encoder
+from timm.models.pit import PoolingVisionTransformer
+from timm.models.qwen3_vit import Qwen3VitEncoder
+from timm.models.volo import VOLO
+from torch import Tensor, nn
+
+from fastai_heads.archs.records import FEATURES, PRE_LOGITS
+
+__all__ = ["ENCODERS", "SIDEWAYS", "TIMM_ROWS", "TimmRow"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimmRow:
+    "How the logits of a class of networks come from its taps."
+
+    logits: Callable[[nn.Module, dict[str, Tensor]], Tensor] | None = None  # of (net, taps); None: no tap gives them
+    why: str  # what is particular about it
+    also: tuple[str, ...] = ()  # parameters of the classifier beside those in timm's `pretrained_cfg`
+
+
+def one_per_branch(net: CrossVit, taps: dict[str, Tensor]) -> Tensor:
+    "CrossViT: the mean over the branches' classifiers, each on its part of the vector."
+    parts = taps[PRE_LOGITS].split([head.in_features for head in net.head], dim=1)
+    return torch.mean(torch.stack([head(x) for head, x in zip(net.head, parts)], dim=0), dim=0)
+
+
+def weighted(heads: nn.ModuleList, weights: Tensor, vector: Tensor) -> Tensor:
+    "The sum over classifiers with learned weights, each on its part of the vector."
+    parts = vector.split([head.in_features for head in heads], dim=1)
+    weights = weights.softmax(-1)
+    return torch.stack([weights[i] * head(x) for i, (head, x) in enumerate(zip(heads, parts))]).sum(0)
+
+
+def one_per_stage(net: EfficientViM, taps: dict[str, Tensor]) -> Tensor:
+    "EfficientViM: a classifier per stage."
+    return weighted(net.heads, net.weights, taps[PRE_LOGITS])
+
+
+def one_per_stage_distilled(net: EfficientViMDistilled, taps: dict[str, Tensor]) -> Tensor:
+    "EfficientViM, distilled: twice a classifier per stage."
+    first = weighted(net.heads, net.weights, taps[PRE_LOGITS])
+    return (first + weighted(net.heads_dist, net.weights_dist, taps[PRE_LOGITS])) / 2
+
+
+def with_token_labels(net: VOLO, taps: dict[str, Tensor]) -> Tensor:
+    "VOLO: half of the best class of any patch is added to what the class token says."
+    out = net.head(taps[PRE_LOGITS])
+    if net.aux_head is None:
+        return out
+    return out + 0.5 * net.aux_head(taps[FEATURES].flatten(2).transpose(1, 2)).max(1)[0]
+
+
+TWO_TOKENS = TimmRow(why="two tokens, each with a classifier; `pre_logits` is the mean of the two tokens")
+
+TIMM_ROWS: dict[type[nn.Module], TimmRow] = {
+    VisionTransformerDistilled: TWO_TOKENS,
+    PoolingVisionTransformer: TWO_TOKENS,
+    CrossVit: TimmRow(logits=one_per_branch, why="a classifier per branch, on its part of `pre_logits`"),
+    EfficientViM: TimmRow(
+        logits=one_per_stage, why="a weighted classifier per stage, on its part of `pre_logits`", also=("weights",)
+    ),
+    EfficientViMDistilled: TimmRow(
+        logits=one_per_stage_distilled,
+        why="two weighted classifiers per stage, on its part of `pre_logits`",
+        also=("weights", "weights_dist"),
+    ),
+    VOLO: TimmRow(logits=with_token_labels, why="a second classifier reads the patches, which are in `features`"),
+}
+"By class, as the forward code is the class's. Everything else: one classifier, or the mean of several on one vector."
+
+ENCODERS = frozenset({DeepseekVitEncoder, Gemma4VitEncoder, MobileNetV5Encoder, Qwen3VitEncoder})
+"Networks without a classifier, and so without a vector that one reads."
+
+SIDEWAYS = frozenset({CoaT, CrossVit, EfficientViM, EfficientViMDistilled, HighResolutionNet, PoolingVisionTransformer})
+"""Networks whose forward code computes branches beside the way to a tap. What has no effect there cannot be taken off
+without rewriting that code; it is frozen, so that no parameter waits for a gradient."""
