@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fastai.data.core import DataLoaders
-from fastai.learner import Recorder
+from fastai.learner import Learner, Recorder
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import get_model, to_device
 from fastcore.xtras import join_path_file
@@ -16,6 +16,7 @@ from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError
 from fastai_heads.heads.spec import HeadSpec
 from fastai_heads.learner.guards import check_batches, check_same_targets, sample_inputs
+from fastai_heads.learner.head_view import head_learner
 from fastai_heads.learner.predictions import HeadPredictions
 from fastai_heads.learner.vision_weights import check_state_fits, load_vision_weights
 from fastai_heads.model import body_and_heads, in_eval
@@ -101,6 +102,16 @@ class MultiHeadLearner(HeadPredictions):
         self("after_loss")
         if self.training and len(self.yb):
             self._do_grad_opt()
+
+    # one head, other heads
+
+    def head(
+        self,
+        name: str,  # of the head
+    ) -> Learner:
+        """A plain fastai `Learner` over the same weights with one head and one target: `ClassificationInterpretation`,
+        `show_results`, hooks on its `model[0]`, `lr_find`, `export`, and `fit`, which trains that head and the body."""
+        return head_learner(self, name)
 
     # looking and loading
 
