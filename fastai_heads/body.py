@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fastai_heads.archs.points import Parts, all_taps, cut_points, parts_of, sort_out
 from fastai_heads.archs.probe import on_meta
-from fastai_heads.archs.records import INPUT, PRE_LOGITS, Measured, Network, Removed, TapPoint
+from fastai_heads.archs.records import FEATURES, INPUT, PRE_LOGITS, Measured, Network, Removed, TapPoint
 from fastai_heads.archs.registry import list_archs, register_arch
 from fastai_heads.archs.source import Request, find_network
 from fastai_heads.errors import HeadsError, did_you_mean
@@ -32,6 +32,7 @@ class Body(nn.Module):
         self.input_size, self._least_size, self._shape = network.fixed_size, network.least_size, network.shape
         self.cut, self.net = network.cut, network.net
         self.points: tuple[TapPoint, ...] = all_taps(network, measured)
+        self.unlisted: tuple[TapPoint, ...] = measured.by_hand
         self.taps = tuple(dict.fromkeys(self.tap_name(t) for t in taps))
         if not self.taps:
             raise HeadsError(f"`taps` is empty. Taps of {self.arch}: {', '.join(p.name for p in self.points)}.")
@@ -60,7 +61,7 @@ class Body(nn.Module):
         return {t: self._point(t).stride for t in self.taps}
 
     def _point(self, name: str) -> TapPoint:
-        return next(p for p in self.points if p.name == name)
+        return next(p for p in (*self.points, *self.unlisted) if p.name == name)
 
     def tap_name(
         self,
@@ -68,7 +69,7 @@ class Body(nn.Module):
     ) -> str:
         "The canonical name: of a stride, the deepest inner tap that has it."
         names = [p.name for p in self.points]
-        if isinstance(tap, str) and tap in names:
+        if isinstance(tap, str) and tap in (*names, *(p.name for p in self.unlisted)):
             return tap
         inner = [p for p in self.points if p.name not in _NOT_INNER]
         if isinstance(tap, int) and not isinstance(tap, bool):
@@ -79,6 +80,8 @@ class Body(nn.Module):
             raise HeadsError(f"`tap={tap}`: {self.arch} has no tap at that stride. Its strides: {strides}.")
         if tap == PRE_LOGITS:
             raise HeadsError(f"`tap={tap!r}`: {self.arch} has none: {self.cut.no_vector}.")
+        if tap == FEATURES:
+            raise HeadsError(f"`tap={tap!r}`: {self.cut.no_features}.")
         raise HeadsError(
             f"`tap={tap!r}`, which {self.arch} does not have.{did_you_mean(tap, names)} "
             f"Taps of {self.arch}: {', '.join(names)}."
@@ -125,6 +128,29 @@ class Body(nn.Module):
                 self._fits[shape] = str(e).strip().split("\n")[0] or type(e).__name__
         return self._fits[shape]
 
+    def tap_also(
+        self,
+        tap: str | int,  # a tap's name, or a stride
+    ) -> str:  # its canonical name
+        "Gives one tap more, if the body still reaches it; else a `HeadsError`, as what no tap needed is not kept."
+        name = self.tap_name(tap)
+        if name in self.taps:
+            return name
+        taps, found = (*self.taps, name), []
+        try:
+            on_meta(
+                self.net, self._shape, lambda net, x: found.append(self.cut.run(net, x, taps).get(name, x).shape[1])
+            )
+        except (RuntimeError, AssertionError, ValueError, IndexError, KeyError, AttributeError):
+            found = []
+        if name != INPUT and found != [self._point(name).channels]:
+            raise HeadsError(
+                f"`tap={tap!r}`: this body of {self.arch} ends before it, at {', '.join(self.taps)}. "
+                "Read one of those, or make the learner again with all its heads."
+            )
+        self.taps, self.tap_modules[tap_key(name)] = taps, nn.Identity()
+        return name
+
     def groups(self) -> list[list[nn.Parameter]]:
         "The parameters in two groups, early and late; for archs that fastai knows, fastai's split."
         return self.cut.groups(self.net)
@@ -148,13 +174,18 @@ def cut_body(
     pretrained: bool = True,  # with the arch's default weights; a network that is built keeps its own
     weights: Enum | str | None = None,  # torchvision: a member of its enum or the name; timm: a tag
     n_in: int = 3,  # channels of the image
+    grad_checkpointing: bool = False,  # compute activations again in the backward pass, to save memory
     **arch_kwargs: Any,  # for the arch
 ) -> Body:
     "The arch without what the taps do not need."
     taps = (taps,) if isinstance(taps, str | int) else tuple(taps)
     if isinstance(arch, Body):
         return _recut(arch, taps)
-    return Body(find_network(Request(arch, pretrained, weights, n_in, arch_kwargs)), taps)
+    network = find_network(Request(arch, pretrained, weights, n_in, arch_kwargs))
+    measured = network.cut.measure(network.net, network.shape)
+    if grad_checkpointing:
+        network.cut = network.cut.checkpointed(network.net)
+    return Body(network, taps, measured)
 
 
 def _recut(body: Body, taps: tuple[str | int, ...]) -> Body:

@@ -12,9 +12,9 @@ from fastai_heads.errors import HeadsError, unknown
 from fastai_heads.heads.pooled import PooledHead
 from fastai_heads.heads.spec import HeadSpec, TapShape
 
-__all__ = ["Heads", "Trunk", "body_and_heads", "in_eval", "multihead_model"]
+__all__ = ["PREFIX", "Heads", "Trunk", "body_and_heads", "in_eval", "multihead_model"]
 
-_PREFIX = "head_"  # nn.ModuleDict refuses keys such as 'type' or 'values'
+PREFIX = "head_"  # nn.ModuleDict refuses keys such as 'type' or 'values'
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,13 @@ class Heads(nn.Module):
         reads: Mapping[str, tuple[str, ...]],  # name → the taps (or trunks) that it takes, canonical names
         trunks: Mapping[str, nn.Module] | None = None,  # name → module, each after the trunks that it reads
         trunk_reads: Mapping[str, str] | None = None,  # trunk → the tap (or trunk) that it takes
+        shapes: Mapping[str, TapShape] | None = None,  # of every tap and trunk, for heads that are added later
     ):
         super().__init__()
+        self.shapes = dict(shapes or {})
         self.reads, self.trunk_reads = dict(reads), dict(trunk_reads or {})
-        self.trunks = nn.ModuleDict({_PREFIX + name: m for name, m in (trunks or {}).items()})
-        self.heads = nn.ModuleDict({_PREFIX + name: m for name, m in heads.items()})
+        self.trunks = nn.ModuleDict({PREFIX + name: m for name, m in (trunks or {}).items()})
+        self.heads = nn.ModuleDict({PREFIX + name: m for name, m in heads.items()})
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -69,7 +71,7 @@ class Heads(nn.Module):
     def __getitem__(self, name: str) -> nn.Module:
         if name not in self.reads:
             raise unknown("head", name, self.names)
-        return self.heads[_PREFIX + name]
+        return self.heads[PREFIX + name]
 
     def __len__(self) -> int:
         return len(self.reads)
@@ -77,9 +79,25 @@ class Heads(nn.Module):
     def __iter__(self) -> Iterator[str]:
         return iter(self.reads)
 
+    def add(
+        self,
+        name: str,  # of the new head, the last in the order
+        module: nn.Module,  # its layers
+        reads: tuple[str, ...],  # the taps or trunks that it takes, canonical names
+    ) -> None:
+        "One head more; the others stay as they are."
+        self.heads[PREFIX + name], self.reads[name] = module, reads
+
+    def drop(
+        self,
+        name: str,  # of the head
+    ) -> None:
+        "One head less; the others stay as they are."
+        del self.heads[PREFIX + name], self.reads[name]
+
     def trunk(self, name: str) -> nn.Module:
         "One trunk's module."
-        return self.trunks[_PREFIX + name]
+        return self.trunks[PREFIX + name]
 
     def forward(
         self,
@@ -117,7 +135,7 @@ def multihead_model(
     modules, trunk_reads = _build_trunks(body, trunks or {}, shapes, sample)
     reads = {name: tuple(_canonical(tap, shapes, body) for tap in spec.taps) for name, spec in specs.items()}
     heads = {name: spec.build(tuple(shapes[tap] for tap in reads[name])) for name, spec in specs.items()}
-    return nn.Sequential(body, Heads(heads, reads, modules, trunk_reads))
+    return nn.Sequential(body, Heads(heads, reads, modules, trunk_reads, shapes))
 
 
 def body_and_heads(

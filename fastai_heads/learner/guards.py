@@ -5,11 +5,13 @@ from collections.abc import Sequence
 
 import torch
 from fastai.data.core import DataLoaders
-from fastai.torch_core import no_random
+from fastai.torch_core import no_random, to_device
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastai_heads.data.targets import Target, dls_targets
 from fastai_heads.errors import HeadsError, HeadsWarning
+from fastai_heads.model import in_eval
 
 __all__ = ["check_batches", "check_items", "check_same_targets", "sample_inputs"]
 
@@ -17,19 +19,19 @@ __all__ = ["check_batches", "check_items", "check_same_targets", "sample_inputs"
 def check_items(
     dls: DataLoaders,  # over fastai `Datasets`
 ) -> None:
-    "Refuse an empty training set, of which nothing can be told."
+    "Refuse an empty training set, such as `export` leaves, of which nothing can be told."
     if not len(dls.train_ds):
         raise HeadsError(
-            f"`dls.train` holds no item, and `dls.valid` {len(dls.valid_ds)}: the heads are made for the training set. "
-            "Check the `splitter` of the DataBlock."
+            "`dls.train` holds no item: heads are made for the targets of a training set of one item at least. "
+            "Pass the data itself, not what `new_empty` or an exported learner keeps of it."
         )
 
 
 def check_batches(
     dls: DataLoaders,  # the learner's
-    heads: nn.Module,  # `model[1]`
+    model: nn.Module,  # the learner's
 ) -> None:
-    "Refuse a training set that gives no batch, or a batch of one where the heads have batch norm over vectors."
+    "Refuse a training set that gives no batch, or a batch of one where a batch norm would see one value per channel."
     dl = dls.train
     n, bs, drop_last = (getattr(dl, a, None) for a in ("n", "bs", "drop_last"))
     if n == 0:
@@ -41,13 +43,34 @@ def check_batches(
             f"`dls.train` gives no batch: {n} item(s), `bs={bs}` and `drop_last={drop_last}`. Pass `bs={n}` or less."
         )
     last = 0 if drop_last else n % bs
-    if (bs == 1 or last == 1) and any(isinstance(m, nn.BatchNorm1d) for m in heads.modules()):
+    narrow = _narrow_norms(model, dls) if bs == 1 or last == 1 else []
+    if narrow:
         which = "every training batch" if bs == 1 else f"the last of {len(dl)} training batches ({n} items, `bs={bs}`)"
         fix = "Pass `bs=2` or more" if bs == 1 else "Pass `drop_last=True` or another `bs`"
+        if all(name.startswith("1.") for name in narrow):
+            fix += ", or build the heads with `first_bn=False, lin_ftrs=[]`"
         raise HeadsError(
-            f"`dls.train`: {which} holds one image, and the batch norm of the heads cannot take that. {fix}, "
-            "or build the heads with `first_bn=False, lin_ftrs=[]`."
+            f"`dls.train`: {which} holds one image, of which {len(narrow)} batch norm(s) would see one value per "
+            f"channel ({narrow[0]}). {fix}."
         )
+
+
+def _narrow_norms(model: nn.Module, dls: DataLoaders) -> list[str]:
+    "The batch norms that see a single value per channel in a batch of one, found by looking at one in evaluation."
+    names = {m: name for name, m in model.named_modules() if isinstance(m, _BatchNorm)}
+    found: dict[str, None] = {}
+
+    def look(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if args[0].numel() == args[0].shape[0] * norm.num_features:
+            found[names[norm]] = None
+
+    hooks = [m.register_forward_pre_hook(look) for m in names]
+    try:
+        in_eval(model, *to_device(sample_inputs(dls), next(model.parameters()).device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return list(found)
 
 
 def check_same_targets(

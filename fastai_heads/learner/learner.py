@@ -1,30 +1,42 @@
 """fastai's `Learner` for a body with several heads."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fastai.callback.core import Callback
+from fastai.callback.fp16 import AMPMode
+from fastai.callback.tracker import TrackerCallback
 from fastai.data.core import DataLoaders
-from fastai.learner import Learner, Recorder
+from fastai.learner import Learner, Metric, Recorder
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import get_model, to_device
+from fastcore.basics import detuplify
+from fastcore.foundation import L
 from fastcore.xtras import join_path_file
 from torch import nn
 
 from fastai_heads.data.targets import Target
-from fastai_heads.errors import HeadsError
+from fastai_heads.errors import HeadsError, HeadsWarning
 from fastai_heads.heads.spec import HeadSpec
+from fastai_heads.learner.editing import add_module, added_spec
 from fastai_heads.learner.guards import check_batches, check_same_targets, sample_inputs
 from fastai_heads.learner.head_view import head_learner
 from fastai_heads.learner.predictions import HeadPredictions
-from fastai_heads.learner.vision_weights import check_state_fits, load_vision_weights
+from fastai_heads.learner.weights import check_state_fits, load_vision_weights, load_what_fits
 from fastai_heads.model import body_and_heads, in_eval
 from fastai_heads.training.bound import BoundHead, BoundHeads
+from fastai_heads.training.callbacks import check_callbacks
 from fastai_heads.training.loss import CombinedLoss
-from fastai_heads.training.metrics import head_metrics
+from fastai_heads.training.metrics import HeadMetric, head_metrics
+from fastai_heads.training.mixing import Targets, batch_losses, combined_loss
+from fastai_heads.training.monitors import HeadsMonitor
 from fastai_heads.training.optimizer import HeadsOptimizer, multiplied
+from fastai_heads.training.precision import DevicePrecision
 from fastai_heads.training.recorder import HeadsRecorder
+from fastai_heads.training.trackers import set_direction
 from fastai_heads.view.summary import Summary, summarize
 
 __all__ = ["MultiHeadLearner"]
@@ -52,6 +64,7 @@ class MultiHeadLearner(HeadPredictions):
         for recorder in self._grab_cbs(Recorder):
             self.remove_cb(recorder)
             self.add_cb(HeadsRecorder(recorder.add_time, recorder.train_metrics, recorder.valid_metrics))
+            self.add_cb(HeadsMonitor())
 
     @property
     def dls(self) -> DataLoaders:
@@ -66,10 +79,42 @@ class MultiHeadLearner(HeadPredictions):
 
     # training
 
-    def fit(self, n_epoch: int, *args, **kwargs) -> None:
-        "fastai's `fit`. Raises `HeadsError` before the first step where a batch could not be trained on."
-        check_batches(self.dls, self.model[1])
-        super().fit(n_epoch, *args, **kwargs)
+    def fit(
+        self,
+        n_epoch: int,
+        lr: float | slice | None = None,
+        wd: float | None = None,
+        cbs: Any = None,
+        reset_opt: bool = False,
+        start_epoch: int = 0,
+    ) -> None:
+        "fastai's `fit`. Raises `HeadsError` before the first step where a batch or a callback would not work."
+        check_batches(self.dls, self.model)
+        check_callbacks(self, L(cbs))
+        try:
+            super().fit(n_epoch, lr, wd, cbs, reset_opt, start_epoch)
+        finally:
+            self.loss_func = combined_loss(self.loss_func)  # `MixUp` leaves its own there after an error
+
+    def add_cb(self, cb: Callback | type) -> "MultiHeadLearner":
+        "fastai's. A tracker (`SaveModelCallback`, …) learns which way its metric is better, unless `comp` says so."
+        cb = cb() if isinstance(cb, type) else cb
+        if isinstance(cb, TrackerCallback):
+            set_direction(cb, self.metrics)
+        return super().add_cb(cb)
+
+    def to_fp16(self, **kwargs) -> "MultiHeadLearner":
+        "fastai's, on any device that has autocast; keywords go to `GradScaler`."
+        return self.add_cb(DevicePrecision(AMPMode.FP16, **kwargs))
+
+    def to_bf16(self) -> "MultiHeadLearner":
+        "fastai's, on any device that has autocast."
+        return self.add_cb(DevicePrecision(AMPMode.BF16))
+
+    @property
+    def y(self) -> Any:
+        "The batch's target; several as one `Targets`, which can be measured and shuffled as a tensor is."
+        return Targets(self.yb) if len(self.yb) > 1 else detuplify(self.yb)
 
     def create_opt(self) -> None:
         "fastai's, with a group per learning rate under the groups that a user sees where heads have an `lr_mult`."
@@ -96,8 +141,8 @@ class MultiHeadLearner(HeadPredictions):
         self.pred = self.model(*self.xb)
         self("after_pred")
         if len(self.yb):
-            self.head_losses = self.loss_func.losses(self.pred, self.yb)
-            self.loss_grad = self.loss_func.total(self.head_losses)
+            self.head_losses = batch_losses(self.loss_func, self.pred, self.yb)
+            self.loss_grad = combined_loss(self.loss_func).total(self.head_losses)
             self.loss = self.loss_grad.clone()
         self("after_loss")
         if self.training and len(self.yb):
@@ -112,6 +157,42 @@ class MultiHeadLearner(HeadPredictions):
         """A plain fastai `Learner` over the same weights with one head and one target: `ClassificationInterpretation`,
         `show_results`, hooks on its `model[0]`, `lr_find`, `export`, and `fit`, which trains that head and the body."""
         return head_learner(self, name)
+
+    def add_head(
+        self,
+        name: str,  # of the new head, the last in the order
+        head: HeadSpec,  # what it is
+        target: str
+        | int
+        | None = None,  # what it predicts, by name or index; None: as the spec says, or `name`
+    ) -> BoundHead:
+        """One head more on a trained learner: body and other heads stay bit for bit, what was frozen stays frozen, the
+        optimizer starts anew. Raises `HeadsError`, and nothing has changed, where the head does not fit."""
+        spec, target = added_spec(self, name, head, target)
+        add_module(self.model, name, spec)
+        self._set_heads({**self.heads, name: BoundHead(name, spec, target, self.model[1])})
+        self.metrics = [*self.metrics, *head_metrics(self.heads[name], len(self.heads) - 1)]
+        return self.heads[name]
+
+    def drop_head(
+        self,
+        name: str,  # of the head
+    ) -> None:
+        "One head less on a trained learner; body and other heads stay bit for bit."
+        dropped = self.heads[name]
+        if len(self.heads) == 1:
+            raise HeadsError(f"`name`: {name!r} is the only head; a learner needs one.")
+        self.model[1].drop(dropped.name)
+        self._set_heads({n: h for n, h in self.heads.items() if h is not dropped})
+        places = {n: place for place, n in enumerate(self.heads)}
+        self.metrics = [_at(m, places) for m in self.metrics if getattr(m, "head", None) is not dropped]
+
+    def _set_heads(self, heads: Mapping[str, BoundHead]) -> None:
+        self.heads = BoundHeads(heads)
+        self.loss_func.heads = self.heads
+        frozen, self.opt = getattr(self.opt, "frozen_idx", 0), None
+        if frozen:
+            self.freeze_to(frozen)
 
     # looking and loading
 
@@ -129,10 +210,16 @@ class MultiHeadLearner(HeadPredictions):
         strict: bool = True,  # refuse a file that does not fit
         **kwargs,  # fastai's: `with_opt`
     ) -> "MultiHeadLearner":
-        "fastai's `load`. Raises `HeadsError`, and nothing has changed, for weights of another arch or of other heads."
+        """fastai's `load`. Raises `HeadsError`, and nothing has changed, for weights of another arch or of other heads.
+        With `strict=False` parts are loaded by name, and a `HeadsWarning` says which were left as they are."""
         if strict:
             check_state_fits(get_model(self.model), self._weights_file(file))
-        return super().load(str(file).removesuffix(".pth"), device=device, strict=strict, **kwargs)
+            return super().load(str(file).removesuffix(".pth"), device=device, **kwargs)
+        left = load_what_fits(get_model(self.model), self._weights_file(file))
+        if left:
+            said = "; ".join(f"{part}: {why}" for part, why in left.items())
+            warnings.warn(f"left as they are: {said}", HeadsWarning, stacklevel=2)
+        return self
 
     def load_vision_weights(
         self,
@@ -146,3 +233,10 @@ class MultiHeadLearner(HeadPredictions):
     def _weights_file(self, file: str | Path) -> Path:
         "fastai's place for a name; a path, with its suffix or without, stays what it is."
         return join_path_file(str(file).removesuffix(".pth"), self.path / self.model_dir, ext=".pth")
+
+
+def _at(metric: Metric, places: Mapping[str, int]) -> Metric:
+    "A metric of a head at the head's place among the heads that are left."
+    if isinstance(metric, HeadMetric):
+        metric.place = places[metric.head.name]
+    return metric

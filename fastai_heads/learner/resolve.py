@@ -14,7 +14,7 @@ from fastai_heads.heads.spec import HeadSpec
 from fastai_heads.names import check_name
 from fastai_heads.training.metrics import metric_name, takes_kind
 
-__all__ = ["named_specs", "resolve_heads"]
+__all__ = ["check_deciding", "find_target", "fitted", "named_specs", "resolve_heads"]
 
 HeadsArg = Sequence[str] | Mapping[str, HeadSpec | None] | None
 
@@ -28,11 +28,21 @@ def resolve_heads(
     "Names, specs and targets brought together. Raises `HeadsError` for whatever does not fit."
     found: dict[str, tuple[HeadSpec, Target]] = {}
     for name, (spec, target) in _with_metrics(named_specs(heads, targets), metrics).items():
-        try:
-            found[name] = spec.fit(target, lambda index=target.index: target_labels(dls, index)), target
-        except HeadsError as error:
-            raise HeadsError(f"`heads[{name!r}]`: {error}") from None
+        found[name] = fitted(name, spec, target, dls), target
     return found
+
+
+def fitted(
+    name: str,  # of the head
+    spec: HeadSpec,  # as written
+    target: Target,  # what it predicts
+    dls: DataLoaders,  # for the labels
+) -> HeadSpec:
+    "The spec fitted to its target; an error says which head it is of."
+    try:
+        return spec.fit(target, lambda: target_labels(dls, target.index))
+    except HeadsError as error:
+        raise HeadsError(f"`heads[{name!r}]`: {error}") from None
 
 
 def named_specs(
@@ -53,7 +63,7 @@ def named_specs(
         )
     if not found:
         raise HeadsError("`heads` leaves every target out: a learner needs at least one head.")
-    _check_deciding(found)
+    check_deciding(found)
     return found
 
 
@@ -95,11 +105,11 @@ def _from_mapping(
     for name, spec in heads.items():
         check_name(name)
         if spec is None:
-            left_out.add(_find(name, None, targets).name)
+            left_out.add(find_target(name, None, targets).name)
         elif not isinstance(spec, HeadSpec):
             raise HeadsError(_not_a_spec(name, spec))
         else:
-            found[name] = spec, _find(name, spec.target, targets)
+            found[name] = spec, find_target(name, spec.target, targets)
     spoken_for = {t.name for spec, t in found.values() if not spec.train_only} | left_out
     rest = {name: t for name, t in named.items() if name not in spoken_for}
     clash = [name for name in rest if name in found]
@@ -111,7 +121,11 @@ def _from_mapping(
     return found | {name: (default_head(t), t) for name, t in rest.items()}
 
 
-def _find(name: str, wanted: str | int | None, targets: Sequence[Target]) -> Target:
+def find_target(
+    name: str,  # of the head
+    wanted: str | int | None,  # the target's name or index; None: the head's own name
+    targets: Sequence[Target],  # of the data
+) -> Target:
     "The target of one head: by name, by index, or the one that bears the head's own name."
     names = [t.name for t in targets]
     if isinstance(wanted, int) and not isinstance(wanted, bool):
@@ -139,7 +153,9 @@ def _not_a_spec(name: str, found: object) -> str:
     )
 
 
-def _check_deciding(found: Mapping[str, tuple[HeadSpec, Target]]) -> None:
+def check_deciding(
+    found: Mapping[str, tuple[HeadSpec, Target]],  # name → (spec, its target)
+) -> None:
     "One head decodes a target; any further head on it is auxiliary."
     deciding: dict[str, str] = {}
     for name, (spec, target) in found.items():

@@ -7,8 +7,9 @@ from fastai.learner import load_model
 from torch import Tensor, nn
 
 from fastai_heads.errors import HeadsError
+from fastai_heads.model import PREFIX
 
-__all__ = ["check_state_fits", "load_vision_weights"]
+__all__ = ["check_state_fits", "load_vision_weights", "load_what_fits"]
 
 _UNREADABLE = (UnpicklingError, RuntimeError, EOFError, OSError, LookupError, TypeError, ValueError, AttributeError)
 "What `torch.load` raises for files that hold something else."
@@ -37,15 +38,59 @@ def check_state_fits(
     model: nn.Module,  # a learner's
     file: Path,  # what `learn.save` wrote
 ) -> None:
-    """Raises `HeadsError` naming what does not fit, before anything is copied: torch copies all that fits first and
-    raises then, which leaves a network that is neither the old nor the new one."""
+    """Raises `HeadsError` naming the part that does not fit, before anything is copied: torch copies all that fits
+    first and raises then, which leaves a network that is neither the old nor the new one."""
+    faults = _faults(model.state_dict(), _read_state(file))
+    if faults:
+        part, why = next(iter(faults.items()))
+        others = f" {', '.join(list(faults)[1:])} neither." if len(faults) > 1 else ""
+        raise HeadsError(
+            f"`file`: {file.name} does not fit {part}: {why}.{others} It is of another arch or other heads; "
+            "`strict=False` loads what fits."
+        )
+
+
+def load_what_fits(
+    model: nn.Module,  # a learner's
+    file: Path,  # what `learn.save` wrote, perhaps with more or fewer heads
+) -> dict[str, str]:  # part that was left as it is, or in the file → why
+    "Loads the body, trunks and heads that fit whole, by name, and leaves the others. `HeadsError` if nothing fits."
     ours, theirs = model.state_dict(), _read_state(file)
-    for what, keys in (("lacks", ours.keys() - theirs.keys()), ("has also", theirs.keys() - ours.keys())):
-        if keys:
-            some = ", ".join(sorted(keys)[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
-            raise HeadsError(f"`file`: {file.name} is of another arch or other heads: it {what} {some}.")
-    for name, tensor in ours.items():
-        _check_shape(name, tensor, name, theirs[name])
+    faults = _faults(ours, theirs)
+    fitting = {key: tensor for key, tensor in theirs.items() if _part(key) not in faults}
+    if not fitting:
+        raise HeadsError(f"`file`: nothing in {file.name} fits: {'; '.join(f'{p}: {w}' for p, w in faults.items())}.")
+    model.load_state_dict(ours | fitting)
+    return faults
+
+
+def _part(key: str) -> str:
+    "Which part of a network a tensor belongs to, for people: 'the body', 'trunk neck', 'head digit'."
+    place, _, rest = key.partition(".")
+    if place == "0":
+        return "the body"
+    kind, _, rest = rest.partition(".")
+    return f"{kind.removesuffix('s')} {rest.partition('.')[0].removeprefix(PREFIX)}"
+
+
+def _faults(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> dict[str, str]:
+    "Part → why the file does not fit it."
+    faults: dict[str, str] = {}
+    for key in [*ours, *theirs]:
+        part = _part(key)
+        if part in faults:
+            continue
+        if not any(_part(k) == part for k in theirs):
+            faults[part] = "it is not in the file"
+        elif not any(_part(k) == part for k in ours):
+            faults[part] = "it is in the file only"
+        elif key not in theirs:
+            faults[part] = f"the file lacks {key}"
+        elif key not in ours:
+            faults[part] = f"the file has also {key}"
+        elif ours[key].shape != theirs[key].shape:
+            faults[part] = f"{key} has shape {tuple(ours[key].shape)}, in the file {tuple(theirs[key].shape)}"
+    return faults
 
 
 class _Reader:

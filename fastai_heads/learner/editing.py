@@ -1,0 +1,42 @@
+"""A head more on a learner that is trained already."""
+
+from fastai.learner import Learner
+from torch import nn
+
+from fastai_heads.data.targets import Target
+from fastai_heads.errors import HeadsError
+from fastai_heads.heads.spec import HeadSpec, TapShape
+from fastai_heads.learner.resolve import check_deciding, find_target, fitted
+from fastai_heads.names import check_name
+
+__all__ = ["add_module", "added_spec"]
+
+
+def added_spec(
+    learn: Learner,  # a `MultiHeadLearner`
+    name: str,  # of the new head
+    spec: HeadSpec,  # as the user wrote it
+    target: str | int | None,  # a target's name or index; None: as the spec says, or `name`
+) -> tuple[HeadSpec, Target]:  # fitted to its target
+    "The spec of a new head, checked against the heads that there are."
+    check_name(name, "name")
+    if name in learn.heads:
+        raise HeadsError(f"`name`: there is a head {name!r} already; `learn.drop_head({name!r})` takes it off.")
+    if not isinstance(spec, HeadSpec):
+        raise HeadsError(f"`head` is a spec such as `ClassificationHead()`, found {spec!r}.")
+    wanted = find_target(name, spec.target if target is None else target, learn.data_targets)
+    check_deciding({**{n: (h.spec, h.target) for n, h in learn.heads.items()}, name: (spec, wanted)})
+    return fitted(name, spec, wanted, learn.dls), wanted
+
+
+def add_module(
+    model: nn.Sequential,  # (body, heads)
+    name: str,  # of the new head
+    spec: HeadSpec,  # fitted
+) -> None:
+    "Builds the head's layers on taps that the body or a trunk gives, on the model's device."
+    body, heads = model[0], model[1]
+    reads = tuple(tap if tap in heads.shapes else body.tap_also(tap) for tap in spec.taps)
+    heads.shapes |= {t: TapShape(t, body.channels[t], body.strides[t]) for t in reads if t not in heads.shapes}
+    module = spec.build(tuple(heads.shapes[tap] for tap in reads))
+    heads.add(name, module.to(next(body.parameters()).device), reads)
