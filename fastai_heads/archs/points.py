@@ -64,9 +64,10 @@ class CutPoints:
     arch: str  # name of the arch
     zoo: str  # where it was found
     taps: tuple[TapPoint, ...]  # from the input on
-    removed: tuple[Removed, ...]  # taken off by a cut at `features`
+    removed: tuple[Removed, ...]  # taken off by a cut at `end`
     left_out: tuple[Removed, ...]  # of that, what is kept by tapping `pre_logits`
     classifier: tuple[str, ...]  # paths of the pretrained classifier
+    end: str = FEATURES  # the tap that the cut spoken of is made at
 
     def __str__(self) -> str:
         rows = [("tap", "module", "channels", "stride", "params"), *self._rows()]
@@ -99,7 +100,7 @@ class CutPoints:
         ]
 
     def _notes(self) -> list[str]:
-        notes = [f"Cut at `features`, removed: {_listed(self.removed)}."]
+        notes = [f"Cut at `{self.end}`, removed: {_listed(self.removed)}."]
         if self.left_out:
             notes.append(
                 f"Of these trained before the classifier: {_listed(self.left_out)}; tap='pre_logits' keeps them."
@@ -124,7 +125,8 @@ def cut_points(
     "What can be tapped in an arch and what a cut takes off, without weights and on the meta device where it can."
     network, measured = _on_paper(arch, n_in, arch_kwargs)
     before = parts_of(network.net)
-    network.cut.prune(network.net, (FEATURES,), measured, network.shape)
+    end = FEATURES if any(t.name == FEATURES for t in measured.taps) else measured.taps[-1].name
+    network.cut.prune(network.net, (end,), measured, network.shape)
     parts = sort_out(before, network.net, measured)
     return CutPoints(
         arch=network.name,
@@ -133,6 +135,7 @@ def cut_points(
         removed=parts.removed,
         left_out=parts.left_out,
         classifier=network.cut.classifier,
+        end=end,
     )
 
 

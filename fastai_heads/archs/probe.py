@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from fastai_heads.archs.records import TapPoint
+from fastai_heads.archs.surgery import with_parents
 
-__all__ = ["measure_taps", "on_meta", "paused", "ran", "reached"]
+__all__ = ["measure_taps", "on_meta", "paused", "ran", "reached", "read_aside", "stand_ins", "unspoken"]
 
 T = TypeVar("T")
 CANNOT_ON_META = (RuntimeError, NotImplementedError, TypeError, ValueError)
@@ -88,6 +89,41 @@ def stand_ins(net: nn.Module, device: torch.device | str) -> Iterator[None]:
     finally:
         for tensors, name, t in own:
             tensors[name] = t
+
+
+def unspoken(
+    net: nn.Module,
+    shape: tuple[int, ...],  # of the input, batch included
+    fn: Callable[[nn.Module, Tensor], Sequence[Tensor]],  # what to run
+    never: Collection[str] = (),  # modules that are known not to take part
+) -> frozenset[str]:  # paths of modules that run, and names of parameters that are read without their module
+    "All that `fn` uses of the network."
+
+    def follow(n: nn.Module, x: Tensor) -> frozenset[str]:
+        with ran(n) as paths:
+            fn(n, x)
+        return frozenset(paths)
+
+    used = on_meta(net, shape, follow)
+    return used | read_aside(net, shape, fn, used, never)
+
+
+def read_aside(
+    net: nn.Module,
+    shape: tuple[int, ...],
+    fn: Callable[[nn.Module, Tensor], Sequence[Tensor]],
+    used: frozenset[str],  # paths of the modules that run
+    never: Collection[str] = (),  # modules that are known not to take part
+) -> frozenset[str]:
+    "Parameters that are read by the module above them and not by their own, as attention does with its projections."
+    live = with_parents(used)
+    barred = tuple(f"{c}." for c in never)
+    doubtful = set()
+    for name, _ in net.named_parameters():
+        owner = name.rpartition(".")[0]
+        if owner and owner not in live and with_parents([owner]) & used and not f"{owner}.".startswith(barred):
+            doubtful.add(name)
+    return reached(net, shape, fn, doubtful)
 
 
 @contextmanager

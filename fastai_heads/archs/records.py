@@ -40,6 +40,7 @@ class Measured:
     taps: tuple[TapPoint, ...]  # from the input to the classifier, measured
     map_modules: frozenset[str]  # modules without which there is no map
     head_modules: frozenset[str]  # modules that only `pre_logits` needs
+    by_hand: tuple[TapPoint, ...] = ()  # modules that a tap may name though they are not listed
 
 
 class Cut(Protocol):
@@ -62,6 +63,9 @@ class Cut(Protocol):
 
     def prune(self, net: nn.Module, taps: tuple[str, ...], measured: Measured, shape: tuple[int, ...]) -> None:
         "Takes off, in place, all that the taps do not need."
+
+    def checkpointed(self, net: nn.Module) -> "Cut":
+        "The same, computing activations again in the backward pass."
 
     def groups(self, net: nn.Module) -> list[list[nn.Parameter]]:
         "The parameters in two groups, early and late, each once."

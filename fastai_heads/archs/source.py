@@ -19,12 +19,15 @@ from fastai_heads.archs.records import Network
 from fastai_heads.archs.registry import Arch, arch_by_function, arch_by_name, family_of, unknown_arch
 from fastai_heads.archs.timm_zoo import build_timm, is_timm, timm_network
 from fastai_heads.archs.torchvision_zoo import BUILD_ARGS, choose_weights, weights_stats
+from fastai_heads.archs.traced import trace
 from fastai_heads.errors import HeadsError
 
 __all__ = ["Request", "find_network"]
 
 STANDARD_SIDE = 224
 "Side of the image that an arch is measured at unless it or its weights say otherwise."
+OWN_CHANNELS = 3
+"The default of `n_in`: a network that takes another number keeps that."
 
 
 @dataclass(frozen=True)
@@ -45,15 +48,31 @@ def find_network(
     "Finds, builds and describes the network. A name that both timm and torchvision have is timm's, as in fastai."
     if request.weights is not None and not request.pretrained:
         raise HeadsError(f"`weights={request.weights}` contradicts `pretrained=False`; leave one of the two out.")
-    arch = request.arch
     with torch.device("meta") if request.empty else nullcontext():
-        if isinstance(arch, nn.Module):
-            return _from_module(arch, request)
-        if isinstance(arch, str):
-            return _from_name(arch, request)
-        if callable(arch):
-            return _from_function(arch_by_function(arch) or _own(arch), request)
+        network = _find(request)
+    if network.weights:
+        _check_numbers(network)
+    return network
+
+
+def _find(request: Request) -> Network:
+    arch = request.arch
+    if isinstance(arch, nn.Module):
+        return _from_module(arch, request)
+    if isinstance(arch, str):
+        return _from_name(arch, request)
+    if callable(arch):
+        return _from_function(arch_by_function(arch) or _own(arch), request)
     raise HeadsError(f"`arch`: expected a name, a function or an nn.Module, found {type(arch).__name__}.")
+
+
+def _check_numbers(network: Network) -> None:
+    bad = [k for k, t in network.net.state_dict().items() if t.is_floating_point() and not t.isfinite().all()]
+    if bad:
+        raise HeadsError(
+            f"`weights`: the checkpoint of {network.name} ({network.weights}) has values that are not finite in "
+            f"{', '.join(bad[:5])}{' …' if len(bad) > 5 else ''}."
+        )
 
 
 def _from_name(name: str, request: Request) -> Network:
@@ -72,7 +91,7 @@ def _own(build: Callable[..., nn.Module]) -> Arch:
 def _from_function(row: Arch, request: Request) -> Network:
     builders = {"torchvision": _torchvision, "fastai": _fastai}
     network = builders.get(row.zoo, _plain)(row, request)
-    if network.n_in != request.n_in:
+    if request.n_in not in (network.n_in, OWN_CHANNELS):
         _adapt(network, request.n_in, bool(network.weights))
         network.mean, network.std = None, None
     return network
@@ -133,26 +152,25 @@ def _from_module(net: nn.Module, request: Request) -> Network:
         network = timm_network(net, net.pretrained_cfg.get("architecture") or type(net).__name__, False)
     else:
         network = _describe(net, type(net).__name__, "module")
-    if network.n_in != request.n_in:
+    if request.n_in not in (network.n_in, OWN_CHANNELS):
         _adapt(network, request.n_in, request.pretrained)
     return network
 
 
 def _describe(net: nn.Module, name: str, zoo: str, side: int | None = None) -> Network:
+    conv = first_conv(net)
+    n_in = conv[1].in_channels if conv else 3
+    if is_timm(net):
+        return timm_network(net, name, False)
     family = family_of(net)
     if family is None:
-        raise HeadsError(f"`arch`: {name} is a {type(net).__name__}, and there is no row for that class yet.")
+        if any(p.is_meta for p in net.parameters()):
+            raise NotImplementedError(f"{name} has no row and is traced, which needs its values")
+        cut, side = trace(net, n_in, name)
+        return Network(net=net, name=name, zoo=zoo, cut=cut, n_in=n_in, size=side)
     fixed = family.fixed_size(net) if family.fixed_size else None
-    conv = first_conv(net)
-    return Network(
-        net=net,
-        name=name,
-        zoo=zoo,
-        cut=family.cut(net),
-        n_in=conv[1].in_channels if conv else 3,
-        size=fixed or side or STANDARD_SIDE,
-        fixed_size=fixed,
-    )
+    size = fixed or side or STANDARD_SIDE
+    return Network(net=net, name=name, zoo=zoo, cut=family.cut(net), n_in=n_in, size=size, fixed_size=fixed)
 
 
 def _load(row: Arch, **kwargs: Any) -> nn.Module:
@@ -161,3 +179,5 @@ def _load(row: Arch, **kwargs: Any) -> nn.Module:
         return row.build(**kwargs)
     except (RuntimeError, TypeError) as e:
         raise HeadsError(f"`arch`: {row.name} could not be built with {kwargs}: {e}") from e
+    except ImportError as e:
+        raise HeadsError(f"`arch`: {row.name} needs a package that is missing: {e}. Run: pip install {e.name}") from e

@@ -1,10 +1,11 @@
 """A network as a straight list of named steps: how a family's own forward code reads, as data."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from fastai_heads.archs.probe import measure_taps, on_meta
 from fastai_heads.archs.records import FEATURES, PRE_LOGITS, Measured
@@ -59,6 +60,7 @@ class StepsCut:
 
     logits: Callable[[nn.Module, dict[str, Tensor]], Tensor] | None = None  # how the taps make them without that
     unproved: str = ""  # why no tap gives the logits, where none does
+    checkpoint: bool = False  # whether a step's activations are computed again in the backward pass
 
     def taps(self, net: nn.Module) -> tuple[tuple[str, str], ...]:
         "(name, module) of every tap, from the image on."
@@ -68,11 +70,23 @@ class StepsCut:
         "Every tap asked for, in one pass that ends at the furthest."
         found = {}
         for s in self._upto(taps):
-            x = net.get_submodule(s.run)(x) if isinstance(s.run, str) else s.run(net, x)
+            x = self._call(net, s, x)
             wanted = [tap for tap in s.taps if tap in taps]
             if wanted:
                 found.update(dict.fromkeys(wanted, s.seen(net, x) if s.seen else x))
         return found
+
+    def _call(self, net: nn.Module, s: Step, x: Tensor) -> Tensor:
+        if not isinstance(s.run, str):
+            return s.run(net, x)
+        module = net.get_submodule(s.run)
+        if self.checkpoint and torch.is_grad_enabled() and any(True for _ in module.children()):
+            return checkpoint(module, x, use_reentrant=False)
+        return module(x)
+
+    def checkpointed(self, net: nn.Module) -> "StepsCut":
+        "The same, computing the activations of every step that has layers within again in the backward pass."
+        return replace(self, checkpoint=True)
 
     def measure(self, net: nn.Module, shape: tuple[int, ...]) -> Measured:
         "Channels and strides of all taps; which modules a map needs and which only the vector needs."

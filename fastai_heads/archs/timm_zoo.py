@@ -8,7 +8,7 @@ import timm
 from timm.models._manipulate import group_with_matcher
 from torch import Tensor, nn
 
-from fastai_heads.archs.probe import measure_taps, on_meta, ran, reached
+from fastai_heads.archs.probe import measure_taps, on_meta, ran, reached, read_aside, unspoken
 from fastai_heads.archs.records import FEATURES, INPUT, PRE_LOGITS, Measured, Network
 from fastai_heads.archs.surgery import blank, drop_parameter, get_path, halves, keep_only, with_parents
 from fastai_heads.archs.timm_rows import ENCODERS, SIDEWAYS, TIMM_ROWS
@@ -87,18 +87,7 @@ class TimmCut:
         return Measured(measure_taps(self.taps(net), shapes, shape, params), first, then - first)
 
     def _read(self, net: nn.Module, shape: tuple[int, ...], used: frozenset[str], taps: tuple[str, ...]):
-        "Parameters that the taps read without calling the module that owns them."
-        live = with_parents(used)
-        owners = {k: k.rpartition(".")[0] for k, _ in net.named_parameters()}
-        doubtful = {
-            k
-            for k, owner in owners.items()
-            if owner and owner not in live and with_parents([owner]) & used and not self._of_classifier(owner)
-        }
-        return reached(net, shape, lambda n, x: list(self.run(n, x, taps).values()), doubtful)
-
-    def _of_classifier(self, path: str) -> bool:
-        return any(path == c or path.startswith(f"{c}.") for c in self.classifier)
+        return read_aside(net, shape, lambda n, x: list(self.run(n, x, taps).values()), used, self.classifier)
 
     def prune(self, net: nn.Module, taps: tuple[str, ...], measured: Measured, shape: tuple[int, ...]) -> None:
         "Takes off, in place, all that the taps do not need."
@@ -134,14 +123,16 @@ class TimmCut:
             return
         net.prune_intermediate_layers(indices, prune_norm=True, prune_head=True)
 
-        def follow(n: nn.Module, x: Tensor) -> frozenset[str]:
-            with ran(n) as paths:
-                self.run(n, x, taps)
-            return frozenset(paths)
-
-        used = on_meta(net, shape, follow)
-        used |= self._read(net, shape, used, taps)
+        used = unspoken(net, shape, lambda n, x: list(self.run(n, x, taps).values()), self.classifier)
         blank(net, used, measured.map_modules | measured.head_modules)
+
+    def checkpointed(self, net: nn.Module) -> "TimmCut":
+        "The same, computing activations again in the backward pass, which timm sets on the network."
+        try:
+            net.set_grad_checkpointing(True)
+        except (AttributeError, AssertionError) as e:
+            raise HeadsError(f"`grad_checkpointing`: timm's {type(net).__name__} does not have it.") from e
+        return self
 
     def groups(self, net: nn.Module) -> list[list[nn.Parameter]]:
         "The parameters in two groups, early and late, by timm's own order of depth."
