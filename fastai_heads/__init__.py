@@ -17,6 +17,7 @@ from fastai_heads.heads import (
 )
 from fastai_heads.learner import MultiHeadLearner, multihead_learner
 from fastai_heads.model import Trunk
+from fastai_heads.training import HeadsMonitor, LossWeightScheduler
 
 __version__ = "0.1.0"
 
@@ -29,7 +30,9 @@ __all__ = [
     "HeadSpec",
     "HeadTuple",
     "HeadsError",
+    "HeadsMonitor",
     "HeadsWarning",
+    "LossWeightScheduler",
     "MultiHeadLearner",
     "MultiLabelHead",
     "NumbersReader",

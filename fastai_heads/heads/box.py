@@ -21,6 +21,7 @@ class BoxHead(NumbersSpec):
     y_range: tuple[float, float] | None = (-1.0, 1.0)  # the whole image
 
     kinds: ClassVar[frozenset[str]] = frozenset({"box"})
+    blends: ClassVar[bool] = False
     moves_with_image: ClassVar[bool] = True
 
     def default_loss(self) -> Callable:

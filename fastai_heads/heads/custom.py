@@ -45,6 +45,11 @@ class CustomHead(HeadSpec):
         spec = super().fit(target, labels) if like is None else replace(super().fit(target, labels), like=None)
         return spec if like is None else replace(spec, like=like.fit(target, labels))
 
+    @property
+    def blends(self) -> bool:
+        "As the head whose loss it takes."
+        return self.like is None or self.like.blends
+
     def infer_n_out(self, target: Target) -> int | None:
         "The module decides; where neither the target nor the spec tells, one number per image is taken."
         return target.n_out if target.n_out is not None or self.n_out is not None else 1

@@ -20,6 +20,7 @@ class PointHead(NumbersSpec):
     y_range: tuple[float, float] | None = (-1.0, 1.0)  # the whole image
 
     kinds: ClassVar[frozenset[str]] = frozenset({"point"})
+    blends: ClassVar[bool] = False
     moves_with_image: ClassVar[bool] = True
 
     def default_loss(self) -> Callable:

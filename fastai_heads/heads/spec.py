@@ -48,8 +48,10 @@ class HeadSpec:
     lr_mult: float = 1.0  # its learning rate as a multiple of the heads' rate
     metrics: Any = None  # a metric or a list of them; None: the kind's defaults; []: none
     train_only: bool = False  # an auxiliary head: trains, is left out of what `predict` decodes and of exports
+    mix: bool = True  # under MixUp and CutMix blend the loss; False: the label of the image with the larger share
 
     kinds: ClassVar[frozenset[str]] = frozenset()  # the kinds of target that fit; empty: any
+    blends: ClassVar[bool] = True  # False: the target is a place in the image, which MixUp and CutMix cannot blend
     moves_with_image: ClassVar[bool] = False  # the target is a place: it changes when the image is turned or cut
 
     def __post_init__(self) -> None:
@@ -65,7 +67,8 @@ class HeadSpec:
         metrics = self.metrics if isinstance(self.metrics, list | tuple | L) else [self.metrics]
         measures = all(callable(m) or isinstance(m, Metric) for m in metrics)
         self.check("metrics", self.metrics is None or measures, "a metric or a list of them")
-        self.check("train_only", isinstance(self.train_only, bool), "True or False")
+        for field in ("train_only", "mix"):
+            self.check(field, isinstance(getattr(self, field), bool), "True or False")
 
     def check(
         self,

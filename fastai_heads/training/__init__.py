@@ -3,5 +3,7 @@
 from fastai_heads.training.bound import BoundHead, BoundHeads
 from fastai_heads.training.loss import CombinedLoss
 from fastai_heads.training.metrics import HeadMetric
+from fastai_heads.training.monitors import HeadsMonitor
+from fastai_heads.training.schedule import LossWeightScheduler
 
-__all__ = ["BoundHead", "BoundHeads", "CombinedLoss", "HeadMetric"]
+__all__ = ["BoundHead", "BoundHeads", "CombinedLoss", "HeadMetric", "HeadsMonitor", "LossWeightScheduler"]

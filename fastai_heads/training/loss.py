@@ -8,7 +8,7 @@ from typing_extensions import Self
 
 from fastai_heads.errors import HeadsError
 from fastai_heads.heads.spec import weights_of
-from fastai_heads.training.bound import BoundHeads
+from fastai_heads.training.bound import BoundHead, BoundHeads
 
 __all__ = ["CombinedLoss", "loss_name"]
 
@@ -16,6 +16,8 @@ __all__ = ["CombinedLoss", "loss_name"]
 class CombinedLoss(nn.Module):
     """The loss function of a learner with several heads: (predictions, targets) → the sum of the heads' losses, each
     by its `loss_weight`. With `reduction='none'`, one value per item."""
+
+    y_int = True  # tells fastai's `MixUp` and `CutMix` to blend losses and to leave targets as they are
 
     def __init__(self, heads: BoundHeads):
         super().__init__()
@@ -27,11 +29,18 @@ class CombinedLoss(nn.Module):
         targs: tuple[Tensor, ...],  # one per target, in target order
     ) -> tuple[Tensor, ...]:  # one per head: scalars, or (B,) each with `reduction='none'`
         "Each head's loss, not weighted."
+        pairs = [(h, p, targs[h.target.index]) for h, p in self.pairs(preds)]
+        return tuple((h.item_loss if self.reduction == "none" else h.train_loss)(p, t) for h, p, t in pairs)
+
+    def pairs(
+        self,
+        preds: tuple[Tensor, ...] | Tensor,  # one per head, in head order
+    ) -> list[tuple[BoundHead, Tensor]]:
+        "Each head with its prediction."
         preds = preds if isinstance(preds, tuple | list) else (preds,)
         if len(preds) != len(self.heads):
             raise HeadsError(f"the model gave {len(preds)} predictions for {len(self.heads)} heads.")
-        pairs = [(h, p, targs[h.target.index]) for h, p in zip(self.heads.values(), preds)]
-        return tuple((h.item_loss if self.reduction == "none" else h.train_loss)(p, t) for h, p, t in pairs)
+        return list(zip(self.heads.values(), preds))
 
     def total(
         self,

@@ -22,6 +22,9 @@ _KINDS: dict[str, frozenset[str]] = {  # fastai's functions, by the kind of targ
 }
 
 
+_LESS = frozenset({"mse", "_rmse", "mae", "msle", "_exp_rmspe", "rmse", "exp_rmspe", "perplexity", "distance"})
+
+
 class HeadMetric(Metric):
     "Any fastai metric on one head: it sees that head's prediction and target, and the labelled items only."
 
@@ -37,6 +40,17 @@ class HeadMetric(Metric):
     @property
     def name(self) -> str:
         return f"{self.head.name}_{self.metric.name}"
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Which way it is better. The metric's own word goes first: an attribute `higher_is_better` of it or of its
+        function, as torchmetrics has; then fastai's names and scikit-learn's endings."""
+        func = getattr(self.metric, "func", None)
+        for part in (self.metric, func, getattr(func, "func", None)):
+            if isinstance(getattr(part, "higher_is_better", None), bool):
+                return part.higher_is_better
+        name = self.metric.name
+        return name not in _LESS and not any(word in name for word in ("loss", "error", "deviance"))
 
     def reset(self) -> None:
         self.metric.reset()

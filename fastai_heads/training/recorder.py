@@ -40,6 +40,8 @@ class HeadTrainLoss(AvgSmoothLoss):
 class HeadsRecorder(Recorder):
     """fastai's `Recorder`, whose table also has `train_<head>_loss` and `valid_<head>_loss` for every head.
 
+    The totals stand first, where fastai looks for them (`ShowGraphCallback` takes the second value of a row).
+
     `losses_by_head[name]` is that head's smoothed training loss after every step, as `losses` is of the total."""
 
     name = "recorder"  # callbacks and users know fastai's `learn.recorder`
@@ -51,14 +53,16 @@ class HeadsRecorder(Recorder):
         self._valid_heads = L(HeadValidLoss(h, i) for i, h in enumerate(heads.values()))
         self.losses_by_head = {name: [] for name in heads.names}
         super().before_fit()
-        names = L("train_loss") + self._train_heads.attrgot("name").map("train_{}")
-        metrics = self.metrics.attrgot("name")
-        if self.train_metrics:
-            names += metrics.map("train_{}")
-        if self.valid_metrics:
-            names += L("valid_loss") + self._valid_heads.attrgot("name").map("valid_{}")
-            names += metrics.map("valid_{}") if self.train_metrics else metrics
-        self.metric_names = "epoch" + names + (L("time") if self.add_time else L())
+        self.metric_names = "epoch" + self.columns() + (L("time") if self.add_time else L())
+
+    def columns(self) -> L:
+        "The names of a row's values, in order."
+        names, metrics = L(self.learn.heads.names), self.learn.metrics.attrgot("name")
+        train = names.map("train_{}_loss") + (metrics.map("train_{}") if self.train_metrics else L())
+        if not self.valid_metrics:
+            return L("train_loss") + train
+        valid = names.map("valid_{}_loss") + (metrics.map("valid_{}") if self.train_metrics else metrics)
+        return L("train_loss", "valid_loss") + train + valid
 
     def before_train(self) -> None:
         "Reset what is counted by epoch; the smoothed losses go on."
@@ -72,6 +76,13 @@ class HeadsRecorder(Recorder):
         if self.training and len(self.yb):
             for loss in self._train_heads:
                 self.losses_by_head[loss.head.name].append(loss.value)
+
+    def after_epoch(self) -> None:
+        "fastai's, the totals first; a row that training or validation has left short stays as it is."
+        at = 2 + len(self._train_mets[1:])  # after the epoch and what was measured in training
+        if self.valid_metrics and at > 2 and len(self.log) == at + len(self._valid_mets) > at:
+            self.log = self.log[:2] + self.log[at : at + 1] + self.log[2:at] + self.log[at + 1 :]
+        super().after_epoch()
 
     @contextmanager
     def kept(self) -> Iterator[None]:

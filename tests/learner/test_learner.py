@@ -99,9 +99,8 @@ def test_columns_are_named_by_head(make_learner):
     learn.fit(1)
     assert tuple(learn.recorder.metric_names) == (
         "epoch",
-        "train_loss",
+        *("train_loss", "valid_loss"),
         *(f"train_{name}_loss" for name in FIVE),
-        "valid_loss",
         *(f"valid_{name}_loss" for name in FIVE),
         *METRICS,
         "time",

@@ -1,0 +1,31 @@
+"""What is asked of callbacks before a fit."""
+
+from collections.abc import Iterable
+
+from fastai.callback.core import Callback
+from fastai.callback.tracker import TrackerCallback
+from fastai.learner import Learner
+
+from fastai_heads.training.mixing import check_mixing
+from fastai_heads.training.precision import check_precision
+from fastai_heads.training.recorder import HeadsRecorder
+from fastai_heads.training.trackers import check_monitor
+
+__all__ = ["check_callbacks"]
+
+
+def check_callbacks(
+    learn: Learner,  # with `heads`
+    cbs: Iterable[Callback | type],  # of this fit alone, besides the learner's own
+) -> None:
+    "Refuse, before any training, what a callback could not do with these heads."
+    cbs = [*learn.cbs, *cbs]
+    check_mixing(cbs, learn.heads)
+    recorders = [cb for cb in cbs if isinstance(cb, HeadsRecorder)]
+    for cb in cbs:
+        if isinstance(cb, TrackerCallback) and recorders:
+            check_monitor(cb, recorders[0].columns())
+        if hasattr(cb, "check_heads"):
+            cb.check_heads(learn.heads)
+        if learn.dls.device is not None:
+            check_precision(cb, learn.dls.device)

@@ -1,0 +1,157 @@
+"""Heads that do not learn are named: no label, a loss of zero or NaN, no gradient to the body."""
+
+import warnings
+from collections.abc import Iterable
+
+import torch
+from fastai.callback.core import Callback
+from fastai.torch_core import get_model
+from torch import Tensor, nn
+
+from fastai_heads.errors import HeadsWarning
+from fastai_heads.training.bound import BoundHead
+
+__all__ = ["HeadsMonitor", "reaches"]
+
+_CAUSES = {
+    "no label": "saw no label. Every label of target {target!r} in the training set is missing, or the sampling leaves "
+    "them out",
+    "not finite": "had a loss that is NaN or infinite in {count} of {steps} batches. Likely the learning rate is too "
+    "high, a label is not finite (`PartialBlock` lets missing ones through), or its loss overflows",
+    "zero": "had a loss of exactly 0 in every batch. Likely its loss leaves out every item (`ignore_index`, a weight "
+    "of 0), or does not depend on the prediction",
+    "no gradient": "sent no gradient to the body. Likely its module or its loss detaches the prediction (`detach`, "
+    "`no_grad`, `argmax`, rounding), or its output is saturated",
+}
+
+
+class HeadsMonitor(Callback):
+    """Names a head that did not learn in an epoch in a `HeadsWarning`, with the likely cause: once, and again only if
+    it has been well for an epoch in between.
+
+    A few sums over K numbers are kept on the device in every step. Whether a head's gradient reaches the body is asked
+    with a backward pass through that head alone, in the first batch of an epoch, and in further ones only until it has
+    been seen to. It is not asked where the body does not train. `learn.remove_cb(HeadsMonitor)` turns all this off."""
+
+    order, run_valid = 20, False  # after MixedPrecision has left autocast
+
+    def __init__(self):
+        self._named: set[tuple[str, str]] = set()
+        self._steps, self._hook = 0, None
+
+    def before_fit(self) -> None:
+        "Nothing is watched while the learning rate is sought, which goes on until the loss explodes."
+        self._unhook()
+        self.run = not hasattr(self.learn, "lr_finder")
+
+    def before_train(self) -> None:
+        "An epoch starts: nothing seen yet."
+        heads = self.learn.heads.values()
+        self._steps, self._zeros, self._odd = 0, 0, 0
+        self._labels: dict[str, Tensor | int] = {h.name: 0 for h in heads if h.target.partial}
+        self._silent = {h.name for h in heads} if self._body_trains() else set()
+        self._asked: set[str] = set()
+
+    def before_batch(self) -> None:
+        "Keep the taps of this batch, while a head is still to be asked for its gradient."
+        self._unhook()
+        self._taps: tuple[Tensor, ...] = ()
+        if self._wanted():
+            self._hook = get_model(self.model)[0].register_forward_hook(self._keep)
+
+    def after_pred(self) -> None:
+        "The taps are there."
+        self._unhook()
+
+    def after_loss(self) -> None:
+        "Count, without waiting for the device."
+        losses = torch.stack([loss.detach().float().mean() for loss in self.learn.head_losses])
+        self._steps += 1
+        self._zeros = self._zeros + (losses == 0)
+        self._odd = self._odd + ~losses.isfinite()
+        for name in self._labels:
+            head = self.learn.heads[name]
+            self._labels[name] = self._labels[name] + head.labelled(self.yb[head.target.index]).any()
+        taps = [tap for tap in self._taps if tap.requires_grad]
+        if taps:
+            self._ask(taps)
+        self._taps = ()
+
+    def after_train(self) -> None:
+        "The epoch's verdict."
+        if self._steps:
+            self._say(self._found())
+
+    def after_cancel_fit(self) -> None:
+        "What stopped training, where it was a loss that is not finite (`TerminateOnNaNCallback`)."
+        self._unhook()
+        if self.learn.training and self._steps:
+            self._say({name: cause for name, cause in self._found().items() if cause == "not finite"}, whole=False)
+
+    def _body_trains(self) -> bool:
+        "Whether gradients are expected at the taps; not through a compiled model, whose taps cannot be had."
+        model, opt = get_model(self.model), self.opt
+        plain = isinstance(model, nn.Sequential) and getattr(model, "_compiled_call_impl", None) is None
+        return plain and opt.frozen_idx < max(1, len(opt.hypers) - 1)
+
+    def _wanted(self) -> list[BoundHead]:
+        "The heads to be asked in this batch: not seen to reach the body in this epoch; if named, in the first only."
+        return [
+            head
+            for name, head in self.learn.heads.items()
+            if name in self._silent and (self._steps == 0 or (name, "no gradient") not in self._named)
+        ]
+
+    def _keep(self, _module: nn.Module, _inputs: tuple, taps: dict[str, Tensor]) -> None:
+        self._taps = tuple(taps.values())
+
+    def _unhook(self) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+
+    def _ask(self, taps: list[Tensor]) -> None:
+        scaler = getattr(self.learn, "scaler", None)
+        scale = 1.0 if scaler is None else scaler.get_scale()
+        losses = dict(zip(self.learn.heads.names, self.learn.head_losses))
+        for head in self._wanted():
+            if head.labelled(self.yb[head.target.index]).any():
+                self._asked.add(head.name)
+                if reaches(losses[head.name], taps, scale):
+                    self._silent.discard(head.name)
+
+    def _found(self) -> dict[str, str]:  # head → what is wrong
+        zeros, odd = (getattr(n, "tolist", list)() for n in (self._zeros, self._odd))
+        found: dict[str, str] = {}
+        for i, name in enumerate(self.learn.heads.names):
+            if name in self._labels and not int(self._labels[name]):
+                found[name] = "no label"
+            elif odd[i]:
+                found[name] = "not finite"
+            elif zeros[i] == self._steps:
+                found[name] = "zero"
+            elif name in self._silent and (name in self._asked or (name, "no gradient") in self._named):
+                found[name] = "no gradient"
+        self._counts = dict(zip(self.learn.heads.names, odd))
+        return found
+
+    def _say(self, found: dict[str, str], whole: bool = True) -> None:
+        where = f"in epoch {self.epoch}" if whole else f"in epoch {self.epoch}, where training stopped"
+        for name, cause in found.items():
+            if (name, cause) not in self._named:
+                head = self.learn.heads[name]
+                text = _CAUSES[cause].format(target=head.target.name, count=self._counts[name], steps=self._steps)
+                warnings.warn(f"head {name!r} {text} ({where}).", HeadsWarning, stacklevel=2)
+        self._named = set(found.items()) if whole else self._named | set(found.items())
+
+
+def reaches(
+    loss: Tensor,  # a scalar
+    tensors: Iterable[Tensor],  # with a graph
+    scale: float = 1.0,  # of the loss, in half precision
+) -> bool:
+    "Whether a loss has a gradient with regard to any of some tensors; the graph is kept."
+    if not loss.requires_grad:
+        return False
+    grads = torch.autograd.grad(loss * scale, list(tensors), retain_graph=True, allow_unused=True)
+    return any(bool(grad.any()) for grad in grads if grad is not None)

@@ -1,0 +1,40 @@
+"""Mixed precision on the device that the model is on."""
+
+import torch
+from fastai.callback.core import Callback
+from fastai.callback.fp16 import AMPMode, MixedPrecision
+from fastcore.foundation import L
+from torch.amp import GradScaler, autocast
+
+from fastai_heads.errors import HeadsError
+
+__all__ = ["DevicePrecision", "check_precision"]
+
+
+class DevicePrecision(MixedPrecision):
+    "fastai's `MixedPrecision`, which knows CUDA only and elsewhere trains in float32, on any device that has autocast."
+
+    name = "mixed_precision"  # fastai asks for it by this name
+
+    def before_fit(self) -> None:
+        "Autocast and loss scaling for the model's device; bfloat16 has the range of float32 and is not scaled."
+        device = next(self.model.parameters()).device.type
+        half = self.amp_mode == AMPMode.FP16
+        if device == "cuda" and not half and not torch.cuda.is_bf16_supported():
+            raise HeadsError("`to_bf16`: this GPU has no bfloat16. Use `to_fp16`.")
+        self.kwargs["enabled"] = half
+        self.autocast = autocast(device, dtype=torch.float16 if half else torch.bfloat16)
+        self.learn.scaler, self.scales = GradScaler(device, **self.kwargs), L()
+
+
+def check_precision(
+    cb: Callback,  # of a fit
+    device: torch.device,  # of the data
+) -> None:
+    "Refuse fastai's own `MixedPrecision` where it would do nothing."
+    if type(cb) is MixedPrecision and device.type != "cuda":
+        mode = cb.amp_mode.value
+        raise HeadsError(
+            f"`cbs`: fastai's MixedPrecision knows CUDA only and would train in float32 on {device.type!r}. "
+            f"Use `learn.to_{mode}()`, which works there."
+        )

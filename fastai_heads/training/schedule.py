@@ -1,0 +1,69 @@
+"""Loss weights that change while training."""
+
+from collections.abc import Callable, Mapping
+
+from fastai.callback.core import Callback
+from fastai.callback.schedule import ParamScheduler
+
+from fastai_heads.errors import HeadsError
+from fastai_heads.heads.spec import is_number
+from fastai_heads.training.bound import BoundHeads
+
+__all__ = ["LossWeightScheduler"]
+
+
+class LossWeightScheduler(Callback):
+    """Sets heads' `loss_weight`s before every training step: `LossWeightScheduler({'digit': SchedLin(1, .1)})`.
+
+    A schedule takes the share of the training that is done, 0 to 1, and gives a weight: fastai's annealers, or a
+    function. The weights of every step are in `loss_weights` and, for `learn.recorder.plot_sched()`, in `recorder.hps`.
+    After the fit the last weights stay, as fastai leaves the optimizer's hyperparameters, so that `learn.validate()`
+    gives the last row of the table. While the learning rate is sought nothing is set."""
+
+    order, run_valid = ParamScheduler.order + 1, False
+
+    def __init__(
+        self,
+        scheds: Mapping[str, Callable[[float], float]],  # head → share of the training done → its weight
+    ):
+        self.scheds = dict(scheds)
+        self.loss_weights: dict[str, list[float]] = {name: [] for name in self.scheds}
+        self._starts = False
+
+    def check_heads(
+        self,
+        heads: BoundHeads,  # of the learner
+    ) -> None:
+        "Refuse, before any training, a head that is not there and a schedule that gives no weight."
+        for name, sched in self.scheds.items():
+            _ = heads[name]
+            ends = [sched(share) for share in (0.0, 1.0)] if callable(sched) else [None]
+            if not all(is_number(end, least=0) for end in ends):
+                found = f"weights {ends[0]!r} to {ends[1]!r}" if callable(sched) else repr(sched)
+                raise HeadsError(
+                    f"`scheds[{name!r}]` of LossWeightScheduler is a function of the share of the training done that "
+                    f"gives a weight of at least 0, such as `SchedLin(1, .1)`, found {found}."
+                )
+
+    def before_fit(self) -> None:
+        "A new record, once there is a step; a validation leaves the last one alone."
+        self._starts, self.run = True, not hasattr(self.learn, "lr_finder")
+
+    def before_batch(self) -> None:
+        "This step's weights."
+        if self._starts:
+            self._starts, self.loss_weights = False, {name: [] for name in self.scheds}
+        for name, sched in self.scheds.items():
+            self.learn.heads[name].loss_weight = sched(self.pct_train)
+
+    def after_batch(self) -> None:
+        "Record them."
+        for name, weights in self.loss_weights.items():
+            weights.append(self.learn.heads[name].loss_weight)
+
+    def after_fit(self) -> None:
+        "Beside what a `ParamScheduler` of the same fit has recorded."
+        if self._starts or not hasattr(self.learn, "recorder"):
+            return
+        others = self.recorder.hps if any(isinstance(cb, ParamScheduler) for cb in self.learn.cbs) else {}
+        self.recorder.hps = others | {f"{name}_loss_weight": w for name, w in self.loss_weights.items()}

@@ -1,0 +1,44 @@
+"""fastai's trackers (`SaveModelCallback`, `EarlyStoppingCallback`, …) on any head's loss or metric."""
+
+from collections.abc import Iterable
+
+import numpy as np
+from fastai.callback.tracker import TrackerCallback
+from fastai.learner import Metric
+
+from fastai_heads.errors import HeadsError, did_you_mean
+from fastai_heads.training.metrics import HeadMetric
+
+__all__ = ["check_monitor", "set_direction"]
+
+
+def set_direction(
+    tracker: TrackerCallback,  # a callback that is being added to a learner
+    metrics: Iterable[Metric],  # of the learner
+) -> None:
+    """Have a tracker look for what is better of its metric. fastai goes by the whole name, in which a head `blossom`
+    makes an accuracy a loss and `ink_mae` is better the greater. A `comp` that is not fastai's own guess is the user's
+    and stays."""
+    guess = np.less if "loss" in tracker.monitor or "error" in tracker.monitor else np.greater
+    better = {f"{part}{m.name}": m.higher_is_better for m in metrics if isinstance(m, HeadMetric) for part in _PARTS}
+    if tracker.comp is not guess or tracker.monitor not in better:
+        return
+    comp = np.greater if better[tracker.monitor] else np.less
+    if comp is not tracker.comp:
+        tracker.comp, tracker.min_delta = comp, -tracker.min_delta
+
+
+def check_monitor(
+    tracker: TrackerCallback,  # of a fit
+    columns: Iterable[str],  # of the table
+) -> None:
+    "Refuse to track what the table does not have."
+    columns = list(columns)
+    if tracker.monitor not in columns:
+        raise HeadsError(
+            f"`monitor={tracker.monitor!r}` of {type(tracker).__name__} is no column of the table."
+            f"{did_you_mean(tracker.monitor, columns)} There is {', '.join(columns)}."
+        )
+
+
+_PARTS = ("", "train_", "valid_")
