@@ -15,6 +15,7 @@ from fastai_heads.training.loss import loss_name
 
 __all__ = ["Summary", "summarize"]
 
+_NO_LAYER = (nn.Identity, nn.Sequential, nn.ModuleDict, nn.ModuleList)
 _COLUMNS = ("head", "target", "tap", "layers", "output", "params", "trainable", "loss", "weight")
 
 
@@ -84,7 +85,8 @@ def _size(module: nn.Module) -> str:
 
 
 def _layers(module: nn.Module) -> int:
-    return sum(1 for m in module.modules() if not any(True for _ in m.children()) and not isinstance(m, nn.Identity))
+    "Modules that do something themselves: neither a container, empty or not, nor an identity."
+    return sum(1 for m in module.modules() if not any(True for _ in m.children()) and not isinstance(m, _NO_LAYER))
 
 
 def _params(module: nn.Module, trainable: bool = False) -> int:

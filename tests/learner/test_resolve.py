@@ -108,7 +108,7 @@ def test_a_bad_name_gets_a_good_one(name, better):
     ("heads", "says"),
     [
         ({"digit": RegressionHead()},
-         r"`heads\['digit'\]`: RegressionHead needs a target of kind regression, and target 'digit' is of kind category"),
+         r"`heads\['digit'\]`: RegressionHead needs a target of kind regression, and target 'digit' is of kind cat"),
         ({"tags": ClassificationHead()}, r"`heads\['tags'\]`: ClassificationHead needs .* category, and .* multilabel"),
         ({"ink": ClassificationHead()}, r"`heads\['ink'\]`.*is of kind regression"),
         ({"centre": BoxHead()}, r"`heads\['centre'\]`.*kind box.*is of kind point"),
