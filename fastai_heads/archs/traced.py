@@ -130,7 +130,7 @@ def trace(
     maps = {p: t.shape for p, t in seen.gave.items() if seen.calls[p] == 1 and _is_map(t)}
     by_hand = frozenset(p for p, t in seen.gave.items() if seen.calls[p] == 1 and _tappable(t))
     classifier = _classifier(net, seen)
-    features = _last_map(seen, maps, classifier)
+    features = _last_map(net, seen, maps, classifier)
     if features is None or (classifier is None and not _is_map(seen.out)):
         why = _unproved(seen, name)
         places = {path: path for path in _levels(maps, "")}
@@ -209,12 +209,17 @@ def _classifier(net: nn.Module, seen: _Seen) -> str | None:
     return None
 
 
-def _last_map(seen: _Seen, maps: Mapping[str, torch.Size], classifier: str | None) -> str | None:
-    "The last map, provided that most of the network lies before it: a ViT's patches are no last map."
+def _last_map(net: nn.Module, seen: _Seen, maps: Mapping[str, torch.Size], classifier: str | None) -> str | None:
+    "The last map, provided that most trained layers run before it: a ViT's patches are no last map."
     if not maps:
         return None
-    path, order = list(maps)[-1], list(seen.gave)
-    return path if classifier is None or order.index(path) >= (order.index(classifier) - 1) / 2 else None
+    path = list(maps)[-1]
+    order = [p for p in seen.gave if p == path or (p != classifier and _trained(net.get_submodule(p)))]
+    return path if 2 * order.index(path) >= len(order) - 1 else None
+
+
+def _trained(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters(recurse=False))
 
 
 def _levels(maps: Mapping[str, torch.Size], features: str) -> list[str]:
