@@ -1,7 +1,7 @@
 """One pretrained body, many heads, one fastai `Learner`: `from fastai_heads import *` after `fastai.vision.all`."""
 
 from fastai_heads.archs import cut_points, list_archs, register_arch
-from fastai_heads.body import Body, cut_body
+from fastai_heads.body import cut_body
 from fastai_heads.data import BoxBlock, NumbersReader, PartialBlock, digit_scenes, digits_dls
 from fastai_heads.errors import HeadsError, HeadsWarning
 from fastai_heads.head_tuple import HeadTuple
@@ -22,7 +22,6 @@ from fastai_heads.training import HeadsMonitor, LossWeightScheduler
 __version__ = "0.1.0"
 
 __all__ = [
-    "Body",
     "BoxBlock",
     "BoxHead",
     "ClassificationHead",

@@ -53,7 +53,7 @@ class MultiHeadLearner(HeadPredictions):
         model: nn.Sequential,  # from `multihead_model`
         specs: Mapping[str, tuple[HeadSpec, Target]],  # name → (fitted spec, its target), in head order
         targets: Sequence[Target],  # every target of the data, in order, also those without a head
-        **learner_kwargs,  # fastai's `Learner`'s: opt_func, lr, cbs, path, model_dir, wd, moms, …
+        **learner_kwargs: Any,  # fastai's `Learner`'s: opt_func, lr, cbs, path, model_dir, wd, moms, …
     ):
         self.data_targets = tuple(targets)  # not `targets`: fastai's callbacks set that on themselves
         self.heads = BoundHeads({name: BoundHead(name, spec, t, model[1]) for name, (spec, t) in specs.items()})

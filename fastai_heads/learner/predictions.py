@@ -19,7 +19,7 @@ from fastai_heads.errors import HeadsError, unknown
 from fastai_heads.head_tuple import HeadTuple
 from fastai_heads.learner.gather import ConstantOrder, GatherHeads
 from fastai_heads.training.recorder import HeadsRecorder
-from fastai_heads.view.show import show_samples
+from fastai_heads.view.show import show_predictions, show_targets
 
 __all__ = ["HeadPredictions"]
 
@@ -141,6 +141,16 @@ class HeadPredictions(Learner):
             )
         return chosen
 
+    def show_batch(
+        self,
+        max_n: int = 9,  # how many images
+        ds_idx: int = 0,  # 0: training set, 1: validation set
+        unique: bool = False,  # one item, again and again, as augmentation changes it
+        **kwargs,  # to the drawing: `ncols`, `imsize`
+    ) -> Figure:
+        "Images with every target: shapes drawn in, texts beside, a dash where a label is missing."
+        return show_targets(self.dls, max_n, ds_idx, unique, [t.name for t in self.data_targets], **kwargs)
+
     def show_results(
         self,
         ds_idx: int = 1,  # 0: training set, 1: validation set
@@ -150,15 +160,10 @@ class HeadPredictions(Learner):
         **kwargs,  # to the drawing: `ncols`, `imsize`
     ) -> Figure:
         "Images with every head's target and prediction: shapes drawn in, texts beside, green if right, red if wrong."
-        dl = self.dls[ds_idx].new(shuffle=shuffle) if dl is None else dl
-        batch = dl.one_batch()
-        inputs = tuple(batch[: self.dls.n_inp])
+        batch = (self.dls[ds_idx].new(shuffle=shuffle, drop_last=False) if dl is None else dl).one_batch()
+        n_inp = self.dls.n_inp
         decoded = self.get_preds(dl=[batch], with_decoded=True)[2]
-        names = [t.name for t in self.data_targets]
-        targets = [HeadTuple(sample[len(inputs) :], names) for sample in dl.decode_batch(batch, max_n=max_n)]
-        samples = self._decoded(inputs, decoded, max_n)
-        shown = {h.name: h.target.name for h in self.heads.deciding}
-        return show_samples([s[0] for s in samples], targets, [s[-1] for s in samples], shown, **kwargs)
+        return show_predictions(self, tuple(batch[:n_inp]), tuple(batch[n_inp:]), decoded, max_n, **kwargs)
 
     def _decoded(self, inputs: tuple, decoded: HeadTuple, max_n: int) -> list[tuple]:
         "Per item its decoded inputs, then a `HeadTuple` of decoded values."

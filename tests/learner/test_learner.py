@@ -84,11 +84,11 @@ def test_lr_find_gives_a_rate_and_puts_everything_back(learn):
 
 
 def test_training_learns_what_there_is_to_learn(make_learner):
-    learn = make_learner("digit", "ink")
+    learn = make_learner("digit", "ink", heads={"digit": ClassificationHead(ps=0.0), "ink": RegressionHead(ps=0.0)})
     _, digit, ink, *_ = learn.validate(ds_idx=0)
-    learn.fit_one_cycle(12, 3e-3)
+    learn.fit_one_cycle(20, 3e-3)
     _, learned_digit, learned_ink, *_ = learn.validate(ds_idx=0)
-    assert learned_digit < 0.6 * digit and learned_ink < 0.6 * ink
+    assert learned_digit < 0.5 * digit and learned_ink < 0.5 * ink
 
 
 # the table
