@@ -1,15 +1,21 @@
-"""A head more on a learner that is trained already."""
+"""What changes on a learner that is trained already: a head more, statistics of other data."""
 
+from dataclasses import replace
+
+import torch
+from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from torch import nn
 
 from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError
+from fastai_heads.heads.regression import RegressionHead
 from fastai_heads.heads.spec import HeadSpec, TapShape
 from fastai_heads.learner.resolve import check_deciding, find_target, fitted
 from fastai_heads.names import check_name
+from fastai_heads.training.bound import BoundHead
 
-__all__ = ["add_module", "added_spec"]
+__all__ = ["add_module", "added_spec", "restandardize"]
 
 
 def added_spec(
@@ -40,3 +46,17 @@ def add_module(
     heads.shapes |= {t: TapShape(t, body.channels[t], body.strides[t]) for t in reads if t not in heads.shapes}
     module = spec.build(tuple(heads.shapes[tap] for tap in reads))
     heads.add(name, module.to(next(body.parameters()).device), reads)
+
+
+def restandardize(
+    head: BoundHead,  # of a learner; only a standardised regression head has statistics
+    dls: DataLoaders,  # whose training labels give the new ones
+) -> None:
+    "Mean and deviation of a head's last layer and of its loss, taken anew."
+    if not isinstance(head.spec, RegressionHead) or head.spec.standardize is False:
+        return
+    head.spec = fitted(head.name, replace(head.spec, standardize=True), head.target, dls)
+    unit = head.module.layers[-1]
+    for name, values in zip(("mean", "deviation"), head.spec.standardize):
+        getattr(unit, name).copy_(torch.tensor(values))
+    head.loss_func = head.spec.loss_func()

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from fastai.data.core import DataLoaders
@@ -9,11 +10,12 @@ from fastai.torch_core import no_random, to_device
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fastai_heads.data.partial import check_complete
 from fastai_heads.data.targets import Target, dls_targets
 from fastai_heads.errors import HeadsError, HeadsWarning
 from fastai_heads.model import in_eval
 
-__all__ = ["check_batches", "check_items", "check_same_targets", "sample_inputs"]
+__all__ = ["check_batches", "check_items", "same_targets", "sample_inputs"]
 
 
 def check_items(
@@ -73,13 +75,13 @@ def _narrow_norms(model: nn.Module, dls: DataLoaders) -> list[str]:
     return list(found)
 
 
-def check_same_targets(
+def same_targets(
     dls: DataLoaders,  # the new ones
     targets: Sequence[Target],  # of the learner
-) -> None:
+) -> tuple[Target, ...]:  # the same, each saying whether labels of the new data may be missing
     "Refuse `learn.dls = dls` where targets or vocabularies differ from those that the heads were made for."
     if not len(dls.train_ds):
-        return  # what `export` leaves of the data: transforms without items
+        return tuple(targets)  # what `export` leaves of the data: transforms without items
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", HeadsWarning)
         found = dls_targets(dls)
@@ -93,6 +95,8 @@ def check_same_targets(
                 f"`learn.dls`: target {old.name!r} has another vocabulary: expected {old.vocab}, found {new.vocab}. "
                 f"Build the data with `vocab={list(old.vocab or ())}`."
             )
+    check_complete(dls)
+    return tuple(replace(old, partial=new.partial) for old, new in zip(targets, found))
 
 
 def sample_inputs(

@@ -21,8 +21,8 @@ from torch import nn
 from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError, HeadsWarning
 from fastai_heads.heads.spec import HeadSpec
-from fastai_heads.learner.editing import add_module, added_spec
-from fastai_heads.learner.guards import check_batches, check_same_targets, sample_inputs
+from fastai_heads.learner.editing import add_module, added_spec, restandardize
+from fastai_heads.learner.guards import check_batches, same_targets, sample_inputs
 from fastai_heads.learner.head_view import head_learner
 from fastai_heads.learner.predictions import HeadPredictions
 from fastai_heads.learner.weights import check_state_fits, load_vision_weights, load_what_fits
@@ -74,7 +74,9 @@ class MultiHeadLearner(HeadPredictions):
     @dls.setter
     def dls(self, dls: DataLoaders) -> None:
         if hasattr(self, "_dls"):
-            check_same_targets(dls, self.data_targets)
+            self.data_targets = same_targets(dls, self.data_targets)
+            for head in self.heads.values():
+                head.target = self.data_targets[head.target.index]
         self._dls = dls
 
     # training
@@ -148,6 +150,17 @@ class MultiHeadLearner(HeadPredictions):
         if self.training and len(self.yb):
             self._do_grad_opt()
 
+    def set_dls(
+        self,
+        dls: DataLoaders,  # with the same targets and vocabularies
+        statistics: bool = False,  # take the mean and deviation of regression targets anew from its labels
+    ) -> None:
+        "`learn.dls = dls`, which keeps the statistics of the first data, or with those of the new."
+        self.dls = dls
+        if statistics:
+            for head in self.heads.values():
+                restandardize(head, dls)
+
     # one head, other heads
 
     def head(
@@ -162,9 +175,7 @@ class MultiHeadLearner(HeadPredictions):
         self,
         name: str,  # of the new head, the last in the order
         head: HeadSpec,  # what it is
-        target: str
-        | int
-        | None = None,  # what it predicts, by name or index; None: as the spec says, or `name`
+        target: str | int | None = None,  # what it predicts, by name or index; None: as the spec says, or `name`
     ) -> BoundHead:
         """One head more on a trained learner: body and other heads stay bit for bit, what was frozen stays frozen, the
         optimizer starts anew. Raises `HeadsError`, and nothing has changed, where the head does not fit."""

@@ -141,3 +141,24 @@ def test_box_of_another_learner(make_learner):
     learn.add_head("box", BoxHead(lr_mult=0.5))
     learn.fit(1, 1e-3)
     assert len(learn.opt.param_lists) == len(learn.model[0].groups()) + 1
+
+
+def test_other_data_keeps_the_statistics_unless_told_otherwise(learn, make_dls):
+    dls = make_dls("digit", "ink", "tags", "centre", missing=0.5)
+    unit = learn.model[1]["ink"].layers[-1]
+    before = unit.mean.clone(), unit.deviation.clone()
+    learn.dls = make_dls("digit", "ink", "tags", "centre", bs=4)
+    assert (unit.mean, unit.deviation) == before
+    learn.set_dls(dls, statistics=True)
+    labels = torch.tensor([float(v) for v in dls.train_ds.items.ink if v == v])
+    torch.testing.assert_close(unit.mean, labels.mean()[None])
+    torch.testing.assert_close(unit.deviation, labels.std(correction=0)[None])
+    torch.testing.assert_close(learn.heads.ink.loss_func.deviation, unit.deviation)
+
+
+def test_other_data_may_lack_labels(make_learner, make_dls):
+    learn = make_learner("digit", "ink")
+    learn.dls = make_dls("digit", "ink", missing=0.5)
+    learn.fit(1, 1e-3)
+    assert all(torch.isfinite(p).all() for p in learn.model.parameters())
+    assert all(head.target.partial for head in learn.heads.values())
