@@ -68,12 +68,11 @@ def blended_loss(
     if not head.spec.mix:
         larger = (share >= 0.5).view(-1, *[1] * (targ.ndim - 1))
         return head.train_loss(pred, torch.where(larger, targ, other))
-    if share.numel() == 1:
-        losses = head.train_loss(pred, other), head.train_loss(pred, targ)
-        return torch.lerp(*losses, share.to(losses[0].dtype).squeeze())
     try:
         losses = head.item_loss(pred, other), head.item_loss(pred, targ)
     except HeadsError as error:
+        if share.numel() == 1:  # the whole batch is blended alike
+            return torch.lerp(head.train_loss(pred, other), head.train_loss(pred, targ), share.to(pred.dtype).squeeze())
         raise HeadsError(
             f"head {head.name!r} cannot be blended item by item: {error} {_remedy(head)}, or use `CutMix`."
         ) from None

@@ -66,7 +66,6 @@ class HeadsMonitor(Callback):
     def after_loss(self) -> None:
         "Count, without waiting for the device."
         losses = torch.stack([loss.detach().float().mean() for loss in self.learn.head_losses])
-        self._steps += 1
         self._zeros = self._zeros + (losses == 0)
         self._odd = self._odd + ~losses.isfinite()
         for name in self._labels:
@@ -76,6 +75,7 @@ class HeadsMonitor(Callback):
         if taps:
             self._ask(taps)
         self._taps = ()
+        self._steps += 1
 
     def after_train(self) -> None:
         "The epoch's verdict."
