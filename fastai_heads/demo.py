@@ -4,7 +4,6 @@ import time
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-from fastai.callback.schedule import fit_one_cycle  # noqa: F401  fastai gives `Learner` its schedules on import
 from fastai.torch_core import set_seed
 
 from fastai_heads.data.digits import digits_dls

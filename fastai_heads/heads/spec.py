@@ -18,7 +18,7 @@ from typing_extensions import Self
 
 from fastai_heads.data.missing import labelled
 from fastai_heads.data.targets import Target
-from fastai_heads.errors import HeadsError
+from fastai_heads.errors import HeadsError, did_you_mean
 
 __all__ = ["HeadSpec", "TapShape", "as_weights", "is_number", "weights_of"]
 
@@ -53,6 +53,14 @@ class HeadSpec:
     kinds: ClassVar[frozenset[str]] = frozenset()  # the kinds of target that fit; empty: any
     blends: ClassVar[bool] = True  # False: the target is a place in the image, which MixUp and CutMix cannot blend
     moves_with_image: ClassVar[bool] = False  # the target is a place: it changes when the image is turned or cut
+
+    def __new__(cls, *_args: Any, **fields: Any) -> Self:
+        "Refuses a field that the kind does not have, before Python's own error does, with the nearest right one."
+        known = list(cls.__dataclass_fields__)
+        for name in fields:
+            if name not in known:
+                raise HeadsError(f"`{name}` is not a parameter of {cls.__name__}.{did_you_mean(name, known)}")
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         "Refuse what no head can mean. Subclasses that check more call this first."

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import fastai.callback.schedule  # noqa: F401  gives `Learner` its `fit_one_cycle`, `fine_tune` and `lr_find`
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import AMPMode
 from fastai.callback.tracker import TrackerCallback

@@ -1,5 +1,7 @@
 """What every head says of itself, and a head of one's own in thirty lines."""
 
+import copy
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import FrozenInstanceError, dataclass, replace
 from typing import ClassVar
@@ -196,3 +198,18 @@ def test_the_modules_inside_a_loss_are_found():
     standard = StandardizedLoss(flat, [2.0])
     assert weights_of(standard) == [standard, flat.func]
     assert weights_of(F.cross_entropy) == []
+
+
+@pytest.mark.parametrize(
+    ("spec", "field", "nearest"), [(ClassificationHead, "n_outs", "n_out"), (BoxHead, "taps", "tap")]
+)
+def test_a_field_that_is_not_there_gets_the_nearest(spec, field, nearest):
+    with pytest.raises(
+        HeadsError, match=rf"`{field}` is not a parameter of {spec.__name__}\. Did you mean '{nearest}'"
+    ):
+        spec(**{field: 3})
+
+
+def test_specs_are_copied_and_pickled():
+    spec = ClassificationHead(ps=0.1, tap=8)
+    assert copy.deepcopy(spec) == pickle.loads(pickle.dumps(spec)) == spec
