@@ -1,16 +1,15 @@
 """What can be tapped in an arch, and what a cut takes off."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from html import escape
 from typing import Any
 
 from torch import nn
 
 from fastai_heads.archs.records import FEATURES, INPUT, Measured, Network, Removed, TapPoint
-from fastai_heads.archs.source import Request, find_network
+from fastai_heads.archs.source import Request, find_empty, find_network
 from fastai_heads.archs.surgery import taken_off
-from fastai_heads.errors import HeadsError
 
 __all__ = ["CutPoints", "Parts", "all_taps", "cut_points", "parts_of", "sort_out"]
 
@@ -141,12 +140,10 @@ def cut_points(
 
 def _on_paper(arch: object, n_in: int, kwargs: dict[str, Any]) -> tuple[Network, Measured]:
     "The network and its measures, without numbers if it can be built so."
-    request = Request(arch, pretrained=False, n_in=n_in, kwargs=kwargs, empty=True)
+    request = Request(arch, pretrained=False, n_in=n_in, kwargs=kwargs)
     try:
-        network = find_network(request)
+        network = find_empty(request)
         return network, network.cut.measure(network.net, network.shape)
-    except HeadsError:
-        raise
     except (RuntimeError, NotImplementedError, TypeError):
-        network = find_network(replace(request, empty=False))
+        network = find_network(request)
         return network, network.cut.measure(network.net, network.shape)

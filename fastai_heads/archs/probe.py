@@ -13,6 +13,8 @@ from fastai_heads.archs.surgery import with_parents
 __all__ = ["measure_taps", "on_meta", "paused", "ran", "reached", "read_aside", "stand_ins", "unspoken"]
 
 T = TypeVar("T")
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
+"Layers that give back the shape that they get."
 CANNOT_ON_META = (RuntimeError, NotImplementedError, TypeError, ValueError)
 "What a network raises that needs the values of its tensors."
 
@@ -25,7 +27,8 @@ def on_meta(
     "Runs `fn(net, x)` in evaluation mode on the meta device, on real numbers where that fails."
     with torch.no_grad(), paused(net):
         try:
-            return _call(net, shape, fn, "meta")
+            with norms_skipped(net):
+                return _call(net, shape, fn, "meta")
         except CANNOT_ON_META:
             return _call(net, shape, fn, next((p.device for p in net.parameters()), "cpu"))
 
@@ -39,7 +42,7 @@ def reached(
     "Which parameters take part in what `fn` computes."
     if not params:
         return frozenset()
-    with paused(net):
+    with torch.enable_grad(), paused(net):
         try:
             return _call(net, shape, lambda n, x: _with_gradient(n, fn(n, x), params), "meta", params)
         except CANNOT_ON_META:
@@ -69,6 +72,23 @@ def _call(
         for name, p in net.named_parameters():
             p.requires_grad_(name in wanted)
         return fn(net, torch.zeros(shape, device=device, dtype=dtype))
+
+
+@contextmanager
+def norms_skipped(net: nn.Module) -> Iterator[None]:
+    "Norms give back what they get: on the meta device, where only shapes count, theirs is most of the time."
+    norms = [m for m in net.modules() if isinstance(m, NORMS) and "forward" not in vars(m)]
+    for m in norms:
+        m.forward = _same
+    try:
+        yield
+    finally:
+        for m in norms:
+            del m.forward
+
+
+def _same(x: Tensor, *args: object, **kwargs: object) -> Tensor:
+    return x
 
 
 @contextmanager

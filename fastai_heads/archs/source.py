@@ -4,7 +4,7 @@ import copy
 import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
@@ -22,10 +22,12 @@ from fastai_heads.archs.torchvision_zoo import BUILD_ARGS, choose_weights, weigh
 from fastai_heads.archs.traced import trace
 from fastai_heads.errors import HeadsError
 
-__all__ = ["Request", "find_network"]
+__all__ = ["Request", "find_empty", "find_network"]
 
 STANDARD_SIDE = 224
 "Side of the image that an arch is measured at unless it or its weights say otherwise."
+TIMM_HOSTS = ("hf-hub", "local-dir")
+"Where timm looks for a network that is named like 'hf-hub:owner/name'."
 OWN_CHANNELS = 3
 "The default of `n_in`: a network that takes another number keeps that."
 
@@ -45,7 +47,8 @@ class Request:
 def find_network(
     request: Request,
 ) -> Network:
-    "Finds, builds and describes the network. A name that both timm and torchvision have is timm's, as in fastai."
+    """Finds, builds and describes the network. A name that both timm and torchvision have is timm's, as in fastai;
+    'torchvision:resnet18' is torchvision's."""
     if request.weights is not None and not request.pretrained:
         raise HeadsError(f"`weights={request.weights}` contradicts `pretrained=False`; leave one of the two out.")
     with torch.device("meta") if request.empty else nullcontext():
@@ -53,6 +56,20 @@ def find_network(
     if network.weights:
         _check_numbers(network)
     return network
+
+
+def find_empty(
+    request: Request,
+) -> Network:
+    "The network without numbers, on the meta device; with numbers if it cannot be built there, as RegNet's init."
+    try:
+        return find_network(replace(request, empty=True))
+    except HeadsError as e:
+        if not isinstance(e.__cause__, RuntimeError | NotImplementedError):
+            raise
+    except (RuntimeError, NotImplementedError, TypeError):
+        pass
+    return find_network(replace(request, empty=False))
 
 
 def _find(request: Request) -> Network:
@@ -76,10 +93,13 @@ def _check_numbers(network: Network) -> None:
 
 
 def _from_name(name: str, request: Request) -> Network:
-    if timm.is_model(name.partition(".")[0]):
-        return build_timm(name, request.pretrained, request.weights, request.n_in, request.kwargs)
-    row = arch_by_name(name)
-    if row is None:
+    zoo, _, plain = name.rpartition(":")
+    hosted = zoo in TIMM_HOSTS
+    if hosted or (zoo in ("", "timm") and timm.is_model(plain.partition(".")[0])):
+        wanted = name if hosted else plain
+        return build_timm(wanted, request.pretrained, request.weights, request.n_in, request.kwargs)
+    row = arch_by_name(plain)
+    if row is None or zoo not in ("", row.zoo):
         raise unknown_arch(name)
     return _from_function(row, request)
 

@@ -196,7 +196,7 @@ def build_timm(
         net = timm.create_model(name, pretrained=pretrained, in_chans=n_in, **kwargs)
     except RuntimeError as e:
         raise HeadsError(f"`arch`: timm could not build {name!r} with pretrained={pretrained}: {e}") from e
-    return timm_network(net, arch, pretrained, n_in)
+    return timm_network(net, name if ":" in name else arch, pretrained, n_in)
 
 
 def _check_tag(arch: str, tag: str, weights: object) -> None:

@@ -1,0 +1,211 @@
+"""What is claimed of every arch, checked on one: what the sweep over both zoos and the tests run."""
+
+import copy
+import pickle
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from fastai_heads.archs.proof import logits_from_taps
+from fastai_heads.archs.records import FEATURES, PRE_LOGITS, Measured, Network
+from fastai_heads.archs.source import Request, find_empty, find_network
+from fastai_heads.archs.surgery import get_path
+
+__all__ = ["CHECKS", "Report", "check_arch"]
+
+LARGE = 300_000_000
+"Numbers of parameters above which only shapes are checked, on the meta device."
+TOLERANCE = 1e-3
+"For the same sums in another order, as a part of the largest value."
+
+
+@dataclass
+class Report:
+    "What one arch showed; an empty text is a claim that holds."
+
+    arch: str
+    zoo: str = ""
+    family: str = ""
+    params: int = 0
+    faults: dict[str, str] = field(default_factory=dict)  # by the name of the check
+    note: str = ""  # why a claim is not made
+    seconds: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        "Whether every check that ran holds."
+        return not any(self.faults.values())
+
+
+@dataclass
+class _Case:
+    "One arch under check."
+
+    network: Network
+    measured: Measured
+    make: Callable[[Network, list[str], Measured], nn.Module]  # `Body`
+    x: Tensor
+
+    @property
+    def taps(self) -> list[str]:
+        return [p.name for p in self.measured.taps]
+
+    def body(self, taps: list[str]) -> nn.Module:
+        "A body of a copy of the network."
+        return self.make(replace(self.network, net=copy.deepcopy(self.network.net)), taps, self.measured)
+
+    def ends(self) -> list[str]:
+        "The first tap, one half-way, the last map and the vector."
+        inner = [t for t in self.taps if t not in (FEATURES, PRE_LOGITS)]
+        picked = [inner[0], inner[len(inner) // 2], FEATURES, PRE_LOGITS] if inner else [FEATURES, PRE_LOGITS]
+        return [t for t in dict.fromkeys(picked) if t in self.taps]
+
+
+def equality(case: _Case) -> str:
+    "The arch's own classifier on the taps gives the arch's own logits, bit for bit."
+    net = case.network.net
+    with torch.no_grad():
+        taps = case.body(case.taps).eval()(case.x)
+        said = logits_from_taps(case.network, taps)
+        if said is None:
+            return ""
+        own = net(case.x)
+    if said.shape != own.shape:
+        return f"logits {tuple(said.shape)}, the arch gives {tuple(own.shape)}"
+    return "" if torch.equal(said, own) else f"logits differ by {(said - own).abs().max().item():.1e}"
+
+
+def shapes(case: _Case) -> str:
+    "Every tap has the declared width, a map is NCHW of floats and fits its stride."
+    with torch.no_grad():
+        taps = case.body(case.taps).eval()(case.x)
+    points = {p.name: p for p in case.measured.taps}
+    wrong = [t for t, v in taps.items() if v.shape[1] != points[t].channels]
+    wrong += [t for t, v in taps.items() if v.ndim != (2 if points[t].stride is None else 4)]
+    return f"width or dimensions of {', '.join(wrong)}" if wrong else ""
+
+
+def second_size(case: _Case) -> str:
+    "256 pixels more make the map larger by 256 / stride, where the arch takes other sizes."
+    if case.network.fixed_size or not all(256 % (p.stride or 1) == 0 for p in case.measured.taps):
+        return ""
+    n, c, height, width = case.network.shape
+    shape = (n, c, height + 256, width + 256)
+    try:
+        there = {p.name: p for p in case.network.cut.measure(case.network.net, shape).taps}
+    except (RuntimeError, AssertionError, ValueError):
+        return ""
+    wrong = [p.name for p in case.measured.taps if there[p.name].stride != p.stride]
+    return f"stride of {', '.join(wrong)} differs at {height + 256} pixels" if wrong else ""
+
+
+def one_by_one(case: _Case) -> str:
+    "A tap alone, with the rest of the network taken off, gives what it gives among all."
+    with torch.no_grad():
+        every = case.body(case.taps).eval()(case.x)
+        wrong = [t for t in case.ends() if not torch.equal(case.body([t]).eval()(case.x)[t], every[t])]
+    return f"{', '.join(wrong)} alone differs" if wrong else ""
+
+
+def gradients(case: _Case) -> str:
+    "In training every kept parameter that is not frozen receives a gradient, and belongs to one group."
+    for tap in case.ends():
+        body = case.body([tap]).train()
+        out = body(case.x)[tap].float()
+        (out * torch.randn_like(out)).sum().backward()
+        dead = [k for k, p in body.named_parameters() if p.grad is None and p.requires_grad]
+        if dead:
+            return f"{tap}: no gradient for {len(dead)}, {', '.join(dead[:3])}"
+        groups = body.groups()
+        params = list(body.parameters())
+        every = sorted(id(p) for g in groups for p in g) == sorted(map(id, params))
+        if not every or (len(params) > 1 and not all(groups)):
+            return f"{tap}: groups of {[len(g) for g in groups]}"
+    return ""
+
+
+def survival(case: _Case) -> str:
+    "Pickle, deepcopy, state_dict, bfloat16 and channels_last."
+    body = case.body([FEATURES]).eval()
+    other = case.body([FEATURES]).eval()
+    other.load_state_dict(body.state_dict())
+    with torch.no_grad():
+        want = body(case.x)[FEATURES]
+        for name, again in (("pickle", pickle.loads(pickle.dumps(body))), ("deepcopy", copy.deepcopy(body)),
+                            ("state_dict", other)):  # fmt: skip
+            if not torch.equal(again(case.x)[FEATURES], want):
+                return f"{name} differs"
+        last = copy.deepcopy(body).to(memory_format=torch.channels_last)
+        there = last(case.x.contiguous(memory_format=torch.channels_last))[FEATURES]
+        if _apart(there, want) > TOLERANCE:
+            return f"channels_last differs by {_apart(there, want):.1e}"
+        body.to(torch.bfloat16)(case.x.to(torch.bfloat16))
+    return ""
+
+
+def export(case: _Case) -> str:
+    "`torch.export` gives the same."
+    body = case.body([FEATURES]).eval()
+    with torch.no_grad():
+        program = torch.export.export(body, (case.x,)).module()
+        there, want = program(case.x)[FEATURES], body(case.x)[FEATURES]
+    return "" if _apart(there, want) <= TOLERANCE else f"differs by {_apart(there, want):.1e}"
+
+
+def _apart(there: Tensor, want: Tensor) -> float:
+    "The largest difference as a part of the largest value."
+    return ((there - want).abs().max() / want.abs().max().clamp_min(1e-12)).item()
+
+
+CHECKS: dict[str, Callable[[_Case], str]] = {
+    c.__name__: c for c in (equality, shapes, second_size, one_by_one, gradients, survival, export)
+}
+"By name, in the order in which they run."
+
+
+def check_arch(
+    name: str,  # of any zoo
+    make: Callable[[Network, list[str], Measured], nn.Module],  # `Body`
+    checks: tuple[str, ...] = tuple(CHECKS),  # which to run
+    batch: int = 2,  # images
+) -> Report:
+    "Runs the checks on a random network of that name; one that raises is a fault, and the rest still runs."
+    start = time.perf_counter()
+    report = Report(name)
+    empty = find_empty(Request(name, pretrained=False))
+    report.zoo, report.params = empty.zoo, sum(p.numel() for p in empty.net.parameters())
+    report.family = type(empty.net).__module__.rpartition(".")[2]
+    large = report.params > LARGE
+    torch.manual_seed(0)
+    network = empty if large else find_network(Request(name, pretrained=False))
+    measured = network.cut.measure(network.net, network.shape)
+    report.note = network.cut.unproved or network.cut.no_vector
+    if large:
+        report.note = "shapes only, more than 300 M parameters"
+    else:
+        _wake(network)
+        case = _Case(network, measured, make, torch.randn(batch, *network.shape[1:]))
+        for check in checks:
+            report.faults[check] = _run(CHECKS[check], case)
+    report.seconds = time.perf_counter() - start
+    return report
+
+
+def _wake(network: Network) -> None:
+    "Random numbers in the classifiers, as some are initialised with zeros and would prove nothing."
+    network.net.eval()
+    for path in network.cut.classifier:
+        part = get_path(network.net, path)
+        for p in [part] if isinstance(part, nn.Parameter) else part.parameters():
+            nn.init.normal_(p, std=0.5)
+
+
+def _run(check: Callable[[_Case], str], case: _Case) -> str:
+    try:
+        return check(case)
+    except Exception as e:  # a fault of whatever kind is what is looked for
+        text = str(e).strip()
+        return f"{type(e).__name__}: {text.splitlines()[0][:200] if text else ''}"
