@@ -1,6 +1,7 @@
 """What every test stands on: one thread, no screen, no home folder, its own seed, no open figure."""
 
 import os
+import re
 import tempfile
 import zlib
 from pathlib import Path
@@ -12,6 +13,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 
 import matplotlib.pyplot as plt
+import torch
 from fastai.torch_core import set_seed
 
 
@@ -25,6 +27,29 @@ def pytest_configure(config: pytest.Config) -> None:
         folder = Path(home.name, name.lower())
         folder.mkdir()
         os.environ[name] = str(folder)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    "Takes addresses out of what `ids=str` gives (`<function f at 0x7f…>`), or xdist's workers find different tests."
+    parametrize = metafunc.parametrize
+
+    def without_addresses(*args, ids=None, **kwargs):
+        if callable(ids):
+            name_of = ids
+
+            def ids(value: object) -> str:
+                return re.sub(r" at 0x[0-9a-f]+", "", str(name_of(value)))
+
+        parametrize(*args, ids=ids, **kwargs)
+
+    metafunc.parametrize = without_addresses
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    "A test marked `gpu` waits for a machine that has one."
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
 
 
 def seed_by(name: str) -> None:
