@@ -18,6 +18,7 @@ from fastai_heads.heads import (
 from fastai_heads.learner import MultiHeadLearner, multihead_learner
 from fastai_heads.model import Trunk
 from fastai_heads.training import HeadsMonitor, LossWeightScheduler
+from fastai_heads.view import HeadsInterpretation, show_targets
 
 __version__ = "0.1.0"
 
@@ -29,6 +30,7 @@ __all__ = [
     "HeadSpec",
     "HeadTuple",
     "HeadsError",
+    "HeadsInterpretation",
     "HeadsMonitor",
     "HeadsWarning",
     "LossWeightScheduler",
@@ -47,4 +49,5 @@ __all__ = [
     "list_archs",
     "multihead_learner",
     "register_arch",
+    "show_targets",
 ]

@@ -1,126 +1,210 @@
 """Images with every head's target and prediction."""
 
-from collections.abc import Mapping, Sequence
-from math import ceil
-from textwrap import wrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib.pyplot as plt
-from fastai.vision.core import TensorBBox, TensorMask, TensorPoint
-from fastcore.foundation import L
-from matplotlib import patheffects
+from fastai.data.core import DataLoaders
+from fastai.learner import Learner
+from fastcore.basics import Inf
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from fastai_heads.data.decode import decode_targets
 from fastai_heads.data.partial import Missing
+from fastai_heads.data.targets import dls_targets
+from fastai_heads.errors import HeadsError
 from fastai_heads.head_tuple import HeadTuple
+from fastai_heads.view.layout import Layout, lay_out
+from fastai_heads.view.shapes import (
+    PREDICTION,
+    TARGET,
+    code_patches,
+    count_codes,
+    draw_mask,
+    draw_shape,
+    is_mask,
+    is_shape,
+    shape_keys,
+)
+from fastai_heads.view.texts import LINE, PLAIN, compared
 
-__all__ = ["show_samples"]
+__all__ = ["show_predictions", "show_samples", "show_targets"]
 
-TARGET, PREDICTION = "#2ca02c", "#ff7f0e"  # what is true, what is predicted: the two that are drawn into the image
-RIGHT, WRONG, PLAIN = "green", "red", "black"
-_LINE, _LETTER = 0.19, 0.074  # inches of a line of text and of a letter, at 9 points
-_OUTLINE = [patheffects.Stroke(linewidth=3, foreground="black"), patheffects.Normal()]
+
+@dataclass(frozen=True)
+class Seen:
+    "One head's values on one image."
+
+    head: str
+    truth: Any  # the decoded target; None: not known
+    said: Any  # the decoded prediction; None: there is none
+
+    @property
+    def drawn(self) -> list[tuple[Any, str]]:
+        "The values that lie in the image, each with its colour."
+        both = ((self.truth, TARGET), (self.said, PREDICTION))
+        return [(value, color) for value, color in both if is_shape(value) or is_mask(value)]
+
+    @property
+    def line(self) -> tuple[str, str] | None:
+        "Text and colour; None where everything is in the image."
+        if not self.drawn:
+            return compared(self.head, self.truth, self.said)
+        return (f"{self.head}: {self.truth}", PLAIN) if isinstance(self.truth, Missing) else None
+
+
+Rows = Sequence[Sequence[Seen]]  # per image, per head
+
+
+@dataclass(frozen=True)
+class Panel:
+    "One picture of a sample: the image by itself, or under the mask of one head."
+
+    title: str = ""
+    head: str | None = None  # whose mask
+    side: str = "truth"  # or 'said'
 
 
 def show_samples(
     inputs: Sequence[Any],  # decoded images, with fastai's `show`
-    targets: Sequence[HeadTuple],  # per image its decoded targets
+    targets: Sequence[HeadTuple],  # per image its decoded targets; empty ones: not known
     preds: Sequence[HeadTuple] | None = None,  # per image its decoded predictions; None: targets alone
     shown: Mapping[str, str] | None = None,  # head → its target; None: every target alone
-    ncols: int = 3,  # images in a row
-    imsize: float = 2.4,  # inches of an image's side
+    ncols: int | None = None,  # images in a row; None: three, or as many as fit
+    imsize: float = 2.4,  # inches of an image's longer side
+    titles: Sequence[str] | None = None,  # per image a text over it
 ) -> Figure:
-    """Images in a grid: boxes, points and masks drawn in (the target green, the prediction orange), texts beside.
-    A text says `head: prediction`, green where it is right, and red with the target behind it where it is wrong."""
+    """Images in a grid: points and boxes drawn in (the target green, the prediction orange), each mask in a panel of
+    its own, texts beside. A text says `head: prediction`, green where it is right, and red with the target behind it
+    where it is wrong; a missing label is a dash."""
+    if not len(inputs):
+        raise HeadsError("there is no image to show: the data holds none, or `max_n` is 0.")
     shown = {name: name for name in targets[0].names} if shown is None else shown
-    ncols = min(ncols, len(inputs))
-    nrows = ceil(len(inputs) / ncols)
-    lines = [_texts(t, None if preds is None else preds[i], shown) for i, t in enumerate(targets)]
-    lines = [_broken(one, int(imsize / _LETTER)) for one in lines]
-    height = max(imsize, _LINE * max(map(len, lines)) + 0.1)
-    fig, axes = plt.subplots(nrows, ncols, figsize=(ncols * imsize * 2, nrows * height), squeeze=False)
-    for ax in axes.flat[len(inputs) :]:
-        ax.set_axis_off()
-    for i, ax in enumerate(axes.flat[: len(inputs)]):
-        inputs[i].show(ctx=ax)
-        ax.set_anchor("W")
-        pred = None if preds is None else preds[i]
-        _draw(ax, targets[i], pred, shown)
-        _write(ax, lines[i], imsize)
-    drawn = preds is not None and any(_is_shape(targets[0][name]) for name in shown.values())
-    fig.tight_layout(rect=(0, 0.25 / fig.get_figheight() if drawn else 0, 1, 1))
-    if drawn:
-        for inch, text, color in ((0.1, "green: target", TARGET), (1.2, "orange: prediction", PREDICTION)):
-            fig.text(inch / fig.get_figwidth(), 0.05 / fig.get_figheight(), text, color=color, fontsize=9)
+    rows = [list(_seen(t, None if preds is None else preds[i], shown)) for i, t in enumerate(targets)]
+    masks = {seen.head: found for seen in rows[0] if (found := _masks(rows, seen.head))}
+    panels, keys = _panels(rows, masks), _keys(rows, masks, preds is not None)
+    lines = [[seen.line for seen in row if seen.line is not None] for row in rows]
+    labels = [key.get_label() for key in keys]
+    layout = lay_out(inputs, lines, titles, [p.title for p in panels], labels, ncols, imsize)
+    fig = plt.figure(figsize=layout.whole)
+    for i, (image, row) in enumerate(zip(inputs, rows)):
+        _draw_sample(fig, layout, i, image, row, panels, masks)
+    if keys:
+        fig.legend(handles=keys, loc="lower left", ncols=layout.keys_in_row, frameon=False, fontsize=9, borderpad=0.1)
     return fig
 
 
-def _is_shape(value: Any) -> bool:
-    return isinstance(value, TensorPoint | TensorMask)
-
-
-def _draw(ax: Axes, target: HeadTuple, pred: HeadTuple | None, shown: Mapping[str, str]) -> None:
-    "Boxes, points and masks into the image; the axes stay those of the image."
-    limits = ax.get_xlim(), ax.get_ylim()
+def _seen(target: HeadTuple, pred: HeadTuple | None, shown: Mapping[str, str]) -> Iterator[Seen]:
     for head, name in shown.items():
-        for value, color in ((target[name], TARGET), (None if pred is None else pred[head], PREDICTION)):
-            if _is_shape(value):
-                _draw_shape(ax, value, color)
-    ax.set(xlim=limits[0], ylim=limits[1])
+        truth = target[name] if name in getattr(target, "names", ()) else None
+        yield Seen(head, truth, None if pred is None else pred[head])
 
 
-def _draw_shape(ax: Axes, value: Tensor, color: str) -> None:
-    if isinstance(value, TensorBBox):
-        for x1, y1, x2, y2 in value.view(-1, 4).tolist():
-            box = ax.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=color, lw=1.5))
-            box.set_path_effects(_OUTLINE)
-    elif isinstance(value, TensorPoint):
-        x, y = value.view(-1, 2).t().tolist()
-        ax.scatter(x, y, s=70, marker="+" if color == TARGET else "x", c=color, linewidths=1.8, path_effects=_OUTLINE)
-    else:
-        value.show(ctx=ax, alpha=0.35 if color == TARGET else 0.55)
+def _masks(rows: Rows, head: str) -> list[Tensor]:
+    "Every mask of one head, true and predicted."
+    return [v for row in rows for seen in row if seen.head == head for v, _ in seen.drawn if is_mask(v)]
 
 
-def _texts(target: HeadTuple, pred: HeadTuple | None, shown: Mapping[str, str]) -> list[tuple[str, str]]:
-    "(text, colour) for every head whose value is no shape."
-    lines = []
-    for head, name in shown.items():
-        if _is_shape(target[name]):
-            continue
-        truth = _text(target[name])
-        if pred is None:
-            lines.append((f"{head}: {truth}", PLAIN))
-        else:
-            lines.append(_compared(head, target[name], truth, pred[head]))
-    return lines
+def _panels(rows: Rows, masks: Mapping[str, list[Tensor]]) -> list[Panel]:
+    "The image by itself, or for every head of masks its target and its prediction."
+    found: list[Panel] = []
+    for first in (seen for seen in rows[0] if seen.head in masks):
+        sides = [("truth", "target")] if first.truth is not None else []
+        sides += [("said", "prediction")] if first.said is not None else []
+        for side, what in sides:
+            title = f"{first.head}: {what}" if first.said is not None else first.head
+            found.append(Panel(title, first.head, side))
+    return found or [Panel()]
 
 
-def _compared(head: str, target: Any, truth: str, pred: Any) -> tuple[str, str]:
-    said = _text(pred)
-    if isinstance(target, Missing):
-        return f"{head}: {said}", PLAIN
-    if isinstance(target, float) or (isinstance(target, tuple) and all(isinstance(t, float) for t in target)):
-        return f"{head}: {said} ({truth})", PLAIN  # a number is seldom met exactly: neither right nor wrong
-    return (f"{head}: {said}", RIGHT) if said == truth else (f"{head}: {said} ({truth})", WRONG)
+def _keys(rows: Rows, masks: Mapping[str, list[Tensor]], predicted: bool) -> list[Artist]:
+    "The legend: the colours of target and prediction, and of each mask's codes."
+    shapes = any(is_shape(value) for row in rows for seen in row for value, _ in seen.drawn)
+    keys = shape_keys() if shapes and predicted else []
+    for head, found in masks.items():
+        keys += code_patches(found, f"{head}: " if len(masks) > 1 else "")
+    return keys
 
 
-def _text(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, L | tuple | list):
-        return ", ".join(_text(v) for v in value) or "–"
-    return str(value)
+def _draw_sample(
+    fig: Figure,
+    layout: Layout,
+    i: int,  # which sample
+    image: Any,
+    row: Sequence[Seen],
+    panels: Sequence[Panel],
+    masks: Mapping[str, list[Tensor]],  # per head all that are shown, which tell its codes
+) -> None:
+    for place, panel in enumerate(panels):
+        ax = fig.add_axes(layout.panel(i, place))
+        image.show(ctx=ax)
+        ax.set_anchor("NW")
+        ax.set_title(panel.title, fontsize=9, loc="left", pad=3)
+        mask = next((getattr(seen, panel.side) for seen in row if seen.head == panel.head), None)
+        if is_mask(mask):
+            draw_mask(ax, mask, count_codes(masks[panel.head]))
+        if place == 0:
+            _draw_shapes(ax, row)
+            _write(ax, layout, i)
 
 
-def _broken(lines: Sequence[tuple[str, str]], width: int) -> list[tuple[str, str]]:
-    "Texts that are longer than `width` letters, over several lines."
-    return [(part, color) for text, color in lines for part in wrap(text, width, subsequent_indent="    ")]
+def _draw_shapes(ax: Axes, row: Sequence[Seen]) -> None:
+    for seen in row:
+        for value, color in seen.drawn:
+            if is_shape(value):
+                draw_shape(ax, value, color)
 
 
-def _write(ax: Axes, lines: Sequence[tuple[str, str]], height: float) -> None:
-    "The texts to the right of an image that is `height` inches high, one below the other."
-    for i, (text, color) in enumerate(lines):
-        ax.text(1.04, 1 - i * _LINE / height, text, color=color, fontsize=9, va="top", transform=ax.transAxes)
+def _write(ax: Axes, layout: Layout, i: int) -> None:
+    "The texts over a sample's panels, and those beside them, one below the other."
+    left, top = layout.corner(i)
+    right = left + layout.cell[0] - layout.text
+    places = [(left, top - n * LINE, line) for n, line in enumerate(layout.over[i])]
+    places += [(right, top - layout.above - n * LINE, line) for n, line in enumerate(layout.beside[i])]
+    for x, y, (text, color) in places:
+        ax.text(*layout.spot(x, y - 0.7 * LINE), text, color=color, fontsize=9, transform=ax.figure.transFigure)
+
+
+def show_targets(
+    dls: DataLoaders,  # over fastai `Datasets` with any number of targets
+    max_n: int = 9,  # how many images
+    ds_idx: int = 0,  # 0: training set, 1: validation set
+    unique: bool = False,  # one item, again and again, as augmentation changes it
+    names: Sequence[str] | None = None,  # of the targets; None: as inferred from the data
+    **kwargs,  # to the drawing: `ncols`, `imsize`
+) -> Figure:
+    "A batch with every target on its image, as fastai's `dls.show_batch` shows one target."
+    names = [t.name for t in dls_targets(dls)] if names is None else names
+    dl = dls[ds_idx].new(drop_last=False)
+    if unique:
+        dl = dl.new(get_idxs=lambda: Inf.zeros, num_workers=0)
+    samples = list(dl.decode_batch(dl.one_batch(), max_n=max_n))
+    n_inp = dls.n_inp
+    return show_samples([s[0] for s in samples], [HeadTuple(s[n_inp:], names) for s in samples], **kwargs)
+
+
+def show_predictions(
+    learn: Learner,  # a `MultiHeadLearner`
+    inputs: tuple[Tensor, ...],  # (B, …) each, as in a batch
+    targets: Sequence[Tensor] | None,  # (B, …) each, as in a batch; None: not known
+    decoded: HeadTuple,  # (B, …) each, from `get_preds(with_decoded=True)`
+    max_n: int = 9,  # how many images
+    **kwargs,  # to the drawing: `ncols`, `imsize`, `titles`
+) -> Figure:
+    "Images with what every deciding head says of them, and its target."
+    dl, n_inp = learn.dls.valid, len(inputs)
+    names = [t.name for t in learn.data_targets] if targets else []
+    truths = decode_targets(dl, inputs, targets or (), range(len(names)), max_n)
+    heads = learn.heads.deciding
+    samples = decode_targets(dl, inputs, decoded, [h.target.index for h in heads], max_n)
+    return show_samples(
+        [s[0] for s in samples],
+        [HeadTuple(t[n_inp:], names) for t in truths],
+        [HeadTuple(s[n_inp:], decoded.names) for s in samples],
+        {h.name: h.target.name for h in heads},
+        **kwargs,
+    )

@@ -1,0 +1,106 @@
+"""Targets that lie in the image: boxes, points, masks."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from fastai.vision.core import TensorBBox, TensorMask, TensorPoint
+from matplotlib import colormaps, patheffects
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
+from torch import Tensor
+
+from fastai_heads.data.missing import IGNORE_PIXEL
+
+__all__ = [
+    "PREDICTION",
+    "TARGET",
+    "code_patches",
+    "count_codes",
+    "draw_mask",
+    "draw_shape",
+    "is_mask",
+    "is_shape",
+    "shape_keys",
+]
+
+TARGET, PREDICTION = "#2ca02c", "#ff7f0e"  # what is true, what is predicted
+_OUTLINE = [patheffects.Stroke(linewidth=3, foreground="black"), patheffects.Normal()]
+_ALPHA = 0.5  # of a mask over its image
+
+
+def is_mask(value: Any) -> bool:
+    "Whether a decoded value is a mask."
+    return isinstance(value, TensorMask)
+
+
+def is_shape(value: Any) -> bool:
+    "Whether a decoded value is drawn into the image by its outline: points and boxes."
+    return isinstance(value, TensorPoint)  # a box is one, too
+
+
+def draw_shape(
+    ax: Axes,  # with the image
+    value: Tensor,  # points or boxes, in pixels
+    color: str,  # `TARGET` or `PREDICTION`
+) -> None:
+    "Points as crosses, boxes as frames; the axes stay those of the image."
+    limits = ax.get_xlim(), ax.get_ylim()
+    if isinstance(value, TensorBBox):
+        for x1, y1, x2, y2 in value.view(-1, 4).tolist():
+            box = ax.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=color, lw=1.5))
+            box.set_path_effects(_OUTLINE)
+    else:
+        x, y = value.view(-1, 2).t().tolist()
+        ax.scatter(x, y, s=70, marker="+" if color == TARGET else "x", c=color, linewidths=1.8, path_effects=_OUTLINE)
+    ax.set(xlim=limits[0], ylim=limits[1])
+
+
+def shape_keys() -> list[Artist]:
+    "What the two colours of points and boxes mean, for a legend."
+    marks = (("target", TARGET, "+"), ("prediction", PREDICTION, "x"))
+    return [Line2D([], [], color=c, marker=m, lw=1.5, label=text) for text, c, m in marks]
+
+
+def draw_mask(
+    ax: Axes,  # with the image
+    mask: Tensor,  # (H, W) codes; 255 has no label and stays clear
+    n_codes: int,  # how many codes there are
+) -> None:
+    "A mask over its image, a colour per code."
+    codes = np.asarray(mask.as_subclass(torch.Tensor).detach().cpu()).squeeze()
+    clear = np.ma.masked_where((codes == IGNORE_PIXEL) & (n_codes <= IGNORE_PIXEL), codes)
+    ax.imshow(clear, cmap=_colors(n_codes), vmin=-0.5, vmax=n_codes - 0.5, alpha=_ALPHA, interpolation="nearest")
+
+
+def count_codes(
+    masks: Sequence[Tensor],  # of one head
+) -> int:  # as many as they are named, else as occur
+    "How many codes some masks have."
+    named = [len(m.codes) for m in masks if getattr(m, "codes", None) is not None]
+    if named:
+        return named[0]
+    plain = [m.as_subclass(torch.Tensor) for m in masks]
+    return 1 + max(int(p[p != IGNORE_PIXEL].max()) if (p != IGNORE_PIXEL).any() else 0 for p in plain)
+
+
+def code_patches(
+    masks: Sequence[Tensor],  # of one head
+    prefix: str = "",  # before each name
+) -> list[Artist]:
+    "What the colours of some masks mean, for a legend."
+    n = count_codes(masks)
+    codes = next((m.codes for m in masks if getattr(m, "codes", None) is not None), range(n))
+    colors = _colors(n)
+    return [Patch(facecolor=colors(i), alpha=_ALPHA, label=f"{prefix}{code}") for i, code in enumerate(codes)]
+
+
+def _colors(n: int) -> ListedColormap:
+    "As many colours as there are codes; neighbours are never alike."
+    pairs = colormaps["tab20"].colors  # of a dark and a pale one
+    palette = [*pairs[::2], *pairs[1::2]]
+    return ListedColormap([palette[i % len(palette)] for i in range(n)])
