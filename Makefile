@@ -5,11 +5,12 @@ VENV := .venv
 LOWER := .venv-lower
 BIN := $(VENV)/bin
 PIP := -m pip --disable-pip-version-check
+BENCHMARKS = $(filter-out zoo __init__,$(basename $(notdir $(wildcard benchmarks/*.py))))
 PYTEST := -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint format notebooks bench lower-bounds check-install clean
+.PHONY: help install demo test lint format notebooks bench zoo lower-bounds check-install clean
 
 help:  ## what can be made
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -36,11 +37,13 @@ format: install  ## mend what the linter and the formatter can mend
 	$(BIN)/ruff format
 
 notebooks: install  ## run every notebook in full and keep its outputs
-	env -u FASTAI_HEADS_BUDGET $(BIN)/jupyter execute --inplace --timeout=1800 --kernel_name=python3 \
-	    --NotebookClient.record_timing=False $(wildcard nbs/*.ipynb)
+	$(BIN)/python .ci/run_notebooks.py $(wildcard nbs/*.ipynb)
 
 bench: install  ## the benchmarks: ratios, each measured in one run
-	@set -e; for script in $(wildcard benchmarks/*.py); do echo "== $$script"; $(BIN)/python $$script; done
+	@set -e; for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name; done
+
+zoo: install  ## check every arch of every zoo: hours, resumed where it stopped (ARGS='resnet* --jobs 4')
+	$(BIN)/python -m benchmarks.zoo --table docs/archs.md $(ARGS)
 
 lower-bounds: $(LOWER)/.installed  ## every test with the oldest versions that setup.cfg allows, in .venv-lower
 	$(LOWER)/bin/python $(PYTEST) $(ARGS)
