@@ -6,6 +6,7 @@ from fastai.callback.core import Callback
 from fastai.callback.tracker import TrackerCallback
 from fastai.learner import Learner
 
+from fastai_heads.errors import HeadsError
 from fastai_heads.training.mixing import check_mixing
 from fastai_heads.training.precision import check_precision
 from fastai_heads.training.recorder import HeadsRecorder
@@ -29,3 +30,14 @@ def check_callbacks(
             cb.check_heads(learn.heads)
         if learn.dls.device is not None:
             check_precision(cb, learn.dls.device)
+        if len(learn.data_targets) > 1:
+            _check_drawing(cb)
+
+
+def _check_drawing(cb: Callback | type) -> None:
+    "Refuse to have fastai's `TensorBoardCallback` draw samples: it can for one target, and fails after an epoch."
+    kinds = (cb if isinstance(cb, type) else type(cb)).__mro__  # by name, as tensorboard need not be installed
+    if any(kind.__name__ == "TensorBoardCallback" for kind in kinds) and getattr(cb, "log_preds", True):
+        raise HeadsError(
+            "`log_preds=True` of TensorBoardCallback draws the samples of one target only: pass `log_preds=False`."
+        )

@@ -6,9 +6,12 @@ from contextlib import contextmanager
 from fastai.learner import AvgSmoothLoss, Learner, Recorder
 from fastai.torch_core import to_detach
 from fastcore.foundation import L
+from matplotlib.axes import Axes
 from torch import lerp
 
+from fastai_heads.errors import HeadsError
 from fastai_heads.training.bound import BoundHead
+from fastai_heads.training.curves import Curves, empty_figure
 from fastai_heads.training.metrics import HeadValidLoss
 
 __all__ = ["HeadsRecorder"]
@@ -83,6 +86,25 @@ class HeadsRecorder(Recorder):
         if self.valid_metrics and at > 2 and len(self.log) == at + len(self._valid_mets) > at:
             self.log = self.log[:2] + self.log[at : at + 1] + self.log[2:at] + self.log[at + 1 :]
         super().after_epoch()
+
+    def plot_loss(
+        self,
+        skip_start: int = 5,  # the first steps are left out
+        with_valid: bool = True,  # the validation losses, too
+        log: bool = False,  # both axes logarithmic
+        show_epochs: bool = False,  # a line where an epoch ends
+        ax: Axes | None = None,  # to draw on, heads as thin lines; None: a figure with an axes for each head
+        heads: bool = True,  # the heads' own losses, too, where there are several
+    ) -> Axes:  # the total's
+        "fastai's learning curve of the total, and every head's below it."
+        if not getattr(self, "losses", None):
+            raise HeadsError("`plot_loss` draws the last fit, and there has been none.")
+        curves = Curves(self, skip_start, with_valid, log, show_epochs)
+        several = heads and len(self.losses_by_head) > 1
+        if ax is None and several:
+            return curves.whole(empty_figure())
+        ax = curves.total(empty_figure().add_subplot() if ax is None else ax)
+        return curves.beside(ax) if several else ax
 
     @contextmanager
     def kept(self) -> Iterator[None]:

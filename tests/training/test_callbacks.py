@@ -206,6 +206,19 @@ def test_tensorboard_is_named_where_it_is_missing():
 
 
 @BOTH
+def test_tensorboard_draws_samples_of_one_target_only(learner, targets):
+    class TensorBoardCallback(Callback):  # stands for fastai's
+        log_preds = True
+
+    cb = TensorBoardCallback()
+    if len(targets) > 1:
+        with pytest.raises(HeadsError, match="pass `log_preds=False`"):
+            learner(targets).fit(1, cbs=cb)
+        cb.log_preds = False
+    fit(learner(targets), cbs=cb)
+
+
+@BOTH
 def test_the_arguments_that_wandb_logs(learner, targets, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", types.ModuleType("wandb"))
     importlib.import_module("fastai.callback.wandb")
