@@ -3,12 +3,12 @@
 import pytest
 import timm
 import torch
-from smallest import SMALLEST
 from timm.models._registry import _model_to_module
 from torchvision import models
 
 from fastai_heads.archs.checks import check_arch
 from fastai_heads.archs.registry import _FAMILIES
+from fastai_heads.archs.smallest import SMALLEST
 from fastai_heads.archs.torchvision_rows import TORCHVISION
 from fastai_heads.body import Body, cut_points
 
@@ -21,7 +21,7 @@ TORCHVISION_SMALLEST = {
     "convnext": "convnext_tiny", "vision_transformer": "vit_b_32", "swin_transformer": "swin_t", "maxvit": "maxvit_t",
 }  # fmt: skip
 QUICK = {"test_convnext", "test_efficientnet_gn", "test_vit", "test_nfnet", "test_mambaout", "test_byobnet",
-         "test_resnet", "starnet_s050", "efficientvit_m0", "ghostnet_050", "efficientvim_m1", "crossvit_tiny_240",
+         "test_resnet", "starnet_s050", "efficientvit_m0", "ghostnet_050", "efficientvim_m1", 
          "repvit_m0_9", "edgenext_xx_small", "mobilenetv3_small_050", "levit_128s"}  # fmt: skip
 QUICK_TORCHVISION = {"alexnet", "resnet18", "squeezenet1_1", "googlenet", "shufflenet_v2_x0_5", "mobilenet_v3_small",
                      "mnasnet0_5", "regnet_y_400mf"}  # fmt: skip

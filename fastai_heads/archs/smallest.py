@@ -1,5 +1,7 @@
 """The smallest arch of each of timm's modules, by which a family is tested."""
 
+__all__ = ["SMALLEST"]
+
 SMALLEST = {
     "beit": "beit_base_patch16_224",
     "byoanet": "halonet_h1",
