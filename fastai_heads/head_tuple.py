@@ -1,11 +1,14 @@
 """A tuple with a value per head, that also answers by name."""
 
 from collections.abc import Iterable, Iterator
+from html import escape
 from typing import Any
 
 from fastai_heads.errors import HeadsError, unknown
 
 __all__ = ["HeadTuple"]
+
+_SHOWN = 16  # numbers of a tensor that are written out
 
 
 class HeadTuple(tuple):
@@ -55,5 +58,24 @@ class HeadTuple(tuple):
         "(name, value), in head order."
         return zip(self.names, self)
 
+    def _repr_html_(self) -> str:
+        "A table in Jupyter: each value, or of large tensors the shape."
+        rows = "".join(f"<tr><th>{escape(n)}</th><td>{escape(_said(v))}</td></tr>" for n, v in self.pairs())
+        return f"<table>{rows}</table>"
+
     def __repr__(self) -> str:
         return "(" + ", ".join(f"{name}={value!r}" for name, value in self.pairs()) + ")"
+
+
+def _said(value: Any) -> str:
+    "A value, in short where it is a large array."
+    if getattr(value, "shape", None) is None or not hasattr(value, "tolist"):
+        return str(value)
+    kind = f"{type(value).__name__} {' × '.join(map(str, value.shape)) or 'of one number'}, {value.dtype}"
+    return f"{_rounded(value.tolist())} ({kind})" if value.nbytes // value.itemsize <= _SHOWN else kind
+
+
+def _rounded(numbers: Any) -> str:
+    if isinstance(numbers, list):
+        return f"[{', '.join(map(_rounded, numbers))}]"
+    return f"{numbers:.4g}" if isinstance(numbers, float) else str(numbers)

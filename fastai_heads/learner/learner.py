@@ -17,6 +17,7 @@ from fastai.torch_core import get_model, to_device
 from fastcore.basics import detuplify
 from fastcore.foundation import L
 from fastcore.xtras import join_path_file
+from matplotlib.figure import Figure
 from torch import nn
 
 from fastai_heads.data.targets import Target
@@ -38,6 +39,7 @@ from fastai_heads.training.optimizer import HeadsOptimizer, multiplied
 from fastai_heads.training.precision import DevicePrecision
 from fastai_heads.training.recorder import HeadsRecorder
 from fastai_heads.training.trackers import set_direction
+from fastai_heads.view.diagram import draw_heads
 from fastai_heads.view.summary import Summary, summarize
 
 __all__ = ["MultiHeadLearner"]
@@ -210,10 +212,18 @@ class MultiHeadLearner(HeadPredictions):
 
     def summary(self) -> Summary:
         "What was removed from the pretrained network, what the body keeps, what each head adds."
-        if not len(self.dls.train_ds):  # what `export` leaves
-            return summarize(self)
-        device = next(self.model.parameters()).device
-        return summarize(self, in_eval(self.model, *to_device(sample_inputs(self.dls), device)))
+        inputs = self._sample()
+        return summarize(self, in_eval(self.model, *inputs) if inputs else None)
+
+    def show_heads(self) -> Figure:
+        "The network as a diagram: body, taps, trunks, heads, their shapes, parameters, losses, and what is frozen."
+        return draw_heads(self, self._sample())
+
+    def _sample(self) -> tuple:
+        "One item's inputs where the model is; none where `export` has left no item."
+        if not len(self.dls.train_ds):
+            return ()
+        return to_device(sample_inputs(self.dls), next(self.model.parameters()).device)
 
     def load(
         self,

@@ -1,6 +1,7 @@
 """A head in a learner: its spec, its target, its loss, and what may change while training."""
 
 from collections.abc import Callable, Iterator, Mapping
+from html import escape
 from typing import Any
 
 import torch
@@ -156,7 +157,22 @@ class BoundHeads(Mapping[str, BoundHead]):
     def __repr__(self) -> str:
         return "\n".join(map(repr, self._by_name.values()))
 
+    def _repr_html_(self) -> str:
+        "A table in Jupyter, a row for each head."
+        titles = ("head", "kind", "target", "tap", "outputs", "parameters", "loss weight")
+        rows = [titles, *(_cells(head) for head in self._by_name.values())]
+        marks = ["th"] + ["td"] * len(self)
+        lines = ["".join(f"<{m}>{escape(cell)}</{m}>" for cell in row) for m, row in zip(marks, rows)]
+        return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+
 
 def _zero(pred: Tensor) -> Tensor:
     "A zero that keeps the graph, so that every parameter gets a gradient (of zero) also where nothing is labelled."
     return pred.flatten()[:0].sum()
+
+
+def _cells(head: BoundHead) -> tuple[str, ...]:
+    "A head in a row of the table."
+    name = f"{head.name} (auxiliary)" if head.spec.train_only else head.name
+    taps, params = ", ".join(map(str, head.spec.taps)), sum(p.numel() for p in head.parameters())
+    return name, head.spec.label, head.target.name, taps, str(head.spec.n_out), f"{params:,}", f"{head.loss_weight:g}"

@@ -1,7 +1,7 @@
 """Learning curves: of the total, and of every head."""
 
 from collections.abc import Sequence
-from math import isnan
+from math import ceil, isnan
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -29,12 +29,12 @@ class Curves:
     def whole(
         self,
         fig: Figure,  # empty
-        ncols: int = 4,  # small curves in a row
+        ncols: int = 4,  # small curves in a row, at most
     ) -> Axes:  # the total's
         "The total above, every head in a small axes of its own below."
         heads = self.recorder.losses_by_head
-        ncols = min(ncols, len(heads))
-        nrows = -(-len(heads) // ncols)
+        nrows = ceil(len(heads) / ncols)
+        ncols = ceil(len(heads) / nrows)
         grid = fig.add_gridspec(nrows + 1, ncols, height_ratios=[1.6] + [1] * nrows)
         ax = self.total(fig.add_subplot(grid[0, :]))
         for i, name in enumerate(heads):
@@ -64,7 +64,7 @@ class Curves:
         "Every head as a thin line, its validation loss broken in the same colour."
         for name, losses in self.recorder.losses_by_head.items():
             self._draw(ax, losses, f"valid_{name}_loss", (f"train {name}", f"valid {name}"), lw=1, alpha=0.8)
-        ax.legend()
+        ax.legend(fontsize=7)
         return ax
 
     def head(

@@ -48,7 +48,7 @@ class ItemLosses(Callback):
             raise HeadsError("`dl` has no labels: `learn.test_dl(items, with_labels=True)` reads them.")
         heads = self.learn.heads.values()
         there = torch.stack([head.labelled(self.yb[head.target.index]) for head in heads], 1)
-        losses = torch.stack([loss.float() for loss in self.learn.head_losses], 1)
+        losses = torch.stack([loss.float().as_subclass(Tensor) for loss in self.learn.head_losses], 1)
         self.batches.append(to_detach((losses * there.float().mean(0), there)))
 
 

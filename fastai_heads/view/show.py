@@ -175,7 +175,7 @@ def show_targets(
     ds_idx: int = 0,  # 0: training set, 1: validation set
     unique: bool = False,  # one item, again and again, as augmentation changes it
     names: Sequence[str] | None = None,  # of the targets; None: as inferred from the data
-    **kwargs,  # to the drawing: `ncols`, `imsize`
+    **kwargs: Any,  # to the drawing: `ncols`, `imsize`
 ) -> Figure:
     "A batch with every target on its image, as fastai's `dls.show_batch` shows one target."
     names = [t.name for t in dls_targets(dls)] if names is None else names
@@ -193,7 +193,7 @@ def show_predictions(
     targets: Sequence[Tensor] | None,  # (B, …) each, as in a batch; None: not known
     decoded: HeadTuple,  # (B, …) each, from `get_preds(with_decoded=True)`
     max_n: int = 9,  # how many images
-    **kwargs,  # to the drawing: `ncols`, `imsize`, `titles`
+    **kwargs: Any,  # to the drawing: `ncols`, `imsize`, `titles`
 ) -> Figure:
     "Images with what every deciding head says of them, and its target."
     dl, n_inp = learn.dls.valid, len(inputs)

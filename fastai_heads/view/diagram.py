@@ -1,0 +1,236 @@
+"""The network as a diagram: body, taps, trunks, heads, and what becomes of their losses."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import matplotlib.pyplot as plt
+from fastai.learner import Learner
+from fastai.torch_core import norm_types
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
+from matplotlib.textpath import TextPath
+from torch import Tensor, nn
+
+from fastai_heads.model import Heads, in_eval
+from fastai_heads.training.bound import BoundHead
+from fastai_heads.training.loss import loss_name
+from fastai_heads.view.texts import number
+
+__all__ = ["draw_heads"]
+
+_SIZE, _LINE, _PAD = 8.5, 0.17, 0.09  # points of the letters; inches of a line and around a text
+_BETWEEN, _BESIDE = 0.16, 0.5  # inches from box to box in a column, and from column to column
+_TRAINS, _FROZEN, _PLAIN = "#fde3c8", "#cfe2f3", "#f2f2f2"
+_TITLES = ("input", "body", "taps", "trunks", "heads", "losses", "step")
+
+
+@dataclass
+class Box:
+    "One box of the diagram, with its place once it has one."
+
+    key: str
+    column: float  # a trunk that reads another stands further right
+    lines: tuple[str, ...]  # the first is bold
+    reads: tuple[str, ...] = ()  # the boxes that it takes from
+    color: str = _PLAIN
+    dashed: bool = False
+    y: float = 0.0  # of its middle, in inches
+
+    @property
+    def width(self) -> float:
+        "Inches that the longest line needs."
+        return max(_inches(text, bold=n == 0) for n, text in enumerate(self.lines)) + 2 * _PAD
+
+    @property
+    def height(self) -> float:
+        "Inches of all lines."
+        return len(self.lines) * _LINE + 2 * _PAD
+
+
+def _inches(text: str, bold: bool) -> float:
+    return (
+        TextPath((0, 0), text or " ", size=_SIZE, prop={"weight": "bold" if bold else "normal"}).get_extents().x1 / 72
+    )
+
+
+def draw_heads(
+    learn: Learner,  # a `MultiHeadLearner`
+    inputs: Sequence[Tensor] = (),  # of the body, a batch of one; empty: shapes stay unsaid
+) -> Figure:
+    "The network from left to right. Frozen parts are blue, trained ones orange, auxiliary heads dashed."
+    shapes = _measured(learn.model, inputs)
+    boxes = [*_body_boxes(learn, shapes), *_head_boxes(learn, shapes)]
+    columns = [[b for b in boxes if b.column == n] for n in sorted({b.column for b in boxes})]
+    _place(columns)
+    return _drawn(columns)
+
+
+def _measured(model: nn.Sequential, inputs: Sequence[Tensor]) -> dict[str, str]:
+    "The shape of every tap, trunk and prediction, in words."
+    if not len(inputs):
+        return {}
+    heads: Heads = model[1]
+    tensors = dict(in_eval(model[0], *inputs))
+    preds = in_eval(heads, tensors)
+    for name, tap in heads.trunk_reads.items():
+        tensors[name] = in_eval(heads.trunk(name), tensors[tap])
+    found = {f"tap {name}": tensor for name, tensor in tensors.items()}
+    found |= {f"head {name}": pred for name, pred in zip(heads.names, preds)}
+    found["input"] = inputs[0]
+    return {key: " × ".join(map(str, t.shape[1:])) or "1" for key, t in found.items() if isinstance(t, Tensor)}
+
+
+def _body_boxes(learn: Learner, shapes: Mapping[str, str]) -> list[Box]:
+    "The input, the body, its taps and the trunks."
+    body, heads = learn.model[0], learn.model[1]
+    weights = body.weights or "not pretrained"
+    state, color = _state(body)
+    image = shapes.get("input")
+    boxes = [
+        Box("input", 0, ("image", *([image] if image else []))),
+        Box("body", 1, (body.arch, weights, _params(body), state), ("input",), color),
+    ]
+    for tap in body.taps:
+        stride = body.strides[tap]
+        place = "a vector" if stride is None else f"stride {stride}"
+        shape = shapes.get(f"tap {tap}", f"{body.channels[tap]} channels")
+        boxes.append(Box(f"tap {tap}", 2, (tap, shape, place), ("body",)))
+    depth: dict[str, int] = {}
+    for name, tap in heads.trunk_reads.items():
+        depth[name] = depth.get(tap, -1) + 1
+        module = heads.trunk(name)
+        state, color = _state(module)
+        shape = shapes.get(f"tap {name}")
+        said = (f"{name} (trunk)", _params(module), state, *([shape] if shape else []))
+        boxes.append(Box(f"tap {name}", 3 + depth[name] / 100, said, (f"tap {tap}",), color))
+    return boxes
+
+
+def _head_boxes(learn: Learner, shapes: Mapping[str, str]) -> list[Box]:
+    "The heads, grouped by what they read, their losses, and the step that follows of them."
+    heads = learn.model[1]
+    taps = [*learn.model[0].taps, *heads.trunk_reads]
+    order = sorted(learn.heads.values(), key=lambda h: min(taps.index(t) for t in heads.reads[h.name]))
+    boxes = []
+    for head in order:
+        boxes.append(_head_box(head, heads.reads[head.name], shapes.get(f"head {head.name}")))
+        weight = f"weight {head.loss_weight:g}"
+        boxes.append(
+            Box(
+                f"loss {head.name}",
+                5,
+                (loss_name(head.loss_func), weight),
+                (f"head {head.name}",),
+                dashed=boxes[-1].dashed,
+            )
+        )
+    if len(order) > 1:
+        opt = getattr(learn.opt_func, "__name__", type(learn.opt_func).__name__)
+        boxes.append(Box("step", 6, ("weighted sum", opt), tuple(f"loss {h.name}" for h in order)))
+    return boxes
+
+
+def _head_box(head: BoundHead, reads: Sequence[str], shape: str | None) -> Box:
+    state, color = _state(head.module)
+    aux = head.spec.train_only
+    title = f"{head.name} (auxiliary)" if aux else head.name
+    kind = head.spec.label + (f" → {shape}" if shape else "")
+    target = [f"target {head.target.name}"] if head.target.name != head.name else []
+    lines = (title, kind, *target, f"{_params(head.module)}, {state}")
+    return Box(f"head {head.name}", 4, lines, tuple(f"tap {t}" for t in reads), color, aux)
+
+
+def _params(module: nn.Module) -> str:
+    n = sum(p.numel() for p in module.parameters())
+    if n == 0:
+        return "no parameters"
+    return f"{number(n / 1e6)} M parameters" if n >= 1e6 else f"{n:,} parameters"
+
+
+def _state(module: nn.Module) -> tuple[str, str]:
+    "Whether it is frozen, in words and as a colour."
+    params = list(module.parameters())
+    trained = {id(p) for p in params if p.requires_grad}
+    if not params:
+        return "nothing to train", _PLAIN
+    if len(trained) == len(params):
+        return "trained", _TRAINS
+    if not trained:
+        return "frozen", _FROZEN
+    norms = {id(p) for m in module.modules() if isinstance(m, norm_types) for p in m.parameters()}
+    return ("frozen but for its norms" if trained <= norms else "frozen in part"), _FROZEN
+
+
+def _place(columns: Sequence[Sequence[Box]]) -> None:
+    "Each column from top to bottom about the middle of the highest, each box as near as may be to what it belongs to."
+    tall = max(range(len(columns)), key=lambda n: sum(b.height + _BETWEEN for b in columns[n]))
+    top = 0.0
+    for box in columns[tall]:
+        box.y, top = top - box.height / 2, top - box.height - _BETWEEN
+    placed = {b.key: b for b in columns[tall]}
+    for n in [*range(tall + 1, len(columns)), *range(tall - 1, -1, -1)]:
+        for box in columns[n]:
+            near = [placed[k].y for k in box.reads if k in placed] if n > tall else []
+            near = near or [other.y for other in placed.values() if box.key in other.reads]
+            box.y = sum(near) / len(near) if near else top / 2
+        _spread(columns[n])
+        placed |= {b.key: b for b in columns[n]}
+
+
+def _spread(column: Sequence[Box]) -> None:
+    "Move boxes apart where they overlap, keeping the middle of the column."
+    boxes = sorted(column, key=lambda b: -b.y)
+    before = sum(b.y for b in boxes)
+    for above, below in pairwise(boxes):
+        below.y = min(below.y, above.y - (above.height + below.height) / 2 - _BETWEEN)
+    shift = (before - sum(b.y for b in boxes)) / len(boxes)
+    for box in boxes:
+        box.y += shift
+
+
+def _drawn(columns: Sequence[Sequence[Box]]) -> Figure:
+    "The figure, whose data are inches."
+    widths = [max(b.width for b in column) for column in columns]
+    lefts = [_PAD * 2 + sum(widths[:n]) + n * _BESIDE for n in range(len(columns))]
+    high = max(b.y + b.height / 2 for column in columns for b in column) + 2 * _PAD + _LINE
+    low = min(b.y - b.height / 2 for column in columns for b in column) - 2 * _PAD
+    width = lefts[-1] + widths[-1] + 2 * _PAD
+    fig = plt.figure(figsize=(width, high - low))
+    ax = fig.add_axes((0, 0, 1, 1))
+    ax.set(xlim=(0, width), ylim=(low, high))
+    ax.set_axis_off()
+    ends = {b.key: (left, left + w, b) for column, left, w in zip(columns, lefts, widths) for b in column}
+    for column, left, w in zip(columns, lefts, widths):
+        title = _TITLES[int(column[0].column)]
+        ax.text(left + w / 2, high - _PAD - _LINE / 2, title, ha="center", va="center", color="grey", fontsize=_SIZE)
+        for box in column:
+            _draw_box(ax, box, left, w)
+            for key in box.reads:
+                _draw_arrow(ax, ends[key], left, box)
+    return fig
+
+
+def _draw_box(ax: Axes, box: Box, left: float, width: float) -> None:
+    style = "round,pad=0,rounding_size=0.06"
+    corner = (left, box.y - box.height / 2)
+    line = "--" if box.dashed else "-"
+    ax.add_patch(FancyBboxPatch(corner, width, box.height, style, facecolor=box.color, edgecolor="#666666", ls=line))
+    for n, text in enumerate(box.lines):
+        y = box.y + box.height / 2 - _PAD - (n + 0.5) * _LINE
+        weight = "bold" if n == 0 else "normal"
+        ax.text(left + width / 2, y, text, ha="center", va="center", fontsize=_SIZE, fontweight=weight)
+
+
+def _draw_arrow(ax: Axes, source: tuple[float, float, Box], left: float, box: Box) -> None:
+    "From the right side of one box to the left side of another."
+    style = {
+        "arrowstyle": "-|>",
+        "color": "#666666",
+        "lw": 0.9,
+        "ls": "--" if box.dashed else "-",
+        "shrinkA": 0,
+        "shrinkB": 0,
+    }
+    ax.annotate("", xy=(left, box.y), xytext=(source[1], source[2].y), arrowprops=style, zorder=0)

@@ -1,0 +1,113 @@
+"""`learn.show_heads()`: what the network's diagram says, and that it can be read."""
+
+import pytest
+from torch import nn
+
+from fastai_heads.heads import BoxHead, ClassificationHead, RegressionHead
+from fastai_heads.model import Trunk
+
+FIVE = ("digit", "tags", "ink", "centre", "box")
+
+
+def words(fig):
+    return [t.get_text() for t in fig.axes[0].texts if t.get_text()]
+
+
+def frames(fig):
+    return fig.axes[0].patches
+
+
+def lines_of(fig, title):
+    "The texts in the box that begins with a title."
+    texts = [t for t in fig.axes[0].texts if t.get_text()]
+    start = next(t for t in texts if t.get_text() == title and t.get_fontweight() == "bold")
+    draw = fig.canvas.get_renderer()
+    frame = next(p for p in frames(fig) if p.get_window_extent(draw).contains(*start.get_window_extent(draw).p0))
+    inside = [t for t in texts if frame.get_window_extent(draw).contains(*t.get_window_extent(draw).p0)]
+    return [t.get_text() for t in inside], frame
+
+
+def count(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+@pytest.fixture
+def twelve(make_learner):
+    taps = ("layer1", "layer2", "layer3", "neck", "top", "pre_logits", "features")
+    heads = {f"aux{i}": ClassificationHead(target="digit", train_only=True, tap=tap) for i, tap in enumerate(taps)}
+    heads |= {"ink": RegressionHead(tap="top", loss_weight=0.25), "box": BoxHead(tap="neck")}
+    trunk = {
+        "neck": Trunk(lambda channels: nn.Conv2d(channels, 64, 1)),
+        "top": Trunk(nn.Conv2d(64, 32, 3, padding=1), tap="neck"),
+    }
+    return make_learner(*FIVE, heads=heads, trunk=trunk)
+
+
+def assert_readable(fig):
+    "No box touches another or leaves the figure, and every text lies in a box or over all of them."
+    draw = fig.canvas.get_renderer()
+    found = [p.get_window_extent(draw) for p in frames(fig)]
+    assert all(b.x0 >= 0 and b.y0 >= 0 and b.x1 <= fig.bbox.x1 and b.y1 <= fig.bbox.y1 for b in found)
+    assert not [(a, b) for i, a in enumerate(found) for b in found[:i] if a.overlaps(b)]
+    top = max(b.y1 for b in found)
+    for text in (t for t in fig.axes[0].texts if t.get_text()):
+        box = text.get_window_extent(draw)
+        inside = [f for f in found if f.x0 <= box.x0 and box.x1 <= f.x1 and f.y0 <= box.y0 and box.y1 <= f.y1]
+        assert inside or box.y0 >= top, text.get_text()
+
+
+def test_one_head(make_learner):
+    learn = make_learner("digit")
+    fig = learn.show_heads()
+    assert_readable(fig)
+    assert len(frames(fig)) == 5 and "weighted sum" not in words(fig)
+    assert lines_of(fig, "image")[0][1] == "3 × 48 × 48"
+    assert lines_of(fig, "CrossEntropyLoss")[0] == ["CrossEntropyLoss", "weight 1"]
+
+
+def test_shapes_parameters_and_weights_are_the_networks(twelve):
+    fig = twelve.show_heads()
+    assert_readable(fig)
+    heads = twelve.model[1]
+    assert len(frames(fig)) == 2 + len(twelve.model[0].taps) + 2 + 2 * 12 + 1
+    channels, stride = twelve.model[0].channels["layer2"], twelve.model[0].strides["layer2"]
+    side = 48 // stride
+    assert lines_of(fig, "layer2")[0] == ["layer2", f"{channels} × {side} × {side}", f"stride {stride}"]
+    assert lines_of(fig, "pre_logits")[0][-1] == "a vector"
+    assert f"{count(heads.trunk('neck')):,} parameters" in lines_of(fig, "neck (trunk)")[0]
+    said, frame = lines_of(fig, "ink")
+    assert said == ["ink", "RegressionHead → 1", f"{count(heads['ink']):,} parameters, trained"]
+    assert frame.get_linestyle() in ("-", "solid")
+    assert words(fig).count("weight 0.25") == 1 and words(fig).count("weight 1") == 11
+    said, frame = lines_of(fig, "aux3 (auxiliary)")
+    assert said[2] == "target digit" and frame.get_linestyle() in ("--", "dashed")
+
+
+def test_arrows_follow_what_each_head_reads(twelve):
+    fig = twelve.show_heads()
+    arrows = [t for t in fig.axes[0].texts if not t.get_text()]
+    heads = twelve.model[1]
+    reads = sum(map(len, heads.reads.values())) + len(heads.trunk_reads)
+    assert len(arrows) == 1 + len(twelve.model[0].taps) + reads + 2 * len(heads)
+    assert all(a.xy[0] > a.xyann[0] for a in arrows), "from left to right, also from trunk to trunk"
+
+
+def test_what_is_frozen_is_said(make_learner):
+    learn = make_learner(*FIVE)
+    assert "trained" in lines_of(learn.show_heads(), "test_resnet")[0]
+    learn.freeze()
+    fig = learn.show_heads()
+    said, frame = lines_of(fig, "test_resnet")
+    assert said[-1] == "frozen but for its norms"
+    assert frame.get_facecolor() != lines_of(fig, "digit")[1].get_facecolor()
+    for p in learn.model[0].parameters():
+        p.requires_grad_(False)
+    assert lines_of(learn.show_heads(), "test_resnet")[0][-1] == "frozen"
+
+
+def test_the_learner_is_left_as_it_was(make_learner):
+    learn = make_learner("digit", "ink")
+    before = {k: v.clone() for k, v in learn.model.state_dict().items()}
+    learn.model.train()
+    learn.show_heads()
+    assert learn.model.training and all((v == before[k]).all() for k, v in learn.model.state_dict().items())
