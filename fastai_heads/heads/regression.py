@@ -131,6 +131,11 @@ class RegressionHead(NumbersSpec):
         loss = super().loss_func()
         return loss if self.standardize is False else StandardizedLoss(loss, self.standardize[1])
 
+    def decode(self, loss_func: Callable, pred: Tensor) -> Tensor:
+        "The numbers as they are; where there is one per image (B,), as fastai's `RegressionBlock` has it."
+        decoded = super().decode(loss_func, pred)
+        return decoded.squeeze(-1) if self.n_out == 1 else decoded
+
     def default_loss(self) -> Callable:
         return MSELossFlat()
 
