@@ -57,14 +57,18 @@ def summarize(
 
 def _first(body: Body, heads: Heads) -> Iterable[str]:
     weights = f", weights {body.weights}" if body.weights else ", not pretrained"
-    yield f"{body.arch} ({body.zoo}{weights}) with {len(heads)} head{'s' if len(heads) > 1 else ''}"
+    yield f"{body.arch} ({body.zoo}{weights}) with {_some(len(heads), 'head')}"
     yield f"Removed: {_listed(body.removed)}"
     taps = ", ".join(f"{t} ({_place(body, t)})" for t in body.taps)
     yield f"Kept:    {_size(body)} in the body, tapped at {taps}"
-    trunks = f" and {len(heads.trunk_reads)} trunk(s)" if heads.trunk_reads else ""
-    yield f"Added:   {_size(heads)} in {len(heads)} head(s){trunks}"
+    trunks = f" and {_some(len(heads.trunk_reads), 'trunk')}" if heads.trunk_reads else ""
+    yield f"Added:   {_size(heads)} in {_some(len(heads), 'head')}{trunks}"
     if body.left_out:
         yield f"Trained before the classifier and left out: {_listed(body.left_out)}; `tap='pre_logits'` keeps them"
+
+
+def _some(count: int, thing: str) -> str:
+    return f"{count} {thing}{'' if count == 1 else 's'}"
 
 
 def _place(body: Body, tap: str) -> str:
@@ -77,11 +81,11 @@ def _listed(parts: Sequence[Removed]) -> str:
         return "nothing"
     layers, params = sum(p.layers for p in parts), sum(p.params for p in parts)
     names = ", ".join(f"{p.name} ({p.type})" for p in parts[:4]) + (f" and {len(parts) - 4} more" if parts[4:] else "")
-    return f"{layers} layer{'s' if layers != 1 else ''} with {params:,} parameters: {names}"
+    return f"{_some(layers, 'layer')} with {params:,} parameters: {names}"
 
 
 def _size(module: nn.Module) -> str:
-    return f"{_layers(module)} layers with {_params(module):,} parameters"
+    return f"{_some(_layers(module), 'layer')} with {_params(module):,} parameters"
 
 
 def _layers(module: nn.Module) -> int:

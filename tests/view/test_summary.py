@@ -42,7 +42,7 @@ def test_the_first_lines_answer_the_newcomers_question(make_learner):
     )
     digit = 1024 * 2 + 1024 * 512 + 512 * 2 + 512 * 10  # batch norm, linear, batch norm, linear: no biases
     # two pools, flatten, batch norm, dropout, linear, ReLU, batch norm, dropout, linear; `ink` also its unit
-    assert lines[3] == f"Added:   21 layers with {digit + digit - 512 * 9:,} parameters in 2 head(s)"
+    assert lines[3] == f"Added:   21 layers with {digit + digit - 512 * 9:,} parameters in 2 heads"
 
 
 @pytest.mark.parametrize("arch", [models.resnet18, xresnet18, "test_resnet", "test_vit", "resnet10t"])
@@ -97,7 +97,7 @@ def test_trunks_and_auxiliary_heads_are_named_as_such(rich):
     assert found["neck (trunk)"]["tap"] == "features" and found["neck (trunk)"]["params"] == f"{512 * 16 + 16:,}"
     assert found["sort"]["tap"] == "neck" and found["sort"]["target"] == "digit" and found["sort"]["weight"] == "0.25"
     assert found["aux (auxiliary)"]["tap"] == found["ink"]["tap"] == "layer2", "a stride is said by its tap's name"
-    assert "in 3 head(s) and 1 trunk(s)" in summary.first[3]
+    assert "in 3 heads and 1 trunk" in summary.first[3]
     assert "tapped at features (512 channels at stride 32), layer2 (128 channels at stride 8)" in summary.first[2]
     assert "Loss: 0.25 * sort (CrossEntropyLoss) + 1 * aux (CrossEntropyLoss) + 1 * ink (MSELoss)" in summary.last
 
