@@ -1,14 +1,17 @@
 """Every arch of every zoo, checked: `python -m benchmarks.zoo [pattern] [--jobs 2] [--table docs/archs.md]`.
 
-Resumable: an arch that has a row in the CSV is not run again. A row is written when its arch is done."""
+Resumable: an arch that has a row in the CSV is not run again. A row is written when its arch is done; each arch has a
+process of its own, which is ended when its time is over, and what it had not reached by then is 'not run'."""
 
 import argparse
 import csv
 import fnmatch
+import multiprocessing
+import time
 import warnings
-from collections import defaultdict
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import timm
@@ -16,26 +19,70 @@ import torch
 from torchvision import models
 from torchvision.models import list_models
 
-from fastai_heads.archs.checks import CHECKS, Report, check_arch
-from fastai_heads.archs.registry import list_archs
+from benchmarks.sweep.page import page
+from benchmarks.sweep.training import training_step
+from fastai_heads.archs.checks import CHECKS, FAULT, NOT_RUN, OK, Report, check_arch
+from fastai_heads.archs.registry import arch_by_name, list_archs
+from fastai_heads.archs.smallest import SMALLEST, SMALLEST_TORCHVISION
 from fastai_heads.body import Body
 
-FIELDS = ["arch", "zoo", "family", "mparams", "ok", *CHECKS, "note", "seconds"]
+ALL = {**CHECKS, "training": training_step}
+"Every check by name, in the order in which they run."
+FIELDS = ["arch", "zoo", "family", "mparams", "build", *ALL, "note", "seconds"]
+Row = dict[str, str]
+
+
+def as_row(report: Report) -> Row:
+    "A report as a row of the CSV; no cell of a check is empty."
+    row = {"arch": report.arch, "zoo": report.zoo, "family": report.family, "mparams": f"{report.params / 1e6:.2f}"}
+    cells = {check: report.results.get(check, NOT_RUN) for check in ALL}
+    return {**row, "build": OK, **cells, "note": report.note, "seconds": f"{report.seconds:.1f}"}
 
 
 def one(
     name: str,
     checks: tuple[str, ...],
-) -> dict[str, object]:  # a row of the CSV
-    "The row of one arch; an arch that cannot even be built has the reason in `note`."
+    pipe: Connection,  # is sent the row as far as it is known, after each check
+) -> None:
+    "Runs the checks of one arch in this process."
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     try:
-        report = check_arch(name, Body, checks)
-    except Exception as e:  # one arch must not end the sweep
-        report = Report(name, note=f"{type(e).__name__}: {str(e)[:200]}", faults={"build": "raised"})
-    row = {"arch": name, "zoo": report.zoo, "family": report.family, "mparams": round(report.params / 1e6, 2)}
-    return {**row, "ok": report.ok, **report.faults, "note": report.note, "seconds": round(report.seconds, 1)}
+        report = check_arch(name, Body, {c: ALL[c] for c in checks}, tell=lambda r: pipe.send(as_row(r)))
+        pipe.send(as_row(report))
+    except Exception as e:  # what kind it is, is what is recorded
+        text = f"{type(e).__name__}: {str(e).strip()[:200]}"
+        pipe.send({**as_row(Report(name, zoo_of(name))), "build": f"{FAULT}: {text}"})
+    pipe.close()
+
+
+def watched(
+    name: str,
+    checks: tuple[str, ...],
+    limit: float,  # seconds
+) -> Row:
+    "The row of one arch, run in a process that ends with its time."
+    start = time.monotonic()
+    context = multiprocessing.get_context("forkserver")
+    here, there = context.Pipe(duplex=False)
+    process = context.Process(target=one, args=(name, checks, there))
+    process.start()
+    there.close()
+    row, why = as_row(Report(name, zoo_of(name))) | {"build": NOT_RUN}, ""
+    try:
+        while True:
+            if not here.poll(max(0.0, limit - (time.monotonic() - start))):
+                why = f"{NOT_RUN}: more than {limit:.0f} s"
+                process.kill()
+                break
+            row = here.recv()
+    except EOFError:
+        process.join()
+        why = f"{FAULT}: the process ended with {process.exitcode}" if process.exitcode else ""
+    process.join()
+    unreached = [c for c in ("build", *checks) if row[c] == NOT_RUN] if why else []
+    cells = {c: why if c == unreached[0] else f"{NOT_RUN}: ended before" for c in unreached}
+    return {**row, **cells, "seconds": f"{time.monotonic() - start:.1f}"}
 
 
 def sweep(
@@ -43,64 +90,32 @@ def sweep(
     path: Path,  # of the CSV
     jobs: int,  # processes
     checks: tuple[str, ...],
+    limit: float,  # seconds for one arch
 ) -> None:
-    "Runs what the CSV does not have yet."
+    "Runs what the CSV does not have yet, the smallest first."
     done = {row["arch"] for row in read(path)}
-    todo = [n for n in names if n not in done]
+    todo = sorted((n for n in names if n not in done), key=lambda n: (size_of(n), n))
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = not path.exists()
-    with path.open("a", newline="") as f, ProcessPoolExecutor(jobs) as pool:
-        writer = csv.DictWriter(f, FIELDS, restval="", extrasaction="ignore")
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["benchmarks.sweep.training", "fastai_heads.body"])
+    with path.open("a", newline="") as f, ThreadPoolExecutor(jobs) as pool:
+        writer = csv.DictWriter(f, FIELDS)
         if fresh:
             writer.writeheader()
-        for n, future in enumerate(as_completed([pool.submit(one, name, checks) for name in todo]), 1):
+        for n, future in enumerate(as_completed([pool.submit(watched, name, checks, limit) for name in todo]), 1):
             row = future.result()
             writer.writerow(row)
             f.flush()
-            print(f"{n}/{len(todo)} {row['arch']} {'ok' if row['ok'] else 'FAULT'} {row['seconds']} s", flush=True)
+            wrong = [c for c in ("build", *ALL) if row[c].startswith(FAULT)]
+            print(f"{n}/{len(todo)} {row['arch']} {' '.join(wrong) or OK} {row['seconds']} s", flush=True)
 
 
-def read(path: Path) -> list[dict[str, str]]:
+def read(path: Path) -> list[Row]:
     "The rows that there are."
     if not path.exists():
         return []
     with path.open(newline="") as f:
         return list(csv.DictReader(f))
-
-
-def table(rows: list[dict[str, str]], names: list[str]) -> str:
-    "The rows as a page: counts by family, and all exceptions by name."
-    families: dict[tuple[str, str], list[dict[str, str]]] = defaultdict(list)
-    for row in rows:
-        families[row["zoo"], row["family"]].append(row)
-    lines = [
-        "# Archs",
-        "",
-        f"{len(rows)} of {len(names)} archs were run, {sum(r['ok'] == 'True' for r in rows)} without a fault. "
-        "Written by `python -m benchmarks.zoo --table docs/archs.md`; what a check is stands in `archs/checks.py`.",
-        "",
-        "| zoo | family | archs run | without a fault | only shapes |",
-        "|---|---|---|---|---|",
-    ]
-    for (zoo, family), found in sorted(families.items()):
-        good = sum(r["ok"] == "True" for r in found)
-        small = sum(r["note"].startswith("shapes only") for r in found)
-        lines.append(f"| {zoo} | {family} | {len(found)} | {good} | {small} |")
-    lines += ["", "## Faults", ""]
-    lines += [f"- `{r['arch']}`: {_faults(r)}" for r in rows if r["ok"] != "True"] or ["None."]
-    notes: dict[str, list[str]] = defaultdict(list)
-    for row in rows:
-        if row["note"] and row["ok"] == "True":
-            notes[row["note"]].append(row["arch"])
-    lines += ["", "## Claims that are not made", ""]
-    lines += [f"- {why}: {', '.join(f'`{a}`' for a in sorted(archs))}" for why, archs in sorted(notes.items())]
-    missing = sorted(set(names) - {r["arch"] for r in rows})
-    lines += ["", "## Not run yet", "", f"{len(missing)} archs." if missing else "None."]
-    return "\n".join(lines) + "\n"
-
-
-def _faults(row: dict[str, str]) -> str:
-    return "; ".join(f"{c}: {row[c]}" for c in CHECKS if row[c]) or row["note"]
 
 
 def every_name() -> list[str]:
@@ -109,22 +124,51 @@ def every_name() -> list[str]:
     return sorted({*list_archs(), *(f"torchvision:{n}" for n in own if timm.is_model(n))})
 
 
+def in_turn(names: Iterable[str]) -> list[list[str]]:
+    "One arch of every family, then the rest of torchvision's and fastai's, then the rest of timm's."
+    ranks: tuple[list[str], ...] = ([], [], [])
+    first = {*SMALLEST.values(), *SMALLEST_TORCHVISION.values()}
+    first |= {f"torchvision:{n}" for n in SMALLEST_TORCHVISION.values()}
+    for name in names:
+        ranks[0 if name in first else 1 if zoo_of(name) != "timm" else 2].append(name)
+    return list(ranks)
+
+
+def zoo_of(name: str) -> str:
+    "The zoo that a name of the sweep is found in."
+    row = arch_by_name(name.rpartition(":")[2])
+    return row.zoo if row and (":" in name or not timm.is_model(name)) else "timm"
+
+
+def size_of(name: str) -> float:
+    "The numbers in its parameters, counted on the meta device; 0 where that cannot be built."
+    try:
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            plain = name.rpartition(":")[2]
+            net = timm.create_model(name) if zoo_of(name) == "timm" else arch_by_name(plain).build()
+    except Exception:  # the sweep says what is wrong with it
+        return 0.0
+    return float(sum(p.numel() for p in net.parameters()))
+
+
 def main() -> None:
     "The command."
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("patterns", nargs="*", default=["*"])
-    parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--csv", type=Path, default=Path("zoo/archs.csv"))
+    parser.add_argument("--jobs", type=int, default=2, help="processes")
+    parser.add_argument("--limit", type=float, default=600, help="seconds for one arch")
+    parser.add_argument("--csv", type=Path, default=Path("docs/archs.csv"))
     parser.add_argument("--table", type=Path, help="write this page from the CSV")
-    parser.add_argument("--checks", default=",".join(CHECKS))
+    parser.add_argument("--checks", default=",".join(ALL), help="some of them, with commas between")
     parser.add_argument("--no-run", action="store_true", help="only write the page")
     args = parser.parse_args()
     names = every_name()
     if not args.no_run:
-        wanted = [n for p in args.patterns for n in fnmatch.filter(names, p)]
-        sweep(wanted, args.csv, args.jobs, tuple(args.checks.split(",")))
+        for wanted in in_turn(dict.fromkeys(n for p in args.patterns for n in fnmatch.filter(names, p))):
+            sweep(wanted, args.csv, args.jobs, tuple(args.checks.split(",")), args.limit)
     if args.table:
-        args.table.write_text(table(read(args.csv), names))
+        args.table.write_text(page(read(args.csv), {n: zoo_of(n) for n in names}, ("build", *ALL)))
 
 
 if __name__ == "__main__":

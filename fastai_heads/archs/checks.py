@@ -3,7 +3,7 @@
 import copy
 import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -14,36 +14,49 @@ from fastai_heads.archs.records import FEATURES, PRE_LOGITS, Measured, Network
 from fastai_heads.archs.source import Request, find_empty, find_network
 from fastai_heads.archs.surgery import get_path
 
-__all__ = ["CHECKS", "Report", "check_arch"]
+__all__ = ["CHECKS", "FAULT", "NOT_RUN", "OK", "Case", "NotRun", "Report", "check_arch"]
 
+OK, FAULT, NOT_RUN = "ok", "fault", "not run"
+"What a check came to; the last two may be followed by a colon and a reason."
 LARGE = 300_000_000
 "Numbers of parameters above which only shapes are checked, on the meta device."
+ON_META = ("shapes", "second_size")
+"The checks that need no values."
 TOLERANCE = 1e-3
 "For the same sums in another order, as a part of the largest value."
 LAYOUT_TOLERANCE = 0.1
 "For another memory layout: a wrong one gives other values, a random network (visformer) but magnifies rounding."
 
 
+class NotRun(Exception):
+    "Raised by a check of what is not claimed of an arch; its text says why."
+
+
 @dataclass
 class Report:
-    "What one arch showed; an empty text is a claim that holds."
+    "What one arch showed."
 
     arch: str
     zoo: str = ""
     family: str = ""
     params: int = 0
-    faults: dict[str, str] = field(default_factory=dict)  # by the name of the check
+    results: dict[str, str] = field(default_factory=dict)  # by check: 'ok', 'fault: …', 'not run', 'not run: …'
     note: str = ""  # why a claim is not made
     seconds: float = 0.0
 
     @property
+    def faults(self) -> dict[str, str]:
+        "The checks that do not hold."
+        return {k: v for k, v in self.results.items() if v.startswith(FAULT)}
+
+    @property
     def ok(self) -> bool:
-        "Whether every check that ran holds."
-        return not any(self.faults.values())
+        "Whether every check that ran holds, and at least one ran."
+        return not self.faults and OK in self.results.values()
 
 
 @dataclass
-class _Case:
+class Case:
     "One arch under check."
 
     network: Network
@@ -66,21 +79,21 @@ class _Case:
         return [t for t in dict.fromkeys(picked) if t in self.taps]
 
 
-def equality(case: _Case) -> str:
+def equality(case: Case) -> str:
     "The arch's own classifier on the taps gives the arch's own logits, bit for bit."
     net = case.network.net
     with torch.no_grad():
         taps = case.body(case.taps).eval()(case.x)
         said = logits_from_taps(case.network, taps)
         if said is None:
-            return ""
+            raise NotRun(case.network.cut.unproved or case.network.cut.no_vector)
         own = net(case.x)
     if said.shape != own.shape:
         return f"logits {tuple(said.shape)}, the arch gives {tuple(own.shape)}"
     return "" if torch.equal(said, own) else f"logits differ by {(said - own).abs().max().item():.1e}"
 
 
-def shapes(case: _Case) -> str:
+def shapes(case: Case) -> str:
     "Every tap has the declared width, a map is NCHW of floats and fits its stride."
     with torch.no_grad():
         taps = case.body(case.taps).eval()(case.x)
@@ -90,21 +103,23 @@ def shapes(case: _Case) -> str:
     return f"width or dimensions of {', '.join(wrong)}" if wrong else ""
 
 
-def second_size(case: _Case) -> str:
+def second_size(case: Case) -> str:
     "256 pixels more make the map larger by 256 / stride, where the arch takes other sizes."
-    if case.network.fixed_size or not all(256 % (p.stride or 1) == 0 for p in case.measured.taps):
-        return ""
+    if case.network.fixed_size:
+        raise NotRun(f"takes {case.network.fixed_size} pixels only")
+    if not all(256 % (p.stride or 1) == 0 for p in case.measured.taps):
+        raise NotRun("256 pixels are no multiple of a stride")
     n, c, height, width = case.network.shape
     shape = (n, c, height + 256, width + 256)
     try:
         there = {p.name: p for p in case.network.cut.measure(case.network.net, shape).taps}
-    except (RuntimeError, AssertionError, ValueError):
-        return ""
+    except (RuntimeError, AssertionError, ValueError) as e:
+        raise NotRun(f"does not take {height + 256} pixels") from e
     wrong = [p.name for p in case.measured.taps if there[p.name].stride != p.stride]
     return f"stride of {', '.join(wrong)} differs at {height + 256} pixels" if wrong else ""
 
 
-def one_by_one(case: _Case) -> str:
+def one_by_one(case: Case) -> str:
     "A tap alone, with the rest of the network taken off, gives what it gives among all."
     with torch.no_grad():
         every = case.body(case.taps).eval()(case.x)
@@ -112,7 +127,7 @@ def one_by_one(case: _Case) -> str:
     return f"{', '.join(wrong)} alone differs" if wrong else ""
 
 
-def gradients(case: _Case) -> str:
+def gradients(case: Case) -> str:
     "In training every kept parameter that is not frozen receives a gradient, and belongs to one group."
     for tap in case.ends():
         body = case.body([tap]).train()
@@ -129,7 +144,7 @@ def gradients(case: _Case) -> str:
     return ""
 
 
-def survival(case: _Case) -> str:
+def survival(case: Case) -> str:
     "Pickle, deepcopy, state_dict, bfloat16 and channels_last."
     body = case.body([FEATURES]).eval()
     other = case.body([FEATURES]).eval()
@@ -148,7 +163,7 @@ def survival(case: _Case) -> str:
     return ""
 
 
-def export(case: _Case) -> str:
+def export(case: Case) -> str:
     "`torch.export` gives the same."
     body = case.body([FEATURES]).eval()
     with torch.no_grad():
@@ -162,7 +177,7 @@ def _apart(there: Tensor, want: Tensor) -> float:
     return ((there - want).abs().max() / want.abs().max().clamp_min(1e-12)).item()
 
 
-CHECKS: dict[str, Callable[[_Case], str]] = {
+CHECKS: dict[str, Callable[[Case], str]] = {
     c.__name__: c for c in (equality, shapes, second_size, one_by_one, gradients, survival, export)
 }
 "By name, in the order in which they run."
@@ -171,12 +186,13 @@ CHECKS: dict[str, Callable[[_Case], str]] = {
 def check_arch(
     name: str,  # of any zoo
     make: Callable[[Network, list[str], Measured], nn.Module],  # `Body`
-    checks: tuple[str, ...] = tuple(CHECKS),  # which to run
+    checks: Mapping[str, Callable[[Case], str]] = CHECKS,  # which to run: a fault, or '' if the claim holds
     batch: int = 2,  # images
+    tell: Callable[[Report], object] = lambda report: None,  # is called with the report after each check
 ) -> Report:
     "Runs the checks on a random network of that name; one that raises is a fault, and the rest still runs."
     start = time.perf_counter()
-    report = Report(name)
+    report = Report(name, results=dict.fromkeys(checks, NOT_RUN))
     empty = find_empty(Request(name, pretrained=False))
     report.zoo, report.params = empty.zoo, sum(p.numel() for p in empty.net.parameters())
     report.family = type(empty.net).__module__.rpartition(".")[2]
@@ -185,13 +201,17 @@ def check_arch(
     network = empty if large else find_network(Request(name, pretrained=False))
     measured = network.cut.measure(network.net, network.shape)
     report.note = network.cut.unproved or network.cut.no_vector
+    device = next((p.device for p in network.net.parameters()), "cpu")
+    case = Case(network, measured, make, torch.randn(batch, *network.shape[1:], device=device))
     if large:
-        report.note = "shapes only, more than 300 M parameters"
+        report.note = "more than 300 M parameters: shapes on the meta device, no values"
+        report.results = dict.fromkeys(checks, f"{NOT_RUN}: more than 300 M parameters")
     else:
         _wake(network)
-        case = _Case(network, measured, make, torch.randn(batch, *network.shape[1:]))
-        for check in checks:
-            report.faults[check] = _run(CHECKS[check], case)
+    for check in [c for c in checks if c in ON_META or not large]:
+        report.results[check] = _run(checks[check], case)
+        report.seconds = time.perf_counter() - start
+        tell(report)
     report.seconds = time.perf_counter() - start
     return report
 
@@ -205,9 +225,12 @@ def _wake(network: Network) -> None:
             nn.init.normal_(p, std=0.5)
 
 
-def _run(check: Callable[[_Case], str], case: _Case) -> str:
+def _run(check: Callable[[Case], str], case: Case) -> str:
     try:
-        return check(case)
+        wrong = check(case)
+    except NotRun as e:
+        return f"{NOT_RUN}: {e}"
     except Exception as e:  # a fault of whatever kind is what is looked for
         text = str(e).strip()
-        return f"{type(e).__name__}: {text.splitlines()[0][:200] if text else ''}"
+        wrong = f"{type(e).__name__}: {text.splitlines()[0][:200] if text else ''}"
+    return f"{FAULT}: {wrong}" if wrong else OK

@@ -1,6 +1,6 @@
-"""The smallest arch of each of timm's modules, by which a family is tested."""
+"""The smallest arch of each of timm's modules and of torchvision's families, by which a family is tested."""
 
-__all__ = ["SMALLEST"]
+__all__ = ["SMALLEST", "SMALLEST_TORCHVISION"]
 
 SMALLEST = {
     "beit": "beit_base_patch16_224",
@@ -102,3 +102,25 @@ SMALLEST = {
     "xception_aligned": "xception41p",
     "xcit": "xcit_nano_12_p8_224",
 }
+"By timm's module."
+
+SMALLEST_TORCHVISION = {
+    "alexnet": "alexnet",
+    "convnext": "convnext_tiny",
+    "densenet": "densenet121",
+    "efficientnet": "efficientnet_b0",
+    "googlenet": "googlenet",
+    "inception": "inception_v3",
+    "maxvit": "maxvit_t",
+    "mnasnet": "mnasnet0_5",
+    "mobilenetv2": "mobilenet_v2",
+    "mobilenetv3": "mobilenet_v3_small",
+    "regnet": "regnet_y_400mf",
+    "resnet": "resnet18",
+    "shufflenetv2": "shufflenet_v2_x0_5",
+    "squeezenet": "squeezenet1_1",
+    "swin_transformer": "swin_t",
+    "vgg": "vgg11_bn",
+    "vision_transformer": "vit_b_32",
+}
+"By the row's name."

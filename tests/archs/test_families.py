@@ -6,22 +6,15 @@ import torch
 from timm.models._registry import _model_to_module
 from torchvision import models
 
-from fastai_heads.archs.checks import check_arch
+from fastai_heads.archs.checks import CHECKS, check_arch
 from fastai_heads.archs.registry import _FAMILIES
-from fastai_heads.archs.smallest import SMALLEST
+from fastai_heads.archs.smallest import SMALLEST, SMALLEST_TORCHVISION
 from fastai_heads.archs.torchvision_rows import TORCHVISION
 from fastai_heads.body import Body, cut_points
 
-CLAIMS = ("equality", "shapes", "one_by_one", "gradients", "survival")
-TORCHVISION_SMALLEST = {
-    "alexnet": "alexnet", "vgg": "vgg11_bn", "resnet": "resnet18", "squeezenet": "squeezenet1_1",
-    "densenet": "densenet121", "inception": "inception_v3", "googlenet": "googlenet",
-    "shufflenetv2": "shufflenet_v2_x0_5", "mobilenetv2": "mobilenet_v2", "mobilenetv3": "mobilenet_v3_small",
-    "mnasnet": "mnasnet0_5", "efficientnet": "efficientnet_b0", "regnet": "regnet_y_400mf",
-    "convnext": "convnext_tiny", "vision_transformer": "vit_b_32", "swin_transformer": "swin_t", "maxvit": "maxvit_t",
-}  # fmt: skip
+CLAIMS = {c: CHECKS[c] for c in ("equality", "shapes", "one_by_one", "gradients", "survival")}
 QUICK = {"test_convnext", "test_efficientnet_gn", "test_vit", "test_nfnet", "test_mambaout", "test_byobnet",
-         "test_resnet", "starnet_s050", "efficientvit_m0", "ghostnet_050", "efficientvim_m1", 
+         "test_resnet", "starnet_s050", "efficientvit_m0", "ghostnet_050", "efficientvim_m1",
          "repvit_m0_9", "edgenext_xx_small", "mobilenetv3_small_050", "levit_128s"}  # fmt: skip
 QUICK_TORCHVISION = {"alexnet", "resnet18", "squeezenet1_1", "googlenet", "shufflenet_v2_x0_5", "mobilenet_v3_small",
                      "mnasnet0_5", "regnet_y_400mf"}  # fmt: skip
@@ -45,7 +38,7 @@ def test_timm(name):
     assert report.zoo == "timm" and report.ok, report.faults
 
 
-@pytest.mark.parametrize("name", marked(TORCHVISION_SMALLEST.values(), QUICK_TORCHVISION))
+@pytest.mark.parametrize("name", marked(SMALLEST_TORCHVISION.values(), QUICK_TORCHVISION))
 def test_torchvision(name):
     report = check_arch(f"torchvision:{name}", Body, CLAIMS)
     assert report.zoo == "torchvision" and report.ok, report.faults
@@ -62,7 +55,7 @@ def test_every_module_of_timm_has_an_arch_here():
 
 
 def test_every_row_of_torchvision_has_an_arch_here():
-    assert {f.name for f in TORCHVISION} == set(TORCHVISION_SMALLEST)
+    assert {f.name for f in TORCHVISION} == set(SMALLEST_TORCHVISION)
 
 
 def test_every_classification_arch_of_torchvision_has_a_row():
