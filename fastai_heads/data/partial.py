@@ -249,8 +249,8 @@ def check_complete(
     ]
     if found:
         raise HeadsError(
-            f"{'; '.join(found)}. Wrap the block to train on the labels that are there, "
-            "`PartialBlock(CategoryBlock())`, or drop the rows."
+            f"{'; '.join(found)}. Put its block into `PartialBlock(…)` to train on the labels that are there, "
+            "or drop the rows."
         )
 
 
