@@ -99,7 +99,7 @@ def sweep(
     fresh = not path.exists()
     multiprocessing.get_context("forkserver").set_forkserver_preload(["benchmarks.sweep.training", "fastai_heads.body"])
     with path.open("a", newline="") as f, ThreadPoolExecutor(jobs) as pool:
-        writer = csv.DictWriter(f, FIELDS)
+        writer = csv.DictWriter(f, FIELDS, lineterminator="\n")
         if fresh:
             writer.writeheader()
         for n, future in enumerate(as_completed([pool.submit(watched, name, checks, limit) for name in todo]), 1):
