@@ -9,7 +9,7 @@ from fastai_heads.heads.point import PointHead
 from fastai_heads.heads.regression import RegressionHead
 from fastai_heads.heads.spec import HeadSpec
 
-__all__ = ["default_head"]
+__all__ = ["default_head", "has_default"]
 
 _HEADS: dict[str, type[HeadSpec]] = {
     "category": ClassificationHead,
@@ -20,11 +20,18 @@ _HEADS: dict[str, type[HeadSpec]] = {
 }
 
 
+def has_default(
+    target: Target,  # what is to be predicted
+) -> bool:
+    "Whether there is a default head for its kind."
+    return target.kind in _HEADS
+
+
 def default_head(
     target: Target,  # what is to be predicted
 ) -> HeadSpec:  # the spec of its kind, with that kind's defaults
     "The head for a target. Raises `HeadsError` for a kind that has no default."
-    if target.kind not in _HEADS:
+    if not has_default(target):
         raise HeadsError(
             f"target {target.name!r} is of kind {target.kind}, which has no default head: pass "
             f"`heads={{{target.name!r}: CustomHead(module, loss=…)}}`, or `{target.name!r}: None` to leave it out. "

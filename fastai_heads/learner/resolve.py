@@ -9,7 +9,7 @@ from fastcore.foundation import L
 
 from fastai_heads.data.targets import Target, target_labels
 from fastai_heads.errors import HeadsError, did_you_mean
-from fastai_heads.heads.defaults import default_head
+from fastai_heads.heads.defaults import default_head, has_default
 from fastai_heads.heads.spec import HeadSpec
 from fastai_heads.names import check_name
 from fastai_heads.training.metrics import metric_name, takes_kind
@@ -42,7 +42,14 @@ def fitted(
     try:
         return spec.fit(target, lambda: target_labels(dls, target.index))
     except HeadsError as error:
-        raise HeadsError(f"`heads[{name!r}]`: {error}") from None
+        raise HeadsError(f"`heads[{name!r}]`: {error}{_head_that_fits(spec, target)}") from None
+
+
+def _head_that_fits(spec: HeadSpec, target: Target) -> str:
+    "The nearest right answer where a head is of another kind than its target."
+    if not spec.kinds or target.kind in spec.kinds or not has_default(target):
+        return ""
+    return f" Did you mean `{default_head(target).label}()`?"
 
 
 def named_specs(

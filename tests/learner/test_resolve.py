@@ -222,3 +222,10 @@ def test_image_dataloaders_work_as_data_blocks_do(frame, scenes, quiet, tmp_path
     heads = {dls_targets(numbers)[0].name: RegressionHead(standardize=False)}
     learn = multihead_learner(numbers, "test_resnet", heads, pretrained=False)
     assert learn.get_preds()[0][0].shape == (len(numbers.valid_ds), 2)
+
+
+def test_a_head_of_another_kind_is_told_the_right_one(make_learner):
+    with pytest.raises(
+        HeadsError, match=r"`heads\['digit'\]`: RegressionHead needs.*Did you mean `ClassificationHead\(\)`"
+    ):
+        make_learner("digit", heads={"digit": RegressionHead()})
