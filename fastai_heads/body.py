@@ -182,10 +182,23 @@ def cut_body(
     if isinstance(arch, Body):
         return _recut(arch, taps)
     network = find_network(Request(arch, pretrained, weights, n_in, arch_kwargs))
-    measured = network.cut.measure(network.net, network.shape)
+    measured = _measured(network, arch_kwargs)
     if grad_checkpointing:
         network.cut = network.cut.checkpointed(network.net)
     return Body(network, taps, measured)
+
+
+def _measured(network: Network, arch_kwargs: dict[str, Any]) -> Measured:
+    "The taps; an error of the run names the size of the images and what the arch was built with."
+    try:
+        return network.cut.measure(network.net, network.shape)
+    except (RuntimeError, AssertionError, ValueError) as e:
+        if not arch_kwargs:
+            raise
+        given = ", ".join(f"{k}={v!r}" for k, v in arch_kwargs.items())
+        raise HeadsError(
+            f"`arch`: {network.name} with {given} cannot take {network.size}×{network.size} pixels: {e}"
+        ) from e
 
 
 def _recut(body: Body, taps: tuple[str | int, ...]) -> Body:

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
+from timm.layers.activations import GELU, GELUTanh
 from torch import Tensor, nn
 
 from fastai_heads.archs.records import TapPoint
@@ -13,7 +14,8 @@ from fastai_heads.archs.surgery import with_parents
 __all__ = ["measure_taps", "on_meta", "paused", "ran", "reached", "read_aside", "stand_ins", "unspoken"]
 
 T = TypeVar("T")
-NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
+SAME_SHAPE = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.modules.dropout._DropoutNd)
+SAME_SHAPE = (*SAME_SHAPE, nn.GELU, nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish, nn.Sigmoid, GELU, GELUTanh)
 "Layers that give back the shape that they get."
 CANNOT_ON_META = (RuntimeError, NotImplementedError, TypeError, ValueError)
 "What a network raises that needs the values of its tensors."
@@ -27,7 +29,7 @@ def on_meta(
     "Runs `fn(net, x)` in evaluation mode on the meta device, on real numbers where that fails."
     with torch.no_grad(), paused(net):
         try:
-            with norms_skipped(net):
+            with shapes_only(net):
                 return _call(net, shape, fn, "meta")
         except CANNOT_ON_META:
             return _call(net, shape, fn, next((p.device for p in net.parameters()), "cpu"))
@@ -75,20 +77,33 @@ def _call(
 
 
 @contextmanager
-def norms_skipped(net: nn.Module) -> Iterator[None]:
-    "Norms give back what they get: on the meta device, where only shapes count, theirs is most of the time."
-    norms = [m for m in net.modules() if isinstance(m, NORMS) and "forward" not in vars(m)]
-    for m in norms:
-        m.forward = _same
+def shapes_only(net: nn.Module) -> Iterator[None]:
+    """Layers whose shapes are known do not compute them: on the meta device, where only shapes count, that is most of
+    the time. A layer that gives back the shape that it gets gives back what it gets; a linear layer makes a new one."""
+    quick: list[nn.Module] = []
+    for m in net.modules():
+        if "forward" in vars(m):
+            continue
+        if isinstance(m, SAME_SHAPE):
+            m.forward = _same
+        elif type(m) is nn.Linear:
+            m.forward = _linear(m.out_features)
+        else:
+            continue
+        quick.append(m)
     try:
         yield
     finally:
-        for m in norms:
+        for m in quick:
             del m.forward
 
 
 def _same(x: Tensor, *args: object, **kwargs: object) -> Tensor:
     return x
+
+
+def _linear(n_out: int) -> Callable[[Tensor], Tensor]:
+    return lambda x: x.new_empty((*x.shape[:-1], n_out))
 
 
 @contextmanager

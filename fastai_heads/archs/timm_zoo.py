@@ -43,12 +43,14 @@ class TimmCut:
         if not (FEATURES in taps or PRE_LOGITS in taps):
             if not inner:
                 return {}
-            maps = net.forward_intermediates(x, inner, stop_early=True, intermediates_only=True, output_fmt="NCHW")
+            maps = net.forward_intermediates(
+                x, indices=inner, stop_early=True, intermediates_only=True, output_fmt="NCHW"
+            )
             return {self.levels[i]: m for i, m in zip(inner, maps)}
         if taps == (PRE_LOGITS,):
             return {PRE_LOGITS: self._vector(net, net.forward_features(x))}
         indices = sorted({*inner, len(self.levels) - 1})
-        out, maps = net.forward_intermediates(x, indices, output_fmt="NCHW")
+        out, maps = net.forward_intermediates(x, indices=indices, output_fmt="NCHW")
         found = {self.levels[i]: m for i, m in zip(indices, maps) if i in inner}
         if FEATURES in taps:
             found[FEATURES] = as_map(out, maps[-1])
@@ -194,9 +196,21 @@ def build_timm(
         name = f"{arch}.{weights}"
     try:
         net = timm.create_model(name, pretrained=pretrained, in_chans=n_in, **kwargs)
-    except RuntimeError as e:
-        raise HeadsError(f"`arch`: timm could not build {name!r} with pretrained={pretrained}: {e}") from e
-    return timm_network(net, name if ":" in name else arch, pretrained, n_in)
+    except ImportError as e:
+        missing = f" Run: pip install {e.name}" if e.name else ""
+        raise HeadsError(f"`arch`: {name!r} needs a package that is missing: {e}.{missing}") from e
+    except (RuntimeError, TypeError, AssertionError, ValueError) as e:
+        given = "".join(f", {k}={v!r}" for k, v in kwargs.items())
+        only = _only_size(arch) if "img_size" in kwargs else ""
+        raise HeadsError(f"`arch`: timm could not build {name!r} with pretrained={pretrained}{given}: {e}{only}") from e
+    return timm_network(net, name if ":" in name else arch, pretrained, n_in, kwargs.get("img_size"))
+
+
+def _only_size(arch: str) -> str:
+    "What size an arch takes that was refused another one."
+    cfg = timm.get_pretrained_cfg(arch)
+    fixed = cfg is not None and cfg.fixed_input_size
+    return f"\n{arch} takes {'×'.join(map(str, cfg.input_size[1:]))} pixels only." if fixed else ""
 
 
 def _check_tag(arch: str, tag: str, weights: object) -> None:
@@ -217,10 +231,11 @@ def timm_network(
     name: str,
     pretrained: bool,
     n_in: int | None = None,  # None: what the network takes
+    img_size: int | tuple[int, ...] | None = None,  # what it was built for; None: as the network or its weights say
 ) -> Network:
     "What is to be known of a timm network before it is cut."
     cfg = net.pretrained_cfg
-    size = _image_side(net, cfg)
+    size = _image_side(net, cfg, img_size)
     cut = _cut_of(net)
     n_in = n_in or getattr(net, "in_chans", cfg.get("input_size", (3,))[0])
     shown = pretrained and n_in == len(cfg.get("mean", ()))
@@ -277,8 +292,10 @@ def _norm_of(module: nn.Module | None) -> str:
     return first[0] if isinstance(first[1], nn.BatchNorm1d) else ""
 
 
-def _image_side(net: nn.Module, cfg: dict) -> int:
-    side = getattr(getattr(net, "patch_embed", None), "img_size", None) or cfg.get("input_size", (3, 224, 224))[-1]
+def _image_side(net: nn.Module, cfg: dict, img_size: int | tuple[int, ...] | None) -> int:
+    places = (getattr(net, "patch_embed", None), getattr(net, "stem", None), net)
+    side = img_size or next((s for m in places if (s := getattr(m, "img_size", None))), None)
+    side = side or cfg.get("input_size", (3, 224, 224))[-1]
     return side[-1] if isinstance(side, tuple | list) else side
 
 
