@@ -18,9 +18,11 @@ def ratio(
     ours: Callable[[], object],
     theirs: Callable[[], object],
     repeats: int = REPEATS,
+    warm: bool = True,  # run each once before, uncounted
 ) -> tuple[float, float]:  # the ratio of medians, seconds of theirs
-    "Processor time of both in turn, which other processes disturb less, after one run of each that is not counted."
-    ours(), theirs()
+    "Processor time of both in turn, which other processes disturb less."
+    if warm:
+        ours(), theirs()
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(repeats):
         for fn, into in zip((ours, theirs), times):
@@ -31,14 +33,22 @@ def ratio(
     return mine / other, other
 
 
+def build_ratios(name: str) -> tuple[float, float]:  # of the first build in this process, and of builds after it
+    "Building a body against building the arch. The first build of theirs comes before, so that imports are paid."
+    timm.create_model(name)
+    first = ratio(lambda: cut_body(name, pretrained=False), lambda: timm.create_model(name), 1, warm=False)[0]
+    return first, ratio(lambda: cut_body(name, pretrained=False), lambda: timm.create_model(name), 5)[0]
+
+
 def main() -> None:
     "Prints a row per arch."
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    builds, forwards = [], []
-    print(f"{'arch':32} {'build':>7} {'forward':>8} {'cut_points':>11}")
+    firsts, builds, forwards = [], [], []
+    cut_body("test_resnet", pretrained=False)  # what torch sets up once in a process is no cost of an arch
+    print(f"{'arch':32} {'first':>7} {'build':>7} {'forward':>8} {'cut_points':>11}")
     for name in ARCHS:
-        build, _ = ratio(lambda: cut_body(name, pretrained=False), lambda: timm.create_model(name))  # noqa: B023
+        first, build = build_ratios(name)
         body, net = cut_body(name, pretrained=False).eval(), timm.create_model(name).eval()
         x = torch.randn(2, 3, 224, 224)
         with torch.no_grad():
@@ -46,10 +56,11 @@ def main() -> None:
         start = time.process_time()
         cut_points(name)
         points = time.process_time() - start
-        builds.append(build)
-        forwards.append(forward)
-        print(f"{name:32} {build:7.2f} {forward:8.3f} {points:9.2f} s", flush=True)
-    print(f"{'median':32} {statistics.median(builds):7.2f} {statistics.median(forwards):8.3f}")
+        for value, into in zip((first, build, forward), (firsts, builds, forwards)):
+            into.append(value)
+        print(f"{name:32} {first:7.2f} {build:7.2f} {forward:8.3f} {points:9.2f} s", flush=True)
+    medians = [statistics.median(v) for v in (firsts, builds, forwards)]
+    print(f"{'median':32} {medians[0]:7.2f} {medians[1]:7.2f} {medians[2]:8.3f}")
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def test_a_package_that_is_missing_is_named(monkeypatch):
 
     monkeypatch.setattr(timm, "create_model", build)
     for arch in ("test_resnet", build):
-        with pytest.raises(HeadsError, match="needs a package that is missing.*pip install sevenths"):
+        with pytest.raises(HeadsError, match=r"needs a package that is missing.*pip install sevenths"):
             cut_body(arch, pretrained=False)
 
 
