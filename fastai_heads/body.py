@@ -83,7 +83,7 @@ class Body(nn.Module):
         level: Level,  # a stride
     ) -> str | None:  # its canonical name; None for an optional level that the arch does not have
         """The tap that a level is, or is made of: the deepest at that stride; of an arch with one stride the last map,
-        for two halvings or doublings at most; else the nearest within a factor of 2 (strides that are no powers of 2)."""
+        for two halvings or doublings at most; else the nearest within a factor of 2 (strides no powers of 2)."""
         inner = self._inner
         exact = [p.name for p in inner if p.stride == level.stride]
         if self.one_stride and not level.optional and 0.25 <= level.stride / inner[0].stride <= 4:

@@ -119,7 +119,12 @@ def _needed_taps(
 
 
 def _body(
-    arch: Any, taps: Mapping[str | int | Level, str], pretrained: bool, weights: Any, n_in: int, body_kwargs: dict[str, Any]
+    arch: Any,
+    taps: Mapping[str | int | Level, str],
+    pretrained: bool,
+    weights: Any,
+    n_in: int,
+    body_kwargs: dict[str, Any],
 ) -> Body:
     "The body, with every tap that is read. An error about a tap says who reads it."
     if isinstance(arch, nn.Module) and (not pretrained or weights is not None):
