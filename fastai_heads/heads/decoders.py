@@ -71,7 +71,7 @@ def smp(
 
 
 class SmpDecoder(nn.Module):
-    "One of SMP's decoders with its last convolution, initialised as SMP does. Its answer may be coarser than the image."
+    "One of SMP's decoders with its last convolution, initialised as SMP does; it may answer coarser than the image is."
 
     def __init__(
         self,
@@ -97,11 +97,11 @@ class SmpDecoder(nn.Module):
 
     def _width(self, given: Mapping[str, Any], cls: type) -> int:
         "Channels that the decoder gives."
-        if hasattr(self.decoder, "out_channels"):
+        names = ("decoder_channels", "out_channels", "segmentation_channels", "prefinal_channels")
+        options = {n: p.default for n, p in signature(cls).parameters.items()} | dict(given)
+        if cls.__name__ == "FPNDecoder":  # its merge policy may concatenate
             return self.decoder.out_channels
-        names = ("out_channels", "segmentation_channels", "prefinal_channels", "decoder_channels")
-        defaults = {n: p.default for n, p in signature(cls).parameters.items()}
-        width = next(given.get(n, defaults.get(n)) for n in names if n in given or n in defaults)
+        width = next(options[n] for n in names if n in options)
         return width if isinstance(width, int) else width[-1]
 
     def forward(
@@ -158,7 +158,6 @@ class DynamicDecoder(nn.Module):
         blur_final: bool = True,  # in the last block too
         self_attention: bool = False,  # in the third block from the end
         last_cross: bool = True,  # the image itself joins before the last layers
-        bottle: bool = False,  # the last residual block is half as wide
     ):
         super().__init__()
         image, *skips, n = channels
@@ -173,8 +172,8 @@ class DynamicDecoder(nn.Module):
             n = n // 2 + skip if not final else (n // 2 + skip) // 2
         self.shuffle = PixelShuffle_ICNR(n, norm_type=None)
         n += image if last_cross else 0
-        self.cross = ResBlock(1, n, n // 2 if bottle else n, norm_type=None) if last_cross else None
-        self.last = ConvLayer(n // 2 if last_cross and bottle else n, n_out, ks=1, act_cls=None, norm_type=None)
+        self.cross = ResBlock(1, n, n, norm_type=None) if last_cross else None
+        self.last = ConvLayer(n, n_out, ks=1, act_cls=None, norm_type=None)
         apply_init(nn.Sequential(self.middle, *([self.cross] if last_cross else [])), nn.init.kaiming_normal_)
 
     def forward(
