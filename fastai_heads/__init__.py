@@ -13,6 +13,7 @@ from fastai_heads.heads import (
     MultiLabelHead,
     PointHead,
     RegressionHead,
+    SegmentationHead,
     TapShape,
 )
 from fastai_heads.learner import MultiHeadLearner, multihead_learner
@@ -40,6 +41,7 @@ __all__ = [
     "PartialBlock",
     "PointHead",
     "RegressionHead",
+    "SegmentationHead",
     "TapShape",
     "Trunk",
     "cut_body",

@@ -1,5 +1,6 @@
 """The arch, tapped: a module that gives a tensor for every place that a head reads."""
 
+import math
 from collections.abc import Callable, Iterable
 from enum import Enum
 from typing import Any
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from fastai_heads.archs.points import Parts, all_taps, cut_points, parts_of, sort_out
 from fastai_heads.archs.probe import on_meta
-from fastai_heads.archs.records import FEATURES, INPUT, PRE_LOGITS, Measured, Network, Removed, TapPoint
+from fastai_heads.archs.records import FEATURES, INPUT, PRE_LOGITS, Level, Measured, Network, Removed, TapPoint
 from fastai_heads.archs.registry import list_archs, register_arch
 from fastai_heads.archs.source import Request, find_network
 from fastai_heads.errors import HeadsError, did_you_mean
@@ -22,7 +23,7 @@ class Body(nn.Module):
     def __init__(
         self,
         network: Network,  # found and built; its `net` is cut in place
-        taps: Iterable[str | int],  # names, or strides
+        taps: Iterable[str | int | Level],  # names, or strides
         measured: Measured | None = None,  # if it was measured already
     ):
         super().__init__()
@@ -33,7 +34,7 @@ class Body(nn.Module):
         self.cut, self.net = network.cut, network.net
         self.points: tuple[TapPoint, ...] = all_taps(network, measured)
         self.unlisted: tuple[TapPoint, ...] = measured.by_hand
-        self.taps = tuple(dict.fromkeys(self.tap_name(t) for t in taps))
+        self.taps = self._names(taps)
         if not self.taps:
             raise HeadsError(f"`taps` is empty. Taps of {self.arch}: {', '.join(p.name for p in self.points)}.")
         before = parts_of(network.net)
@@ -62,6 +63,37 @@ class Body(nn.Module):
 
     def _point(self, name: str) -> TapPoint:
         return next(p for p in (*self.points, *self.unlisted) if p.name == name)
+
+    def _names(self, taps: Iterable[str | int | Level]) -> tuple[str, ...]:
+        "The canonical names, each once; an optional level that the arch does not have is left out."
+        found = (self.level_source(t) if isinstance(t, Level) else self.tap_name(t) for t in taps)
+        return tuple(dict.fromkeys(name for name in found if name is not None))
+
+    @property
+    def one_stride(self) -> bool:
+        "Whether every inner map has the same stride, as of a ViT: levels are made of the last one then."
+        return len({p.stride for p in self._inner}) == 1
+
+    @property
+    def _inner(self) -> list[TapPoint]:
+        return [p for p in self.points if p.name not in _NOT_INNER and p.stride is not None]
+
+    def level_source(
+        self,
+        level: Level,  # a stride
+    ) -> str | None:  # its canonical name; None for an optional level that the arch does not have
+        """The tap that a level is, or is made of: the deepest at that stride; of an arch with one stride the last map,
+        for two halvings or doublings at most; else the nearest within a factor of 2 (strides no powers of 2)."""
+        inner = self._inner
+        exact = [p.name for p in inner if p.stride == level.stride]
+        if self.one_stride and not level.optional and 0.25 <= level.stride / inner[0].stride <= 4:
+            return FEATURES if any(p.name == FEATURES and p.stride for p in self.points) else inner[-1].name
+        if exact or level.optional:
+            return exact[-1] if exact else None
+        near = [p for p in inner if level.stride / 2 < p.stride < level.stride * 2]
+        if not near:
+            return self.tap_name(level.stride)  # says which strides there are
+        return min(reversed(near), key=lambda p: abs(math.log2(p.stride / level.stride))).name
 
     def tap_name(
         self,
@@ -169,7 +201,7 @@ def tap_key(tap: str) -> str:
 
 def cut_body(
     arch: str | Callable[..., nn.Module] | nn.Module,  # a name, a function, a network, or a body
-    taps: Iterable[str | int] | str | int = ("features",),  # names, or strides
+    taps: Iterable[str | int | Level] | str | int = ("features",),  # names, or strides
     *,
     pretrained: bool = True,  # with the arch's default weights; a network that is built keeps its own
     weights: Enum | str | None = None,  # torchvision: a member of its enum or the name; timm: a tag
@@ -201,8 +233,8 @@ def _measured(network: Network, arch_kwargs: dict[str, Any]) -> Measured:
         ) from e
 
 
-def _recut(body: Body, taps: tuple[str | int, ...]) -> Body:
-    names = tuple(dict.fromkeys(body.tap_name(t) for t in taps))
+def _recut(body: Body, taps: tuple[str | int | Level, ...]) -> Body:
+    names = body._names(taps)
     if names == body.taps:
         return body
     raise HeadsError(

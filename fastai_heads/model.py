@@ -7,12 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastai_heads.archs.records import Level
 from fastai_heads.body import Body
 from fastai_heads.errors import HeadsError, unknown
+from fastai_heads.heads.levels import LevelFrom, PyramidLevel
 from fastai_heads.heads.pooled import PooledHead
 from fastai_heads.heads.spec import HeadSpec, TapShape
 
-__all__ = ["PREFIX", "Heads", "Trunk", "body_and_heads", "in_eval", "multihead_model"]
+__all__ = ["PREFIX", "Heads", "Trunk", "body_and_heads", "in_eval", "multihead_model", "read_by"]
 
 PREFIX = "head_"  # nn.ModuleDict refuses keys such as 'type' or 'values'
 
@@ -88,6 +90,15 @@ class Heads(nn.Module):
         "One head more; the others stay as they are."
         self.heads[PREFIX + name], self.reads[name] = module, reads
 
+    def add_trunk(
+        self,
+        name: str,  # of the new trunk, the last in the order
+        module: nn.Module,  # its layers
+        tap: str,  # the tap or trunk that it takes, canonical name
+    ) -> None:
+        "One trunk more."
+        self.trunks[PREFIX + name], self.trunk_reads[name] = module, tap
+
     def drop(
         self,
         name: str,  # of the head
@@ -133,9 +144,39 @@ def multihead_model(
     "The network: `model[0]` is the body, `model[1]['digit']` one head."
     shapes = {tap: TapShape(tap, body.channels[tap], body.strides[tap]) for tap in body.taps}
     modules, trunk_reads = _build_trunks(body, trunks or {}, shapes, sample)
-    reads = {name: tuple(_canonical(tap, shapes, body) for tap in spec.taps) for name, spec in specs.items()}
-    heads = {name: spec.build(tuple(shapes[tap] for tap in reads[name])) for name, spec in specs.items()}
-    return nn.Sequential(body, Heads(heads, reads, modules, trunk_reads, shapes))
+    model_heads = Heads({}, {}, modules, trunk_reads, shapes)
+    for name, spec in specs.items():
+        reads = read_by(spec, body, model_heads)
+        model_heads.add(name, spec.build(tuple(model_heads.shapes[tap] for tap in reads)), reads)
+    return nn.Sequential(body, model_heads)
+
+
+def read_by(
+    spec: HeadSpec,  # of one head
+    body: Body,  # gives the taps
+    heads: Heads,  # has the trunks; levels that the arch does not have are added to them
+) -> tuple[str, ...]:  # canonical names of taps and trunks
+    "What a head reads. A level that has to be made is made once, and shared by every head that reads it."
+    found = (_read(tap, body, heads) for tap in spec.reads)
+    return tuple(name for name in found if name is not None)
+
+
+def _read(tap: str | int | Level, body: Body, heads: Heads) -> str | None:
+    if not isinstance(tap, Level):
+        return _canonical(tap, heads.shapes, body)
+    source = body.level_source(tap)
+    if source is None or (not body.one_stride and body.strides[source] == tap.stride):
+        return source
+    name, before = f"stride_{tap.stride}", heads.shapes[source]
+    made = heads.trunk(name) if name in heads.trunk_reads else None
+    if made is None:
+        kind = PyramidLevel if body.one_stride else LevelFrom
+        made = kind(before.channels, before.stride, tap.stride)
+        heads.add_trunk(name, made, source)
+        heads.shapes[name] = TapShape(name, made.n_out, tap.stride)
+    elif not isinstance(made, LevelFrom):
+        raise HeadsError(f"`trunk` {name!r} has the name of the level that stands for stride {tap.stride}: rename it.")
+    return name
 
 
 def body_and_heads(

@@ -6,10 +6,22 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-__all__ = ["FEATURES", "INPUT", "PRE_LOGITS", "Cut", "Measured", "Network", "Removed", "TapPoint", "describe"]
+__all__ = ["FEATURES", "INPUT", "PRE_LOGITS", "Cut", "Level", "Measured", "Network", "Removed", "TapPoint", "describe"]
 
 INPUT, FEATURES, PRE_LOGITS = "input", "features", "pre_logits"
 "The taps that do not carry a module's name: the batch, the last map, the vector the classifier reads."
+
+
+@dataclass(frozen=True)
+class Level:
+    """A map at a stride, for heads that read several: where the arch has none at just that stride, one is made of the
+    map that is nearest. See `Body.level_source`."""
+
+    stride: int  # input pixels per cell
+    optional: bool = False  # taken where the arch has it, never made
+
+    def __repr__(self) -> str:
+        return str(self.stride)
 
 
 @dataclass(frozen=True)

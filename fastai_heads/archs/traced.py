@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastai_heads.archs.probe import measure_taps, on_meta, paused, unspoken
-from fastai_heads.archs.records import FEATURES, PRE_LOGITS, Measured
+from fastai_heads.archs.records import FEATURES, INPUT, PRE_LOGITS, Measured
 from fastai_heads.archs.surgery import blank, halves
 from fastai_heads.errors import HeadsError
 
@@ -39,6 +39,7 @@ class HooksCut:
     def run(self, net: nn.Module, x: Tensor, taps: tuple[str, ...]) -> dict[str, Tensor]:
         "Every tap asked for, in one pass that ends at the furthest."
         found: dict[str, Tensor] = {}
+        taps = tuple(t for t in taps if t != INPUT)  # the body has it already
         inner = [t for t in taps if t != PRE_LOGITS]
         if not taps:
             return found

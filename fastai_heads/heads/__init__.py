@@ -6,6 +6,7 @@ from fastai_heads.heads.custom import CustomHead
 from fastai_heads.heads.multilabel import MultiLabelHead
 from fastai_heads.heads.point import PointHead
 from fastai_heads.heads.regression import RegressionHead
+from fastai_heads.heads.segmentation import SegmentationHead
 from fastai_heads.heads.spec import HeadSpec, TapShape
 
 __all__ = [
@@ -16,5 +17,6 @@ __all__ = [
     "MultiLabelHead",
     "PointHead",
     "RegressionHead",
+    "SegmentationHead",
     "TapShape",
 ]

@@ -7,6 +7,7 @@ from fastai_heads.heads.classification import ClassificationHead
 from fastai_heads.heads.multilabel import MultiLabelHead
 from fastai_heads.heads.point import PointHead
 from fastai_heads.heads.regression import RegressionHead
+from fastai_heads.heads.segmentation import SegmentationHead
 from fastai_heads.heads.spec import HeadSpec
 
 __all__ = ["default_head", "has_default"]
@@ -17,6 +18,7 @@ _HEADS: dict[str, type[HeadSpec]] = {
     "regression": RegressionHead,
     "point": PointHead,
     "box": BoxHead,
+    "mask": SegmentationHead,
 }
 
 

@@ -16,6 +16,7 @@ from fastcore.foundation import L
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from fastai_heads.archs.records import Level
 from fastai_heads.data.missing import labelled
 from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError, did_you_mean
@@ -97,6 +98,13 @@ class HeadSpec:
     def taps(self) -> tuple[str | int, ...]:
         "What it reads, always as a tuple."
         return self.tap if isinstance(self.tap, tuple) else (self.tap,)
+
+    @property
+    def reads(self) -> tuple[str | int | Level, ...]:
+        "What it reads, as the body resolves it: the strides of a tuple are levels, made where the arch has none."
+        if not isinstance(self.tap, tuple):
+            return self.taps
+        return tuple(Level(tap) if isinstance(tap, int) else tap for tap in self.tap)
 
     # what a subclass says
 

@@ -7,11 +7,13 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from torch import nn
 
+from fastai_heads.archs.records import Level
 from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError
 from fastai_heads.heads.regression import RegressionHead
 from fastai_heads.heads.spec import HeadSpec, TapShape
 from fastai_heads.learner.resolve import check_deciding, find_target, fitted
+from fastai_heads.model import read_by
 from fastai_heads.names import check_name
 from fastai_heads.training.bound import BoundHead
 
@@ -42,10 +44,14 @@ def add_module(
 ) -> None:
     "Builds the head's layers on taps that the body or a trunk gives, on the model's device."
     body, heads = model[0], model[1]
-    reads = tuple(tap if tap in heads.shapes else body.tap_also(tap) for tap in spec.taps)
-    heads.shapes |= {t: TapShape(t, body.channels[t], body.strides[t]) for t in reads if t not in heads.shapes}
-    module = spec.build(tuple(heads.shapes[tap] for tap in reads))
-    heads.add(name, module.to(next(body.parameters()).device), reads)
+    for tap in spec.reads:
+        source = body.level_source(tap) if isinstance(tap, Level) else tap
+        if source is not None and source not in heads.shapes:
+            found = body.tap_also(source)
+            heads.shapes.setdefault(found, TapShape(found, body.channels[found], body.strides[found]))
+    reads = read_by(spec, body, heads)
+    heads.add(name, spec.build(tuple(heads.shapes[tap] for tap in reads)), reads)
+    heads.to(next(body.parameters()).device)
 
 
 def restandardize(

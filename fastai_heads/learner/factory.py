@@ -10,6 +10,7 @@ from fastai.data.transforms import Normalize
 from fastai.learner import Learner
 from torch import Tensor, nn
 
+from fastai_heads.archs.records import Level
 from fastai_heads.body import Body, cut_body
 from fastai_heads.data.partial import check_complete
 from fastai_heads.data.targets import Target, dls_targets
@@ -111,14 +112,19 @@ def _check_trunks(trunks: Mapping[str, Trunk], specs: Mapping[str, tuple[HeadSpe
 
 def _needed_taps(
     specs: Mapping[str, tuple[HeadSpec, Target]], trunks: Mapping[str, Trunk]
-) -> dict[str | int, str]:  # tap → who reads it, for messages
-    readers = {f"heads[{name!r}]": spec.taps for name, (spec, _) in specs.items()}
+) -> dict[str | int | Level, str]:  # tap → who reads it, for messages
+    readers = {f"heads[{name!r}]": spec.reads for name, (spec, _) in specs.items()}
     readers |= {f"trunk[{name!r}]": (trunk.tap,) for name, trunk in trunks.items()}
     return {tap: who for who, taps in reversed(readers.items()) for tap in taps if tap not in trunks}
 
 
 def _body(
-    arch: Any, taps: Mapping[str | int, str], pretrained: bool, weights: Any, n_in: int, body_kwargs: dict[str, Any]
+    arch: Any,
+    taps: Mapping[str | int | Level, str],
+    pretrained: bool,
+    weights: Any,
+    n_in: int,
+    body_kwargs: dict[str, Any],
 ) -> Body:
     "The body, with every tap that is read. An error about a tap says who reads it."
     if isinstance(arch, nn.Module) and (not pretrained or weights is not None):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fastai_heads.archs.records import Removed
 from fastai_heads.body import Body
+from fastai_heads.heads.levels import LevelFrom, PyramidLevel
 from fastai_heads.model import Heads
 from fastai_heads.training.bound import BoundHead
 from fastai_heads.training.loss import loss_name
@@ -63,6 +64,11 @@ def _first(body: Body, heads: Heads) -> Iterable[str]:
     yield f"Kept:    {_size(body)} in the body, tapped at {taps}"
     trunks = f" and {_some(len(heads.trunk_reads), 'trunk')}" if heads.trunk_reads else ""
     yield f"Added:   {_size(heads)} in {_some(len(heads), 'head')}{trunks}"
+    levels = [heads.trunk(name) for name in heads.trunk_reads if isinstance(heads.trunk(name), LevelFrom)]
+    if levels:
+        kinds = "a simple feature pyramid" if isinstance(levels[0], PyramidLevel) else "resized"
+        made = ", ".join(f"stride {level.stride} of {level.stride_in}" for level in levels)
+        yield f"Levels:  {made} ({kinds}: {body.arch} has no such map), each made once for the heads that read it"
     if body.left_out:
         yield f"Trained before the classifier and left out: {_listed(body.left_out)}; `tap='pre_logits'` keeps them"
 

@@ -1,0 +1,203 @@
+"""From several maps to one: the decoders of segmentation_models_pytorch, by name, and fastai's U-Net."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from inspect import signature
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from fastai.layers import BatchNorm, ConvLayer, PixelShuffle_ICNR, ResBlock, apply_init
+from fastai.vision.models.unet import UnetBlock
+from torch import Tensor, nn
+
+from fastai_heads.errors import HeadsError
+
+__all__ = ["DECODERS", "DYNAMIC_UNET", "DynamicDecoder", "SmpDecoder", "SmpKind", "made_by", "smp"]
+
+DYNAMIC_UNET = "dynamic_unet"
+_INSTALL = "pip install 'segmentation_models_pytorch>=0.6,<0.7'"
+
+
+@dataclass(frozen=True)
+class SmpKind:
+    "How one of SMP's decoders is made and fed, as its own model does it."
+
+    module: str  # below `segmentation_models_pytorch.decoders`
+    cls: str  # the decoder's class
+    options: Mapping[str, Any] = field(default_factory=dict)  # SMP's defaults where the class has none
+    kernel: int = 1  # side of the last convolution
+    levels: int = 5  # how many of the strides 2, 4, 8, 16, 32 it reads
+    last: int = 32  # the stride at which it takes the deepest map: SMP dilates the encoder, here the map is resized
+    divisible: bool = False  # it needs sides that 32 divides: the maps are padded, the answer cropped
+    depth: str = "encoder_depth"  # what the class calls the number of levels; '' where it does not ask
+
+
+_WIDTHS = {"decoder_channels": (256, 128, 64, 32, 16)}
+_ASPP = {"out_channels": 256, "atrous_rates": (12, 24, 36), "aspp_dropout": 0.5}
+
+DECODERS: dict[str, SmpKind] = {
+    "unet": SmpKind("unet", "UnetDecoder", _WIDTHS, 3, depth="n_blocks"),
+    "unetplusplus": SmpKind("unetplusplus", "UnetPlusPlusDecoder", _WIDTHS, 3, divisible=True, depth="n_blocks"),
+    "manet": SmpKind("manet", "MAnetDecoder", _WIDTHS, 3, divisible=True, depth="n_blocks"),
+    "linknet": SmpKind("linknet", "LinknetDecoder", divisible=True, depth="n_blocks"),
+    "fpn": SmpKind("fpn", "FPNDecoder", divisible=True),
+    "upernet": SmpKind("upernet", "UPerNetDecoder"),
+    "segformer": SmpKind("segformer", "SegformerDecoder"),
+    "pspnet": SmpKind("pspnet", "PSPDecoder", kernel=3, last=8, depth=""),
+    "deeplabv3": SmpKind("deeplabv3", "DeepLabV3Decoder", {**_ASPP, "aspp_separable": False}, last=8, depth=""),
+    "deeplabv3plus": SmpKind(
+        "deeplabv3",
+        "DeepLabV3PlusDecoder",
+        {**_ASPP, "aspp_separable": True, "output_stride": 16},
+        last=16,
+        divisible=True,
+    ),
+}
+
+
+def smp(
+    module: str,  # below the package
+) -> Any:
+    "A module of segmentation_models_pytorch. Raises a `HeadsError` with the command that installs it."
+    try:
+        return import_module(f"segmentation_models_pytorch.{module}")
+    except ImportError as error:
+        raise HeadsError(
+            f"SMP's decoders and losses need segmentation_models_pytorch ({error}). Run: {_INSTALL}. "
+            "`SegmentationHead(decoder='dynamic_unet')` with cross-entropy needs fastai alone."
+        ) from None
+
+
+class SmpDecoder(nn.Module):
+    "One of SMP's decoders with its last convolution, initialised as SMP does; it may answer coarser than the image is."
+
+    def __init__(
+        self,
+        kind: SmpKind,  # of `DECODERS`
+        channels: Sequence[int],  # of the image, then of strides 2, 4, 8, 16, 32; 0 where there is no such map
+        n_out: int,  # channels of the answer
+        **options: Any,  # for SMP's decoder class, instead of its defaults
+    ):
+        super().__init__()
+        self.kind, self.channels = kind, tuple(channels)
+        cls = getattr(smp(f"decoders.{kind.module}.decoder"), kind.cls)
+        known = [p for p in signature(cls).parameters if p not in ("encoder_channels", "in_channels", kind.depth)]
+        for name in options:
+            if name not in known:
+                raise HeadsError(f"`decoder_options`: SMP's {kind.cls} has no {name!r}. It has: {', '.join(known)}.")
+        given = {**kind.options, **options, **({kind.depth: kind.levels} if kind.depth else {})}
+        first = {"in_channels": channels[-1]} if "in_channels" in signature(cls).parameters else None
+        self.decoder = cls(**(first or {"encoder_channels": list(channels)}), **given)
+        self.last = nn.Conv2d(self._width(given, cls), n_out, kind.kernel, padding=kind.kernel // 2)
+        init = smp("base.initialization")
+        init.initialize_decoder(self.decoder)
+        init.initialize_head(self.last)
+
+    def _width(self, given: Mapping[str, Any], cls: type) -> int:
+        "Channels that the decoder gives."
+        names = ("decoder_channels", "out_channels", "segmentation_channels", "prefinal_channels")
+        options = {n: p.default for n, p in signature(cls).parameters.items()} | dict(given)
+        if cls.__name__ == "FPNDecoder":  # its merge policy may concatenate
+            return self.decoder.out_channels
+        width = next(options[n] for n in names if n in options)
+        return width if isinstance(width, int) else width[-1]
+
+    def forward(
+        self,
+        image: Tensor,  # (B, C, H, W)
+        *maps: Tensor,  # the levels that there are, fine to coarse
+    ) -> Tensor:  # (B, n_out, H / s, W / s) for the decoder's own s; of the padded image where it needs padding
+        sides = tuple(image.shape[-2:])
+        features = self._features(image, maps, tuple(-(-s // 32) * 32 for s in sides) if self.kind.divisible else None)
+        return self.last(self.decoder(features))
+
+    def _features(self, image: Tensor, maps: Sequence[Tensor], padded: tuple[int, int] | None) -> list[Tensor]:
+        "What SMP's encoders give: the image, then a map per stride, one without channels where there is none."
+        sides, left = padded or tuple(image.shape[-2:]), list(maps)
+        found = [image if padded is None else _fitted(image, padded)]
+        for level, channels in enumerate(self.channels[1:], 1):
+            size = tuple(-(-side // 2**level) for side in sides)
+            x = left.pop(0) if channels else image.new_zeros(len(image), 0, *size)
+            found.append(_fitted(x, size) if padded else x)
+        if self.kind.last != 32:
+            size = tuple(-(-side // self.kind.last) for side in sides)
+            found[-1] = F.interpolate(found[-1], size, mode="bilinear", align_corners=False)
+        return found
+
+
+def _fitted(x: Tensor, size: tuple[int, int]) -> Tensor:
+    "Zeros below and to the right, or rows and columns taken off there."
+    height, width = size
+    return F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2]))
+
+
+class SkipBlock(UnetBlock):
+    "fastai's `UnetBlock`, the skip connection handed to it."
+
+    def forward(
+        self,
+        up_in: Tensor,  # (B, up_in_c, h, w) from below
+        skip: Tensor,  # (B, x_in_c, H, W)
+    ) -> Tensor:
+        up_out = self.shuf(up_in)
+        if skip.shape[-2:] != up_out.shape[-2:]:
+            up_out = F.interpolate(up_out, skip.shape[-2:], mode="nearest")
+        return self.conv2(self.conv1(self.relu(torch.cat([up_out, self.bn(skip)], dim=1))))
+
+
+class DynamicDecoder(nn.Module):
+    "fastai's `DynamicUnet` without its encoder, layer for layer. Source: `fastai.vision.models.unet.DynamicUnet`."
+
+    def __init__(
+        self,
+        channels: Sequence[int],  # of the image, then of the maps, fine to coarse
+        n_out: int,  # channels of the answer
+        blur: bool = False,  # blur what is upsampled, against checkerboards
+        blur_final: bool = True,  # in the last block too
+        self_attention: bool = False,  # in the third block from the end
+        last_cross: bool = True,  # the image itself joins before the last layers
+    ):
+        super().__init__()
+        image, *skips, n = channels
+        self.norm = nn.Sequential(BatchNorm(n), nn.ReLU())
+        self.middle = nn.Sequential(ConvLayer(n, n * 2, norm_type=None), ConvLayer(n * 2, n, norm_type=None))
+        self.blocks = nn.ModuleList()
+        for i, skip in enumerate(reversed(skips)):
+            final = i == len(skips) - 1
+            options = {"blur": blur and (not final or blur_final), "self_attention": self_attention}
+            options["self_attention"] &= i == len(skips) - 3
+            self.blocks.append(SkipBlock(n, skip, None, final_div=not final, norm_type=None, **options))
+            n = n // 2 + skip if not final else (n // 2 + skip) // 2
+        self.shuffle = PixelShuffle_ICNR(n, norm_type=None)
+        n += image if last_cross else 0
+        self.cross = ResBlock(1, n, n, norm_type=None) if last_cross else None
+        self.last = ConvLayer(n, n_out, ks=1, act_cls=None, norm_type=None)
+        apply_init(nn.Sequential(self.middle, *([self.cross] if last_cross else [])), nn.init.kaiming_normal_)
+
+    def forward(
+        self,
+        image: Tensor,  # (B, C, H, W)
+        *maps: Tensor,  # fine to coarse
+    ) -> Tensor:  # (B, n_out, H, W)
+        x = self.middle(self.norm(maps[-1]))
+        for block, skip in zip(self.blocks, reversed(maps[:-1])):
+            x = block(x, skip)
+        x = self.shuffle(x)
+        if x.shape[-2:] != image.shape[-2:]:
+            x = F.interpolate(x, image.shape[-2:], mode="nearest")
+        return self.last(x if self.cross is None else self.cross(torch.cat([x, image], dim=1)))
+
+
+def made_by(
+    decoder: nn.Module | Callable[..., nn.Module],  # the user's
+    channels: Sequence[int],  # of everything that the head reads
+) -> nn.Module:
+    "A decoder of the user's own: the module, or what the function makes of the channels."
+    module = decoder if isinstance(decoder, nn.Module) else decoder(*channels)
+    if not isinstance(module, nn.Module):
+        raise HeadsError(
+            f"`decoder` of SegmentationHead is a function that makes an nn.Module, and it made {module!r}."
+        )
+    return module

@@ -1,0 +1,227 @@
+"""A mask: a code for every pixel."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from fastai_heads.archs.records import INPUT, Level
+from fastai_heads.data.missing import IGNORE_PIXEL
+from fastai_heads.data.targets import Target
+from fastai_heads.errors import HeadsError, did_you_mean
+from fastai_heads.heads.decoders import DECODERS, DYNAMIC_UNET, DynamicDecoder, SmpDecoder, made_by
+from fastai_heads.heads.mask_loss import MASK_LOSSES, MODES, WEIGHTED, MaskLoss
+from fastai_heads.heads.mask_metrics import BoundaryF1, ForegroundAccuracy, MaskDice, MaskIoU, thresholded
+from fastai_heads.heads.spec import HeadSpec, TapShape, as_weights, is_number
+
+__all__ = ["BoundaryRefine", "MaskModule", "SegmentationHead"]
+
+STRIDES = (2, 4, 8, 16, 32)  # what the decoders read; 2 where the arch has it
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationHead(HeadSpec):
+    """A mask at the size of the image, whatever that is. Logits (B, n_out, H, W); the target (B, H, W) holds codes, or
+    (B, n_out, H, W) 0 and 1 where a pixel may have several labels. Pixels of the code `ignore_index` count nowhere.
+
+    The decoders read the image and the maps at strides 2 (where the arch has it), 4, 8, 16 and 32. No decoder changes
+    the body that other heads share: where SMP dilates the last stage, its map is resized instead."""
+
+    tap: str | int | tuple[str | int, ...] = (INPUT, *STRIDES)  # the image, then maps from fine to coarse
+    decoder: str | nn.Module | Callable[..., nn.Module] = "unet"  # a name, a module, a function of the taps' channels
+    decoder_options: Mapping[str, Any] | None = None  # for a decoder by name: `{'attention_type': 'scse'}`
+    mode: str = "multiclass"  # codes exclude each other; 'binary': one logit for code 1; 'multilabel': they do not
+    losses: str | Sequence[str] | Mapping[str, float] = "cross_entropy"  # also 'dice', 'focal', 'lovasz'; or their sum
+    class_weights: Sequence[float] | Tensor | None = None  # (n_out,) for cross-entropy, Dice and focal
+    ignore_index: int = IGNORE_PIXEL  # the code of a pixel without a label
+    threshold: float = 0.5  # a probability, for 'binary' and 'multilabel'
+    refine: bool = False  # a residual block on the logits, for sharper boundaries
+
+    kinds: ClassVar[frozenset[str]] = frozenset({"mask", "unknown"})
+    blends: ClassVar[bool] = False
+    moves_with_image: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        named = isinstance(self.decoder, str)
+        known = (*DECODERS, DYNAMIC_UNET)
+        if named and self.decoder not in known:
+            raise HeadsError(
+                f"`decoder={self.decoder!r}` of {self.label} is none of {', '.join(known)}, nor a module."
+                + did_you_mean(self.decoder, known)
+            )
+        self.check("decoder", named or callable(self.decoder), "a name, an nn.Module or a function that makes one")
+        self.check("decoder_options", named or self.decoder_options is None, "for a decoder by name")
+        self.check("mode", isinstance(self.mode, str) and self.mode in MODES, f"one of {', '.join(MODES)}")
+        terms = self.terms
+        fits = terms and all(t in MASK_LOSSES and is_number(w, least=0) for t, w in terms.items())
+        self.check("losses", bool(fits), f"one of {', '.join(MASK_LOSSES)}, several, or a dict of each to its weight")
+        self.check("ignore_index", type(self.ignore_index) is int, "a whole number")
+        self.check("threshold", is_number(self.threshold, least=0, below=1), "a probability")
+        self.check("refine", isinstance(self.refine, bool), "True or False")
+        if not isinstance(self.tap, tuple) or self.tap[0] != INPUT or len(self.tap) < 2:
+            raise HeadsError(f"`tap` of {self.label} is a tuple of 'input' and the maps, found {self.tap!r}.")
+        own = self.loss is not None or not set(terms) & set(WEIGHTED) or self.mode != "multiclass"
+        if self.class_weights is not None and own:
+            raise HeadsError(
+                f"`class_weights` of {self.label} are for its own {', '.join(WEIGHTED)}, of codes that exclude each "
+                "other; with `loss=`, give them to that loss."
+            )
+
+    @property
+    def terms(self) -> dict[str, float]:
+        "The losses that are summed, with their weights."
+        if isinstance(self.losses, Mapping):
+            return dict(self.losses)
+        return dict.fromkeys((self.losses,) if isinstance(self.losses, str) else tuple(self.losses), 1.0)
+
+    @property
+    def reads(self) -> tuple[str | int | Level, ...]:
+        "As of every head; stride 2 only where the arch has it."
+        return tuple(Level(2, optional=True) if tap == Level(2) else tap for tap in super().reads)
+
+    def infer_n_out(self, target: Target) -> int | None:
+        "A channel per code; one for code 1 alone where `mode='binary'`."
+        if self.mode != "binary":
+            return target.n_out
+        if target.n_out not in (None, 2):
+            raise HeadsError(f"`mode='binary'` of {self.label} is for two codes; {target.name!r} has {target.n_out}.")
+        return 1
+
+    def fit(self, target: Target, labels: Callable[[], Tensor]) -> Self:
+        "As for every head, with one class weight per code."
+        if target.kind == "unknown" and (self.mode != "multilabel" or self.n_out is None):
+            raise HeadsError(
+                f"{self.label} needs a target of kind mask, and target {target.name!r} is of none that is known: for "
+                "0 and 1 in every channel, (C, H, W), pass `mode='multilabel', n_out=C`."
+            )
+        spec = super().fit(target, labels)
+        if spec.mode == "multiclass" and spec.n_out < 2:
+            raise HeadsError(f"`n_out={spec.n_out}` of {self.label}: for one logit pass `mode='binary'`.")
+        if spec.class_weights is None:
+            return spec
+        weights = as_weights(spec.class_weights)
+        if weights.shape != (spec.n_out,) or not (torch.isfinite(weights) & (weights >= 0)).all():
+            raise HeadsError(
+                f"`class_weights` for target {target.name!r} are {spec.n_out} numbers of at least 0, "
+                f"found {self.class_weights!r}."
+            )
+        return replace(spec, class_weights=tuple(weights.tolist()))
+
+    def build(self, taps: tuple[TapShape, ...]) -> nn.Module:
+        "The decoder, and the refinement behind it."
+        return MaskModule(self._decoder(taps), self.n_out, self.refine)
+
+    def _decoder(self, taps: tuple[TapShape, ...]) -> nn.Module:
+        channels = [tap.channels for tap in taps]
+        if not isinstance(self.decoder, str):
+            return made_by(self.decoder, channels)
+        strides = [tap.stride for tap in taps[1:]]
+        options = dict(self.decoder_options or {})
+        if self.decoder == DYNAMIC_UNET:
+            if len(strides) < 2 or None in strides or strides != sorted(strides):
+                raise HeadsError(f"`decoder='dynamic_unet'` needs two maps at least, fine to coarse, found {strides}.")
+            try:
+                return DynamicDecoder(channels, self.n_out, **options)
+            except TypeError as error:
+                raise HeadsError(f"`decoder_options`: {error}.") from None
+        missing = [s for s in STRIDES[1:] if s not in strides]
+        if missing or len(set(strides)) < len(strides) or not set(strides) <= set(STRIDES):
+            raise HeadsError(
+                f"`decoder={self.decoder!r}` reads maps at strides 4, 8, 16 and 32, and 2 where there is one; the taps "
+                f"are at {strides}. 'dynamic_unet' takes any."
+            )
+        by_stride = dict(zip(strides, channels[1:]))
+        levels = [channels[0], *(by_stride.get(s, 0) for s in STRIDES)]
+        return SmpDecoder(DECODERS[self.decoder], levels, self.n_out, **options)
+
+    def default_loss(self) -> Callable:
+        return MaskLoss(self.terms, self.mode, self.class_weights, self.ignore_index)
+
+    def default_metrics(self) -> Sequence[Callable]:
+        reading = {"mode": self.mode, "threshold": self.threshold, "ignore_index": self.ignore_index}
+        found = [MaskIoU(**reading), MaskDice(**reading), ForegroundAccuracy(**reading)]
+        return [*found, BoundaryF1(**reading)] if self.refine else found
+
+    def train_loss(self, loss_func: Callable, pred: Tensor, targ: Tensor) -> Tensor:
+        "As for every head. Refuses masks of another size, and codes that no channel stands for."
+        if targ.shape[-2:] != pred.shape[-2:] or len(targ) != len(pred):
+            raise HeadsError(
+                f"a mask has the size of its image: the target is {tuple(targ.shape)} for a prediction of "
+                f"{tuple(pred.shape)}. Give both the same `item_tfms`, such as `Resize`."
+            )
+        n = self.n_out if self.mode == "multiclass" else 2
+        wrong = targ[(targ != self.ignore_index) & ((targ >= n) | (targ < 0))]
+        if wrong.numel():
+            codes = ", ".join(map(str, wrong.unique().tolist()[:5]))
+            raise HeadsError(
+                f"a mask holds codes from 0 to {n - 1}, or {self.ignore_index} for a pixel without a label; found "
+                f"{codes}. Name all codes, `MaskBlock(codes=…)`, or map the masks to their places."
+            )
+        return super().train_loss(loss_func, pred, targ)
+
+    def activation(self, loss_func: Callable, pred: Tensor) -> Tensor:
+        "Probabilities."
+        return pred.softmax(1) if self.mode == "multiclass" else pred.sigmoid()
+
+    def decode(self, loss_func: Callable, pred: Tensor) -> Tensor:
+        "Codes, in the form of the target."
+        return pred.argmax(1) if self.mode == "multiclass" else thresholded(pred, self.mode, self.threshold)
+
+
+class BoundaryRefine(nn.Module):
+    """A residual block on logits; it starts as what changes nothing.
+
+    Source: Peng et al. 2017, "Large kernel matters", sec. 3.2 (boundary refinement)."""
+
+    def __init__(
+        self,
+        n: int,  # channels
+    ):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(n, n, 3, padding=1), nn.ReLU(), nn.Conv2d(n, n, 3, padding=1))
+        nn.init.zeros_(self.layers[-1].weight)
+        nn.init.zeros_(self.layers[-1].bias)
+
+    def forward(
+        self,
+        x: Tensor,  # (B, n, H, W)
+    ) -> Tensor:
+        return x + self.layers(x)
+
+
+class MaskModule(nn.Module):
+    "A decoder whose answer has the image's height and width."
+
+    def __init__(
+        self,
+        decoder: nn.Module,  # takes the image and the maps, gives (B, n_out, h, w)
+        n_out: int,  # channels
+        refine: bool = False,  # a `BoundaryRefine` on the logits
+    ):
+        super().__init__()
+        self.decoder, self.n_out = decoder, n_out
+        self.refine = BoundaryRefine(n_out) if refine else nn.Identity()
+
+    def forward(
+        self,
+        image: Tensor,  # (B, C, H, W)
+        *maps: Tensor,  # what the decoder reads, fine to coarse
+    ) -> Tensor:  # (B, n_out, H, W)
+        x = self.decoder(image, *maps)
+        if x.shape[1] != self.n_out:
+            raise HeadsError(f"`decoder` gives {x.shape[1]} channels for {self.n_out} codes.")
+        height, width = image.shape[-2:]
+        if isinstance(self.decoder, SmpDecoder) and self.decoder.kind.divisible:
+            padded = [-(-side // 32) * 32 for side in (height, width)]
+            x = _resized(x, padded)[..., :height, :width]
+        return self.refine(_resized(x, [height, width]))
+
+
+def _resized(x: Tensor, size: Sequence[int]) -> Tensor:
+    "As segmentation_models_pytorch upsamples what its decoders give."
+    return x if list(x.shape[-2:]) == list(size) else F.interpolate(x, size, mode="bilinear", align_corners=True)

@@ -1,0 +1,96 @@
+"""Every decoder against the model that it comes from, bit for bit."""
+
+import pytest
+import segmentation_models_pytorch as smp
+import torch
+import torch.nn.functional as F
+from fastai.vision.learner import create_body
+from fastai.vision.models.unet import DynamicUnet
+from torchvision.models import resnet18
+
+from fastai_heads.body import cut_body
+from fastai_heads.heads.decoders import DECODERS, DynamicDecoder, SmpDecoder
+from fastai_heads.heads.segmentation import MaskModule
+
+MODELS = {
+    "unet": smp.Unet,
+    "unetplusplus": smp.UnetPlusPlus,
+    "manet": smp.MAnet,
+    "linknet": smp.Linknet,
+    "fpn": smp.FPN,
+    "upernet": smp.UPerNet,
+    "segformer": smp.Segformer,
+    "pspnet": smp.PSPNet,
+    "deeplabv3": smp.DeepLabV3,
+    "deeplabv3plus": smp.DeepLabV3Plus,
+}
+
+
+CHANNELS = (3, 64, 64, 128, 256, 512)  # of resnet18
+
+
+@pytest.mark.parametrize("name", list(DECODERS))
+def test_a_decoder_is_smps(name):
+    "Same features and weights: the logits of the whole of SMP's model, at a size that needs no padding."
+    options = {"encoder_depth": 5} if name == "pspnet" else {}
+    theirs = MODELS[name]("resnet18", encoder_weights=None, classes=3, **options).eval()
+    ours = MaskModule(SmpDecoder(DECODERS[name], CHANNELS, 3), 3).eval()
+    ours.decoder.decoder.load_state_dict(theirs.decoder.state_dict())
+    ours.decoder.last.load_state_dict(theirs.segmentation_head[0].state_dict())
+    x = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        features = theirs.encoder(x)
+        if DECODERS[name].last != 32:  # ours resizes the last map to the stride at which SMP's decoder takes it
+            deep = torch.randn(2, 512, 2, 3)
+            size = [side // DECODERS[name].last for side in x.shape[-2:]]
+            resized = F.interpolate(deep, size, mode="bilinear", align_corners=False)
+            mine, features = [*features[1:-1], deep], [*features[:-1], resized]
+        else:
+            mine = features[1:]
+        expected = theirs.segmentation_head(theirs.decoder(list(features)))
+        found = ours(x, *mine)
+    expected = (
+        expected
+        if expected.shape == found.shape
+        else F.interpolate(
+            theirs.segmentation_head[0](theirs.decoder(list(features))),
+            x.shape[-2:],
+            mode="bilinear",
+            align_corners=True,
+        )
+    )
+    assert torch.equal(found, expected)
+
+
+def test_every_decoder_of_the_table_is_tested():
+    assert set(MODELS) == set(DECODERS)
+
+
+@pytest.mark.parametrize("options", [{}, {"blur": True, "self_attention": True}, {"last_cross": False}])
+def test_the_dynamic_unet_is_fastais(options):
+    "The same body, the same weights: the same mask, and the same gradient in the body."
+    side = 64
+    encoder = create_body(resnet18(weights=None), pretrained=False)
+    theirs = DynamicUnet(encoder, 3, (side, side), **options)
+    body = cut_body(resnet18, ("input", 2, 4, 8, 16, 32), pretrained=False)
+    body.load_state_dict(dict(zip(body.state_dict(), encoder.state_dict().values())))
+    ours = DynamicDecoder((3, 64, 64, 128, 256, 512), 3, **options)
+    mine, wanted = ours.state_dict(), list(theirs.layers[1:].state_dict().values())
+    assert [v.shape for v in mine.values()] == [v.shape for v in wanted]
+    ours.load_state_dict(dict(zip(mine, wanted)))
+    theirs.train(), body.train(), ours.train()
+    x = torch.randn(2, 3, side, side)
+    expected, found = theirs(x), ours(*body(x).values())
+    assert torch.equal(found, expected.as_subclass(torch.Tensor))
+    expected.square().sum().backward(), found.square().sum().backward()
+    first, same = next(encoder.parameters()).grad, next(body.parameters()).grad
+    assert torch.allclose(first, same, rtol=1e-4, atol=1e-4 * first.abs().max().item())
+
+
+def test_only_maps_that_need_it_are_padded():
+    x, maps = torch.randn(2, 3, 40, 40), [torch.randn(2, c, -(-40 // s), -(-40 // s)) for c, s in ((4, 2), (4, 4))]
+    decoder = SmpDecoder(DECODERS["unet"], (3, 4, 4, 8, 8, 8), 2).eval()
+    deep = [torch.randn(2, 8, -(-40 // s), -(-40 // s)) for s in (8, 16, 32)]
+    assert decoder(x, *maps, *deep).shape == (2, 2, 40, 40)
+    decoder = SmpDecoder(DECODERS["linknet"], (3, 4, 4, 8, 8, 8), 2).eval()
+    assert decoder(x, *maps, *deep).shape == (2, 2, 64, 64)

@@ -1,0 +1,74 @@
+"""Losses of masks against SMP's, torch's and fastai's."""
+
+import pytest
+import segmentation_models_pytorch as smp
+import torch
+import torch.nn.functional as F
+from fastai.losses import CrossEntropyLossFlat
+
+from fastai_heads.heads.mask_loss import MaskLoss
+
+
+def batch(mode: str, ignored: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+    n = 1 if mode == "binary" else 3
+    shape = (2, 3, 6, 7) if mode == "multilabel" else (2, 6, 7)
+    targ = torch.randint(0, 3 if mode == "multiclass" else 2, shape)
+    if ignored:
+        targ[..., :2, :] = 255
+    return torch.randn(2, n, 6, 7, requires_grad=True), targ
+
+
+SMP = {"dice": smp.losses.DiceLoss, "focal": smp.losses.FocalLoss, "lovasz": smp.losses.LovaszLoss}
+
+
+@pytest.mark.parametrize("name", SMP)
+@pytest.mark.parametrize("mode", ["multiclass", "binary"])
+def test_a_loss_is_smps(name, mode):
+    pred, targ = batch(mode)
+    assert torch.equal(MaskLoss({name: 1.0}, mode)(pred, targ), SMP[name](mode, ignore_index=255)(pred, targ))
+
+
+@pytest.mark.parametrize("name", SMP)
+def test_several_labels_without_a_gap_are_smps(name):
+    pred, targ = batch("multilabel", ignored=False)
+    expected = SMP[name]("multilabel")(pred, targ)
+    torch.testing.assert_close(MaskLoss({name: 1.0}, "multilabel")(pred, targ), expected)
+
+
+@pytest.mark.parametrize("weights", [None, (1.0, 2.0, 0.5)])
+def test_cross_entropy_is_fastais(weights):
+    pred, targ = batch("multiclass")
+    weight = None if weights is None else torch.tensor(weights)
+    expected = CrossEntropyLossFlat(axis=1, ignore_index=255, weight=weight)(pred, targ)
+    found = MaskLoss({"cross_entropy": 1.0}, class_weights=weights)(pred, targ)
+    torch.testing.assert_close(found, expected.as_subclass(torch.Tensor))
+
+
+@pytest.mark.parametrize("mode", ["binary", "multilabel"])
+def test_binary_cross_entropy_leaves_pixels_out(mode):
+    pred, targ = batch(mode)
+    known = (targ != 255).view(pred.shape)
+    expected = F.binary_cross_entropy_with_logits(pred[known], targ.view(pred.shape)[known].float())
+    assert torch.equal(MaskLoss({"cross_entropy": 1.0}, mode)(pred, targ), expected)
+
+
+@pytest.mark.parametrize("mode", ["multiclass", "binary", "multilabel"])
+@pytest.mark.parametrize("name", ["cross_entropy", *SMP])
+def test_an_ignored_pixel_has_no_gradient(name, mode):
+    pred, targ = batch(mode)
+    MaskLoss({name: 1.0}, mode)(pred, targ).backward()
+    assert pred.grad[..., 2:, :].abs().sum() > 0
+    assert pred.grad[..., :2, :].abs().max() == 0
+
+
+def test_a_sum_is_the_sum():
+    pred, targ = batch("multiclass")
+    parts = [MaskLoss({name: 1.0})(pred, targ) * weight for name, weight in (("cross_entropy", 1.0), ("dice", 0.5))]
+    torch.testing.assert_close(MaskLoss({"cross_entropy": 1.0, "dice": 0.5})(pred, targ), sum(parts))
+
+
+def test_no_label_at_all_is_a_zero_with_a_graph():
+    pred, targ = batch("multiclass")
+    loss = MaskLoss({"cross_entropy": 1.0, "dice": 1.0})(pred, torch.full_like(targ, 255))
+    loss.backward()
+    assert loss == 0 and (pred.grad == 0).all()

@@ -1,0 +1,223 @@
+"""Masks: SMP's decoders and fastai's U-Net on any body, their losses, and what is refused."""
+
+import fastai.vision.all  # noqa: F401  users import it: `fit_one_cycle` comes with it
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from fastai.data.block import DataBlock
+from fastai.data.transforms import ColReader, ColSplitter
+from fastai.metrics import JaccardCoeff
+from fastai.vision.core import PILImage, PILMask
+from fastai.vision.data import ImageBlock, MaskBlock
+from torch import nn
+
+from fastai_heads.data.digits import digit_scenes, digits_dls
+from fastai_heads.data.targets import Target
+from fastai_heads.errors import HeadsError
+from fastai_heads.heads.defaults import default_head
+from fastai_heads.heads.segmentation import BoundaryRefine, MaskModule, SegmentationHead
+from fastai_heads.heads.spec import TapShape
+from fastai_heads.learner import multihead_learner
+
+MASK = Target("mask", 0, "mask", 3, ("paper", "ink", "blot"))
+TAPS = tuple(TapShape(f"t{s}", c, s) for s, c in ((1, 3), (2, 4), (4, 6), (8, 8), (16, 10), (32, 12)))
+
+
+def maps(height: int, width: int, taps=TAPS) -> list[torch.Tensor]:
+    return [torch.randn(2, t.channels, -(-height // t.stride), -(-width // t.stride)) for t in taps]
+
+
+def fitted(**fields) -> SegmentationHead:
+    return SegmentationHead(**fields).fit(MASK, lambda: None)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return tmp_path_factory.mktemp("digits") / "scenes"
+
+
+@pytest.fixture
+def digits(path):
+    "Digits of 48 pixels with a class and a mask."
+    return digits_dls(("digit", "mask"), n=40, size=48, bs=8, path=path)
+
+
+@pytest.fixture
+def make(digits):
+    "A function: spec fields → a silent learner over a class and a mask."
+
+    def learner(arch="test_resnet", dls=None, **fields):
+        heads = {"mask": SegmentationHead(**fields)} if fields else None
+        learn = multihead_learner(dls or digits, arch, heads=heads, pretrained=False)
+        learn.remove_cbs([cb for cb in learn.cbs if cb.name == "progress"])
+        learn.rows = []
+        learn.logger = lambda row: learn.rows.append(list(row))
+        return learn
+
+    return learner
+
+
+@pytest.mark.parametrize("name", ["unet", "dynamic_unet", "unetplusplus", "fpn", "upernet", "pspnet", "linknet"])
+@pytest.mark.parametrize("skip", [True, False], ids=["stride 2", "no stride 2"])
+def test_an_answer_has_the_size_of_the_image_and_every_parameter_a_gradient(name, skip):
+    taps = TAPS if skip else (TAPS[0], *TAPS[2:])
+    head = fitted(decoder=name).build(taps)
+    out = head(*maps(63, 50, taps))
+    assert out.shape == (2, 3, 63, 50)
+    out.square().mean().backward()
+    unused = [n for n, p in head.named_parameters() if p.grad is None]
+    assert not unused
+
+
+def test_a_head_on_masks_is_inferred(digits, make):
+    learn = make()
+    spec = learn.heads.mask.spec
+    assert (type(spec), spec.n_out, spec.decoder) == (SegmentationHead, 11, "unet")
+    assert default_head(MASK) == SegmentationHead()
+    body = learn.model[0]
+    assert [body.strides[tap] for tap in learn.model[1].reads["mask"]] == [1, 2, 4, 8, 16, 32]
+
+
+def test_an_epoch_raises_the_foreground_iou(tmp_path):
+    digit_scenes(tmp_path / "scenes", n=200, size=32)
+    block = DataBlock(
+        blocks=(ImageBlock, MaskBlock(["paper", "ink"])),
+        get_x=ColReader("image", pref=tmp_path / "scenes"),
+        get_y=lambda row: (np.array(PILMask.create(tmp_path / "scenes" / row["mask"])) > 0).astype(np.uint8),
+        splitter=ColSplitter("is_valid"),
+    )
+    dls = block.dataloaders(pd.read_csv(tmp_path / "scenes" / "labels.csv"), bs=8, num_workers=0)
+    head = SegmentationHead(losses="dice", metrics=[JaccardCoeff()])
+    learn = multihead_learner(dls, "test_resnet", heads={"mask": head}, pretrained=False)
+    with learn.no_bar(), learn.no_logging():
+        before = learn.validate()[-1]
+        learn.fit_one_cycle(1, 1e-2)
+        assert learn.validate()[-1] > max(0.2, 2 * before)
+
+
+def test_everything_of_a_learner_works_on_masks(digits, make):
+    learn = make(decoder="dynamic_unet", refine=True)
+    learn.fit(1)
+    assert "mask_boundary_f1" in learn.recorder.metric_names
+    values, tensors, probs = learn.predict(digits.valid_ds.items.iloc[0])
+    assert values.mask.shape == (48, 48) and tensors.mask.max() < 11
+    assert torch.allclose(probs.mask.sum(0), torch.ones(48, 48), atol=1e-5)
+    preds, targs, decoded, losses = learn.get_preds(with_decoded=True, with_loss=True)
+    assert preds.mask.shape == (8, 11, 48, 48) and targs.mask.shape == decoded.mask.shape == (8, 48, 48)
+    assert losses.mask.shape == (8,)
+    learn.show_batch(max_n=2)
+    learn.show_results(max_n=2)
+    alone = learn.head("mask")
+    assert torch.allclose(alone.get_preds()[0], preds.mask, atol=1e-6)
+    alone.validate()
+    with pytest.raises(HeadsError, match="move with the image"):
+        learn.tta()
+    assert "11 × 48 × 48" in str(learn.summary())
+
+
+def test_masks_may_be_missing(path, make):
+    dls = digits_dls(("digit", "mask"), n=40, size=48, bs=8, path=path, missing=0.5)
+    learn = make(dls=dls, decoder="dynamic_unet")
+    learn.fit(1)
+    assert np.isfinite([v for v in learn.rows[-1] if isinstance(v, float)]).all()
+
+
+def test_refinement_starts_as_what_changes_nothing():
+    x = torch.randn(2, 3, 8, 9)
+    assert torch.equal(BoundaryRefine(3)(x), x)
+
+
+def test_a_decoder_of_ones_own():
+    head = fitted(tap=("input", 8), decoder=lambda image, deep: _Own(deep)).build((TAPS[0], TAPS[3]))
+    assert isinstance(head, MaskModule)
+    assert head(*maps(33, 50, (TAPS[0], TAPS[3]))).shape == (2, 3, 33, 50)
+    head = fitted(tap=("input", 8), decoder=_Own(8, n_out=2)).build((TAPS[0], TAPS[3]))
+    with pytest.raises(HeadsError, match="gives 2 channels for 3 codes"):
+        head(*maps(33, 50, (TAPS[0], TAPS[3])))
+
+
+class _Own(nn.Module):
+    def __init__(self, n_in: int, n_out: int = 3):
+        super().__init__()
+        self.conv = nn.Conv2d(n_in, n_out, 1)
+
+    def forward(self, image, deep):
+        return self.conv(deep)
+
+
+def test_binary_and_several_labels_decode_by_the_threshold():
+    logits = torch.randn(2, 1, 4, 4)
+    spec = SegmentationHead(mode="binary", threshold=0.3).fit(Target("m", 0, "mask", 2, ("a", "b")), lambda: None)
+    probs = spec.activation(None, logits)
+    assert spec.n_out == 1 and torch.equal(spec.decode(None, probs), (logits[:, 0].sigmoid() > 0.3).long())
+    spec = SegmentationHead(mode="multilabel", n_out=3).fit(Target("m", 0, "unknown"), lambda: None)
+    logits, targ = torch.randn(2, 3, 4, 4, requires_grad=True), torch.randint(0, 2, (2, 3, 4, 4))
+    assert spec.decode(None, spec.activation(None, logits)).shape == targ.shape
+    spec.train_loss(spec.loss_func(), logits, targ).backward()
+    assert logits.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    "fields, said",
+    [
+        ({"decoder": "unett"}, "unet"),
+        ({"decoder": 3}, "`decoder`"),
+        ({"tap": 32}, "tuple of 'input' and the maps"),
+        ({"tap": (4, 8)}, "tuple of 'input' and the maps"),
+        ({"losses": "dise"}, "`losses`"),
+        ({"losses": {}}, "`losses`"),
+        ({"mode": "two"}, "`mode`"),
+        ({"threshold": 2}, "`threshold`"),
+        ({"losses": "lovasz", "class_weights": (1, 1, 1)}, "`class_weights`"),
+        ({"class_weights": (1, 1)}, "3 numbers"),
+        ({"mode": "binary"}, "two codes"),
+        ({"n_out": 4}, "contradicts"),
+    ],
+)
+def test_what_is_refused_when_it_is_written(fields, said):
+    with pytest.raises(HeadsError, match=said):
+        fitted(**fields)
+
+
+def test_a_decoder_that_needs_more_levels_than_there_are():
+    with pytest.raises(HeadsError, match="strides 4, 8, 16 and 32"):
+        fitted(tap=("input", 4, 8)).build((TAPS[0], TAPS[2], TAPS[3]))
+    with pytest.raises(HeadsError, match="two maps at least"):
+        fitted(tap=("input", 8), decoder="dynamic_unet").build((TAPS[0], TAPS[3]))
+    with pytest.raises(HeadsError, match="no 'widht'"):
+        fitted(decoder_options={"widht": 3}).build(TAPS)
+    with pytest.raises(HeadsError, match="widht"):
+        fitted(decoder="dynamic_unet", decoder_options={"widht": 3}).build(TAPS)
+
+
+def test_masks_that_do_not_fit_are_refused():
+    spec = fitted()
+    loss, pred = spec.loss_func(), torch.randn(2, 3, 8, 8)
+    with pytest.raises(HeadsError, match=r"codes from 0 to 2.*found 3, 7"):
+        spec.train_loss(loss, pred, torch.tensor([[[3, 7], [0, 255]]]).repeat(2, 4, 4))
+    with pytest.raises(HeadsError, match="the size of its image"):
+        spec.train_loss(loss, pred, torch.zeros(2, 8, 9, dtype=torch.long))
+
+
+def test_codes_that_are_not_named_stop_the_training(tmp_path):
+    block = DataBlock(
+        blocks=(ImageBlock, MaskBlock(["paper", "ink"])),
+        get_x=lambda i: PILImage.create(np.full((32, 32, 3), i, dtype=np.uint8)),
+        get_y=lambda i: np.full((32, 32), 5, dtype=np.uint8),
+    )
+    dls = block.dataloaders(list(range(8)), bs=2, num_workers=0)
+    learn = multihead_learner(dls, "test_resnet", pretrained=False, heads={"mask": SegmentationHead()})
+    with pytest.raises(HeadsError, match="found 5"), learn.no_bar(), learn.no_logging():
+        learn.fit(1)
+
+
+def test_without_smp_the_error_says_how_to_install_it(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "segmentation_models_pytorch", None)
+    for name in [m for m in sys.modules if m.startswith("segmentation_models_pytorch.")]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(HeadsError, match="pip install 'segmentation_models_pytorch"):
+        fitted().build(TAPS)
+    assert fitted(decoder="dynamic_unet").build(TAPS) is not None
