@@ -6,4 +6,15 @@ from fastai_heads.data.digits import digit_scenes, digits_dls
 from fastai_heads.data.partial import PartialBlock
 from fastai_heads.data.targets import Target, dls_targets
 
-__all__ = ["BoxBlock", "BoxesReader", "DetectionBlock", "LabeledBoxes", "NumbersReader", "PartialBlock", "Target", "digit_scenes", "digits_dls", "dls_targets"]
+__all__ = [
+    "BoxBlock",
+    "BoxesReader",
+    "DetectionBlock",
+    "LabeledBoxes",
+    "NumbersReader",
+    "PartialBlock",
+    "Target",
+    "digit_scenes",
+    "digits_dls",
+    "dls_targets",
+]

@@ -71,7 +71,7 @@ class LabeledBoxes(TensorBBox):
 
 
 class BoxesReader(ColReader):
-    "Reads (boxes, labels) from two cells of a row, lists or lists as JSON; `None` where the cell of the boxes is empty."
+    "Reads (boxes, labels) from two cells of a row, lists or JSON of them; `None` where the boxes' cell is empty."
 
     def __init__(
         self,
@@ -109,8 +109,8 @@ def parse_boxes(
 
 
 class MakeBoxes(ItemTransform):
-    """(boxes, labels) to a pair of tensors: `TensorBBox` (n, 4) in pixels and classes (n,); a row of padding where there
-    is no box. Knows the vocabulary, and of every item with boxes which row it came from, for messages."""
+    """(boxes, labels) to a pair of tensors: `TensorBBox` (n, 4) in pixels and classes (n,); a row of padding where
+    there is no box. Knows the vocabulary, and of every item with boxes which row it came from, for messages."""
 
     def __init__(
         self,

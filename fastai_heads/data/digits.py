@@ -201,7 +201,9 @@ def _check_targets(targets: Sequence[str], columns: Iterable[str] | None = None)
                 f"`targets`: unknown target {name!r}.{did_you_mean(name, TARGETS)} Known: {', '.join(TARGETS)}."
             )
         if columns is not None and name not in columns:
-            raise HeadsError(f"`targets`: scenes of several digits have no {name!r}, only `boxes`, `count`, `ink` and `mask`.")
+            raise HeadsError(
+                f"`targets`: scenes of several digits have no {name!r}, only `boxes`, `count`, `ink` and `mask`."
+            )
     if not targets or len(set(targets)) < len(targets):
         raise HeadsError(f"`targets`: expected one name or more, each once, found {tuple(targets)}.")
 

@@ -35,7 +35,8 @@ class Target:
 
     name: str  # an identifier, from the getter's column or the kind
     index: int  # its place among the targets
-    kind: str  # 'category', 'multilabel', 'regression', 'point', 'box', 'detection', 'boxes', 'box_labels', 'mask', 'unknown'
+    # 'category', 'multilabel', 'regression', 'point', 'box', 'detection', 'boxes', 'box_labels', 'mask' or 'unknown'
+    kind: str
     n_out: int | None = None  # numbers per image that describe it; None where the data does not tell
     vocab: tuple[Any, ...] | None = None  # the classes, in the order of their indices
     partial: bool = False  # some of its labels may be missing

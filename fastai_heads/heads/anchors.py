@@ -35,8 +35,8 @@ def anchor_generator(
     scale: float = 4.0,  # RetinaNet: the smallest anchor's side in strides
     ratios: Sequence[float] = (0.5, 1.0, 2.0),  # RetinaNet: heights over widths
 ) -> AnchorGenerator:
-    """torchvision's, with sizes from the strides. With strides 8 to 128 and scale 4 it is RetinaNet's own: three sizes a
-    third of an octave apart. FCOS has one square a cell, as wide as the stride."""
+    """torchvision's, with sizes from the strides. With strides 8 to 128 and scale 4 it is RetinaNet's own: three sizes
+    a third of an octave apart. FCOS has one square a cell, as wide as the stride."""
     if kind == "fcos":
         return AnchorGenerator(tuple((s,) for s in strides), ((1.0,),) * len(strides))
     firsts = [int(s * scale) for s in strides]
@@ -49,8 +49,8 @@ def pack(
     levels: Sequence[Level],  # of the pyramid
     size: tuple[int, int],  # height and width of the images
 ) -> Tensor:  # (B, 1 + levels + A, C) float32
-    """All that a loss and detections need, in one tensor, which fastai can detach, move and index by item. The first row
-    holds the images' size and the number of levels, then a row per level its cells and stride, then a row per anchor
+    """All that a loss and detections need, in one tensor, which fastai can detach, move and index by item. The first
+    row holds the images' size and the number of levels, then a row per level its cells and stride, then a row per anchor
     its outputs."""
     flat = torch.cat([o.float() for o in outputs.values()], 2)
     rows = [[*size, len(levels)], *([v.height, v.width, v.stride] for v in levels)]
@@ -70,8 +70,8 @@ def _unpack(kind: str, pred: Tensor) -> tuple[dict[str, Tensor], list[Level], tu
 
 
 class DetectionLoss:
-    """torchvision's loss of a batch, and torchvision's detections: the methods of its `RetinaNet` or `FCOS` itself, on a
-    network of no weights, so that both are theirs to the bit."""
+    """torchvision's loss of a batch, and torchvision's detections: the methods of its `RetinaNet` or `FCOS` itself, on
+    a network of no weights, so that both are theirs to the bit."""
 
     def __init__(
         self,

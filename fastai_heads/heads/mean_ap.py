@@ -26,7 +26,7 @@ def _backend() -> str | None:
 
 class MeanAP(Metric):
     """Mean average precision: `MeanAP()` over IoU 0.5 to 0.95 as COCO's, `MeanAP(0.5)` at one. Needs the extra
-    `detection`. It sees detections (B, D, 6) and targets (B, N, 5); of an image without boxes every detection is wrong."""
+    `detection`. It sees detections (B, D, 6) and targets (B, N, 5); of an image without boxes all is wrong."""
 
     higher_is_better = True
 

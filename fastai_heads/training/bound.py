@@ -103,7 +103,7 @@ class BoundHead:
         self,
         pred: Tensor,  # its output for one batch
     ) -> Tensor:
-        """What is kept of a batch: of a head that answers batch by batch the activated output, of all others the output.
+        """What is kept of a batch: of a head that answers batch by batch the activated output, of others the output.
 
         The last one is remembered, as metrics and predictions ask for the same."""
         if not self.spec.by_batch:

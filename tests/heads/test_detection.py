@@ -59,7 +59,13 @@ def theirs(kind: str, module: nn.Module, maps, spec: DetectionHead) -> nn.Module
     options = {"score_thresh": spec.score_thresh, "detections_per_img": 100, "_skip_resize": True}
     net, anchors = (RetinaNet if kind == "retinanet" else FCOS), anchor_generator(kind, module.strides)
     return net(
-        Maps(maps, module.pyramid), 4, anchor_generator=anchors, head=module.head, min_size=SIDE, max_size=SIDE, **options
+        Maps(maps, module.pyramid),
+        4,
+        anchor_generator=anchors,
+        head=module.head,
+        min_size=SIDE,
+        max_size=SIDE,
+        **options,
     )
 
 
@@ -186,9 +192,7 @@ def test_mean_ap_is_torchmetrics_on_pixels(batch):
     spec = made("retinanet")
     pred = spec.activation(spec.default_loss(), spec.build(TAPS)(*maps, images))
     pred[0, 0] = torch.tensor([-0.78, -0.7, 0.15, 0.2, 1, 0.95])
-    preds = [
-        {**d, "scores": rows[rows[:, 4] >= 0, 5]} for d, rows in zip(as_theirs(pred), pred)
-    ]
+    preds = [{**d, "scores": rows[rows[:, 4] >= 0, 5]} for d, rows in zip(as_theirs(pred), pred)]
     for metric, at in ((MeanAP(), None), (MeanAP(0.5), [0.5])):
         theirs = detection.MeanAveragePrecision(iou_thresholds=at)
         theirs.update(preds, as_theirs(targ))

@@ -12,7 +12,6 @@ from fastai_heads.data.digits import digits_dls
 from fastai_heads.errors import HeadsError
 from fastai_heads.heads.detection import DetectionHead
 from fastai_heads.learner import multihead_learner
-from fastai_heads.training.metrics import HeadMetric
 from fastai_heads.view.interpret import HeadsInterpretation
 
 N = 30  # 24 scenes to train on, 6 to validate
@@ -26,12 +25,10 @@ def scenes(tmp_path_factory):
 
 @pytest.fixture
 def make(scenes, quiet, tmp_path):
-    "A function: fields of the spec → a learner of a count and boxes, without metrics."
+    "A function: fields of the spec → a learner of a number and boxes, without metrics."
 
-    def learner(targets=("count", "boxes"), missing=0.0, **fields):
-        dls = digits_dls(
-            targets, bs=4, path=scenes, n=N, size=32, digits_per_scene=(1, 5), missing=missing
-        )
+    def learner(targets=("ink", "boxes"), missing=0.0, **fields):
+        dls = digits_dls(targets, bs=4, path=scenes, n=N, size=32, digits_per_scene=(1, 5), missing=missing)
         dls.path = tmp_path
         fields = {"channels": 64, "tap": (4, 8), "extra_levels": 0, "detections_per_img": 10, "metrics": [], **fields}
         heads = {"boxes": DetectionHead(**fields)}
@@ -42,14 +39,14 @@ def make(scenes, quiet, tmp_path):
 
 @pytest.mark.parametrize("kind", ["retinanet", "fcos"])
 def test_every_answer_of_a_learner(make, kind):
-    learn = make(kind=kind, decode_score=0.0)
+    learn = make(kind=kind, score_thresh=0.0, decode_score=0.0)
     learn.fit(1)
     assert all(torch.isfinite(torch.tensor(v)) for v in learn.recorder.values[0])
     preds, targs, decoded, losses = learn.get_preds(with_decoded=True, with_loss=True)
     assert preds.boxes.shape == (6, 10, 6) and decoded.boxes.shape == (6, 10, 6) and losses.boxes.shape == (6,)
     assert targs.boxes.shape[0] == 6 and targs.boxes.shape[2] == 5
     values, as_tensors, _ = learn.predict(learn.dls.valid_ds.items.iloc[0])
-    assert isinstance(values.boxes, LabeledBoxes) and len(values.boxes.labels) == len(values.boxes.scores) <= 10
+    assert isinstance(values.boxes, LabeledBoxes) and len(values.boxes.labels) == len(values.boxes.scores) > 0
     assert as_tensors.boxes.shape == (10, 6)
 
 
@@ -81,7 +78,7 @@ def test_no_item_no_boxes(make):
 
 
 def test_pictures_show_boxes_and_their_labels(make):
-    learn = make(decode_score=0.0, detections_per_img=2)
+    learn = make(score_thresh=0.0, decode_score=0.0, detections_per_img=2)
     fig = learn.show_batch(max_n=2)
     texts = [t.get_text() for ax in fig.axes for t in ax.texts]
     assert len([p for ax in fig.axes for p in ax.patches]) >= 2 and any(t in "0123456789" for t in texts)
@@ -103,20 +100,19 @@ def test_top_losses_are_those_of_the_boxes(make):
 def test_missing_boxes_train_nothing(make):
     learn = make(missing=0.6)
     learn.fit(1)
-    head, pred = learn.heads.boxes, None
     batch = learn.dls.train.one_batch()
     pred = learn.model(batch[0])[learn.heads.names.index("boxes")]
     nothing = torch.full_like(batch[-1].as_subclass(Tensor), torch.nan)
-    loss = head.train_loss(pred, nothing)
+    loss = learn.heads.boxes.train_loss(pred, nothing)
     assert loss == 0 and loss.requires_grad
 
 
 def test_metrics_see_detections(make):
     pytest.importorskip("pycocotools")
     learn = make(metrics=None)
-    assert [m.name for m in learn.metrics if isinstance(m, HeadMetric)] == ["boxes_map", "boxes_map50"]
+    assert [m.name for m in learn.metrics[:2]] == ["boxes_map", "boxes_map50"]
     learn.validate()
-    assert all(0 <= m.value <= 1 for m in learn.metrics)
+    assert all(0 <= m.value <= 1 for m in learn.metrics[:2])
 
 
 def test_averages_and_blends_are_refused(make):
@@ -126,7 +122,7 @@ def test_averages_and_blends_are_refused(make):
 
 
 def test_an_exported_learner_predicts_the_same(make, tmp_path):
-    learn = make(decode_score=0.0)
+    learn = make(score_thresh=0.0, decode_score=0.0)
     item = learn.dls.valid_ds.items.iloc[0]
     before = learn.predict(item)[2].boxes
     learn.export("boxes.pkl")
@@ -136,4 +132,4 @@ def test_an_exported_learner_predicts_the_same(make, tmp_path):
 def test_bfloat16_gives_losses_in_float32(make):
     learn = make().to_bf16()
     learn.fit(1)
-    assert learn.head_losses[0].dtype == torch.float32 and torch.isfinite(learn.loss)
+    assert learn.head_losses[0].dtype == torch.float32 and torch.isfinite(learn.head_losses[0])
