@@ -49,8 +49,8 @@ def pack(
     levels: Sequence[Level],  # of the pyramid
     size: tuple[int, int],  # height and width of the images
 ) -> Tensor:  # (B, 1 + levels + A, C) float32
-    """All that a loss and detections need, in one tensor, which fastai can detach, move and index by item. The first
-    row holds the images' size and the number of levels, then a row per level its cells and stride, then a row per anchor
+    """All that a loss and detections need, in one tensor, which fastai detaches, moves and indexes. The first row holds
+    the size of the images and the number of levels; then a row per level: its cells and stride; then a row per anchor:
     its outputs."""
     flat = torch.cat([o.float() for o in outputs.values()], 2)
     rows = [[*size, len(levels)], *([v.height, v.width, v.stride] for v in levels)]
