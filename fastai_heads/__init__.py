@@ -2,14 +2,24 @@
 
 from fastai_heads.archs import cut_points, list_archs, register_arch
 from fastai_heads.body import cut_body
-from fastai_heads.data import BoxBlock, NumbersReader, PartialBlock, digit_scenes, digits_dls
+from fastai_heads.data import (
+    BoxBlock,
+    BoxesReader,
+    DetectionBlock,
+    NumbersReader,
+    PartialBlock,
+    digit_scenes,
+    digits_dls,
+)
 from fastai_heads.errors import HeadsError, HeadsWarning
 from fastai_heads.head_tuple import HeadTuple
 from fastai_heads.heads import (
     BoxHead,
     ClassificationHead,
     CustomHead,
+    DetectionHead,
     HeadSpec,
+    MeanAP,
     MultiLabelHead,
     PointHead,
     RegressionHead,
@@ -26,8 +36,11 @@ __version__ = "0.1.0"
 __all__ = [
     "BoxBlock",
     "BoxHead",
+    "BoxesReader",
     "ClassificationHead",
     "CustomHead",
+    "DetectionBlock",
+    "DetectionHead",
     "HeadSpec",
     "HeadTuple",
     "HeadsError",
@@ -35,6 +48,7 @@ __all__ = [
     "HeadsMonitor",
     "HeadsWarning",
     "LossWeightScheduler",
+    "MeanAP",
     "MultiHeadLearner",
     "MultiLabelHead",
     "NumbersReader",

@@ -19,6 +19,7 @@ from fastcore.meta import delegates
 from PIL import Image
 
 from fastai_heads.data.blocks import BoxBlock, NumbersReader
+from fastai_heads.data.detection import BoxesReader, DetectionBlock
 from fastai_heads.data.partial import PartialBlock
 from fastai_heads.data.scenes import INK, Scene, SceneParams, ink_box, scenes
 from fastai_heads.errors import HeadsError, did_you_mean
@@ -49,6 +50,7 @@ TARGETS: dict[str, _Target] = {
     "box": _Target(BoxBlock, lambda path: ColReader("box")),
     "mask": _Target(lambda: MaskBlock(MASK_CODES), lambda path: ColReader("mask", pref=path)),
     "count": _Target(CategoryBlock, lambda path: ColReader("count")),
+    "boxes": _Target(lambda: DetectionBlock(range(10)), lambda path: BoxesReader("boxes", "labels")),
 }
 
 
@@ -199,14 +201,16 @@ def _check_targets(targets: Sequence[str], columns: Iterable[str] | None = None)
                 f"`targets`: unknown target {name!r}.{did_you_mean(name, TARGETS)} Known: {', '.join(TARGETS)}."
             )
         if columns is not None and name not in columns:
-            raise HeadsError(f"`targets`: scenes of several digits have no {name!r}, only `count`, `ink` and `mask`.")
+            raise HeadsError(
+                f"`targets`: scenes of several digits have no {name!r}, only `boxes`, `count`, `ink` and `mask`."
+            )
     if not targets or len(set(targets)) < len(targets):
         raise HeadsError(f"`targets`: expected one name or more, each once, found {tuple(targets)}.")
 
 
 def digits_block(
     path: str | Path,  # the folder of the scenes
-    targets: Sequence[str] = ("digit",),  # of digit, tags, ink, centre, box, mask, count
+    targets: Sequence[str] = ("digit",),  # of digit, tags, ink, centre, box, mask, count, boxes
     partial: bool = False,  # labels may be missing: the blocks are put in `PartialBlock`
     item_tfms: Sequence | None = None,  # as in `DataBlock`
     batch_tfms: Sequence
@@ -228,7 +232,7 @@ def digits_block(
 
 @delegates(digit_scenes)
 def digits_dls(
-    targets: str | Sequence[str] = ("digit",),  # any of digit, tags, ink, centre, box, mask, count
+    targets: str | Sequence[str] = ("digit",),  # any of digit, tags, ink, centre, box, mask, count, boxes
     bs: int = 64,  # batch size
     missing: float = 0.0,  # share of the training rows without a label, drawn for each target on its own
     path: str | Path | None = None,  # folder of the scenes; by default one below fastai's data folder

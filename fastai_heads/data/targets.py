@@ -20,6 +20,7 @@ from fasttransform import Pipeline, Transform
 from torch import Tensor
 
 from fastai_heads.data.blocks import MakeBox
+from fastai_heads.data.detection import BoxesReader, MakeBoxes
 from fastai_heads.data.missing import labelled
 from fastai_heads.data.partial import Partial
 from fastai_heads.errors import HeadsError, HeadsWarning
@@ -34,7 +35,8 @@ class Target:
 
     name: str  # an identifier, from the getter's column or the kind
     index: int  # its place among the targets
-    kind: str  # 'category', 'multilabel', 'regression', 'point', 'box', 'boxes', 'box_labels', 'mask' or 'unknown'
+    # 'category', 'multilabel', 'regression', 'point', 'box', 'detection', 'boxes', 'box_labels', 'mask' or 'unknown'
+    kind: str
     n_out: int | None = None  # numbers per image that describe it; None where the data does not tell
     vocab: tuple[Any, ...] | None = None  # the classes, in the order of their indices
     partial: bool = False  # some of its labels may be missing
@@ -119,6 +121,9 @@ def _kind(tl: TfmdLists) -> tuple[str, int | None, tuple | None]:
         return "regression", by_type[RegressionSetup].c or None, None
     if MakeBox in by_type:
         return "box", 4, None
+    if MakeBoxes in by_type:
+        vocab = tuple(by_type[MakeBoxes].vocab)
+        return "detection", len(vocab), vocab
     return _kind_of_label(tl)
 
 
@@ -143,7 +148,7 @@ def _mask_codes(dls: DataLoaders) -> tuple | None:
 def _column(tl: TfmdLists) -> str | None:
     "The one column that a target is read from; None for several, or for a getter without a column."
     readers = [f for f in _flat(tl.tfms) if isinstance(f, ColReader)]
-    if len(readers) != 1 or len(readers[0].cols) != 1:
+    if len(readers) != 1 or (len(readers[0].cols) != 1 and not isinstance(readers[0], BoxesReader)):
         return None
     column = readers[0].cols[0]
     if isinstance(column, str):

@@ -3,6 +3,8 @@
 from fastai_heads.heads.box import BoxHead
 from fastai_heads.heads.classification import ClassificationHead
 from fastai_heads.heads.custom import CustomHead
+from fastai_heads.heads.detection import DetectionHead
+from fastai_heads.heads.mean_ap import MeanAP
 from fastai_heads.heads.multilabel import MultiLabelHead
 from fastai_heads.heads.point import PointHead
 from fastai_heads.heads.regression import RegressionHead
@@ -13,7 +15,9 @@ __all__ = [
     "BoxHead",
     "ClassificationHead",
     "CustomHead",
+    "DetectionHead",
     "HeadSpec",
+    "MeanAP",
     "MultiLabelHead",
     "PointHead",
     "RegressionHead",

@@ -50,6 +50,16 @@ class CustomHead(HeadSpec):
         "As the head whose loss it takes."
         return self.like is None or self.like.blends
 
+    @property
+    def moves_with_image(self) -> bool:
+        "As the head whose loss it takes."
+        return self.like is not None and self.like.moves_with_image
+
+    @property
+    def by_batch(self) -> bool:
+        "As the head whose loss it takes."
+        return self.like is not None and self.like.by_batch
+
     def infer_n_out(self, target: Target) -> int | None:
         "The module decides; where neither the target nor the spec tells, one number per image is taken."
         return target.n_out if target.n_out is not None or self.n_out is not None else 1
@@ -73,6 +83,9 @@ class CustomHead(HeadSpec):
 
     def item_loss(self, loss_func: Callable, pred: Tensor, targ: Tensor) -> Tensor:
         return (self.like or super()).item_loss(loss_func, pred, targ)
+
+    def empty(self) -> Tensor:
+        return (self.like or super()).empty()
 
     def mask(self, targ: Tensor) -> Tensor:
         return (self.like or super()).mask(targ)

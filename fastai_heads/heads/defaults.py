@@ -4,6 +4,7 @@ from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError
 from fastai_heads.heads.box import BoxHead
 from fastai_heads.heads.classification import ClassificationHead
+from fastai_heads.heads.detection import DetectionHead
 from fastai_heads.heads.multilabel import MultiLabelHead
 from fastai_heads.heads.point import PointHead
 from fastai_heads.heads.regression import RegressionHead
@@ -19,6 +20,7 @@ _HEADS: dict[str, type[HeadSpec]] = {
     "point": PointHead,
     "box": BoxHead,
     "mask": SegmentationHead,
+    "detection": DetectionHead,
 }
 
 

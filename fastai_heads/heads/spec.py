@@ -54,6 +54,7 @@ class HeadSpec:
     kinds: ClassVar[frozenset[str]] = frozenset()  # the kinds of target that fit; empty: any
     blends: ClassVar[bool] = True  # False: the target is a place in the image, which MixUp and CutMix cannot blend
     moves_with_image: ClassVar[bool] = False  # the target is a place: it changes when the image is turned or cut
+    by_batch: ClassVar[bool] = False  # its output is activated batch by batch: large, or of another shape each time
 
     def __new__(cls, *_args: Any, **fields: Any) -> Self:
         "Refuses a field that the kind does not have, before Python's own error does, with the nearest right one."
@@ -188,6 +189,10 @@ class HeadSpec:
     def decode(self, loss_func: Callable, pred: Tensor) -> Tensor:
         "The activated output in the form of the target."
         return getcallable(loss_func, "decodes")(pred)
+
+    def empty(self) -> Tensor:
+        "Activated predictions of no item."
+        return torch.empty(0, self.n_out)
 
     def mask(
         self,

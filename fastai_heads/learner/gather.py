@@ -9,9 +9,10 @@ from fastai.torch_core import nested_reorder, to_concat
 from fastcore.basics import detuplify
 from torch import Tensor
 
+from fastai_heads.data.detection import same_count
 from fastai_heads.errors import HeadsError
 from fastai_heads.head_tuple import HeadTuple
-from fastai_heads.training.bound import BoundHeads
+from fastai_heads.training.bound import BoundHead, BoundHeads
 from fastai_heads.training.loss import CombinedLoss
 
 __all__ = ["ConstantOrder", "GatherHeads"]
@@ -37,7 +38,8 @@ class GatherHeads(GatherPredsCallback):
         "Keep or save what the batch gave."
         if not hasattr(self, "pred"):
             return
-        preds, targs = self.learn.to_detach(tuple(self.pred)), self.learn.to_detach(tuple(self.yb))
+        answers = tuple(head.answer(pred) for head, pred in zip(self.learn.heads.values(), self.pred))
+        preds, targs = self.learn.to_detach(answers), self.learn.to_detach(tuple(self.yb))
         if self.with_preds:
             self.preds.append(preds)
         if self.with_targs:
@@ -60,9 +62,15 @@ class GatherHeads(GatherPredsCallback):
         if self.with_preds:
             self.preds = to_concat(self.preds, dim=self.concat_dim)
         if self.with_targs:
-            self.targets = to_concat(self.targets, dim=self.concat_dim)
+            self.targets = self._targets()
         if self.with_loss:
             self.losses = to_concat(self.losses)
+
+    def _targets(self) -> Any:
+        "The targets of all batches; those of boxes have their own number of rows in every batch."
+        kinds = [t.kind for t in self.learn.data_targets]
+        parts = [same_count(p) if kind == "detection" else list(p) for kind, p in zip(kinds, zip(*self.targets))]
+        return to_concat(list(zip(*parts)), dim=self.concat_dim) if parts else to_concat(self.targets)
 
     def answer(
         self,
@@ -75,9 +83,9 @@ class GatherHeads(GatherPredsCallback):
         "What fastai's `get_preds` answers, by name."
         heads = loss_func.heads
         res: list = [self.inputs] if self.with_input else []
-        preds = tuple(self.preds or _nothing(heads)) if self.with_preds else None
+        preds = tuple(self.preds or (h.spec.empty() for h in heads.values())) if self.with_preds else None
         if preds is not None:
-            preds = loss_func.activation(preds) if act is None else tuple(act(p) for p in preds)
+            preds = tuple(_activated(h, p, act) for h, p in zip(heads.values(), preds))
         res += [preds, tuple(self.targets) if self.with_targs and len(self.targets) else None]
         if with_decoded and preds is not None:
             res.append(loss_func.decodes(preds))
@@ -97,9 +105,11 @@ class GatherHeads(GatherPredsCallback):
         return res
 
 
-def _nothing(heads: BoundHeads) -> list[Tensor]:
-    "Predictions of an empty test set."
-    return [torch.empty(0, head.spec.n_out) for head in heads.values()]
+def _activated(head: BoundHead, pred: Tensor, act: Callable | None) -> Tensor:
+    "What is answered of one head; a head that answers batch by batch has done so."
+    if head.spec.by_batch:
+        return pred
+    return head.activation(pred) if act is None else act(pred)
 
 
 def _losses(losses: Tensor, heads: BoundHeads) -> Tensor:

@@ -105,12 +105,9 @@ def sample_inputs(
     "The inputs of the first training item after all transforms, drawn without touching the random state."
     dl = dls.train
     with no_random(), torch.no_grad():
-        batch = dl.after_batch(_on_device(dl.do_batch([dl.do_item(0)]), dl.device))
+        batch = dl.do_batch([dl.do_item(0)])
+        batch = dl.after_batch(batch if dl.device is None else to_device(batch, dl.device))
     return tuple(batch[: dl.dataset.n_inp])
-
-
-def _on_device(batch: tuple, device: torch.device | None) -> tuple:
-    return batch if device is None else tuple(b.to(device) if isinstance(b, Tensor) else b for b in batch)
 
 
 def _kinds(targets: Sequence[Target]) -> str:

@@ -135,7 +135,8 @@ def _needed_trunks(trunk_reads: Mapping[str, str], reads: Sequence[str]) -> dict
 def _metrics(head: BoundHead) -> list[Any]:
     "The head's metrics under fastai's own names; where labels may be missing they still count the labelled items."
     metrics: list[HeadMetric] = head_metrics(head, 0)
-    return [_Unprefixed(head, 0, m.metric) for m in metrics] if head.target.partial else [m.metric for m in metrics]
+    wrapped = head.target.partial or head.spec.by_batch
+    return [_Unprefixed(head, 0, m.metric) for m in metrics] if wrapped else [m.metric for m in metrics]
 
 
 class _Unprefixed(HeadMetric):

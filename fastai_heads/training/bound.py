@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from html import escape
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ class BoundHead:
         self.name, self.spec, self.target, self._heads = name, spec, target, heads
         self.loss_func: Callable = spec.loss_func()
         self._loss_weight = float(spec.loss_weight)
+        self._answered: tuple[Callable, Tensor] | None = None
 
     @property
     def module(self) -> nn.Module:
@@ -96,6 +98,23 @@ class BoundHead:
     def activation(self, pred: Tensor) -> Tensor:
         "Its output as probabilities, or as it is."
         return self.spec.activation(self.loss_func, pred)
+
+    def answer(
+        self,
+        pred: Tensor,  # its output for one batch
+    ) -> Tensor:
+        """What is kept of a batch: of a head that answers batch by batch the activated output, of others the output.
+
+        The last one is remembered, as metrics and predictions ask for the same."""
+        if not self.spec.by_batch:
+            return pred
+        if self._answered is None or self._answered[0]() is not pred:
+            self._answered = ref(pred), self.activation(pred)
+        return self._answered[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        "Without what is remembered."
+        return {**self.__dict__, "_answered": None}
 
     def decode(self, pred: Tensor) -> Tensor:
         "Its activated output in the form of its target."

@@ -59,10 +59,11 @@ class HeadMetric(Metric):
         preds = learn.pred if isinstance(learn.pred, tuple | list) else (learn.pred,)
         targ = learn.yb[self.head.target.index]
         mask = self.head.labelled(targ)
-        if mask.all():
-            self.metric.accumulate(_OneHead(learn, preds[self.place], targ))
-        elif mask.any():
-            self.metric.accumulate(_OneHead(learn, preds[self.place][mask], targ[mask]))
+        if not mask.any() and len(mask):
+            return
+        pred = self.head.answer(preds[self.place])
+        whole = bool(mask.all())
+        self.metric.accumulate(_OneHead(learn, pred if whole else pred[mask], targ if whole else targ[mask]))
 
     @property
     def value(self) -> Any:

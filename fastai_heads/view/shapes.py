@@ -54,6 +54,8 @@ def draw_shape(
         for x1, y1, x2, y2 in value.view(-1, 4).tolist():
             box = ax.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=color, lw=1.5))
             box.set_path_effects(_OUTLINE)
+        for (x1, y1, _, _), text in zip(value.view(-1, 4).tolist(), getattr(value, "texts", ())):
+            ax.text(x1, y1, text, color=color, fontsize=8, va="bottom", clip_on=True, path_effects=_OUTLINE)
     else:
         x, y = value.view(-1, 2).t().tolist()
         ax.scatter(x, y, s=70, marker="+" if color == TARGET else "x", c=color, linewidths=1.8, path_effects=_OUTLINE)

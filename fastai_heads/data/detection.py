@@ -1,0 +1,342 @@
+"""Boxes with labels as one target: any number per image, none too, beside any other targets."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from fastai.data.block import TransformBlock
+from fastai.data.core import TfmdLists
+from fastai.data.transforms import CategoryMap, ColReader
+from fastai.torch_core import TensorBase, TensorImageBase
+from fastai.vision.core import PILBase, PointScaler, TensorBBox
+from fastcore.foundation import L
+from fasttransform.transform import ItemTransform
+from matplotlib.axes import Axes
+from PIL import Image
+from torch import Tensor
+
+from fastai_heads.data.blocks import parse_box
+from fastai_heads.data.missing import IGNORE_CATEGORY, is_missing
+from fastai_heads.errors import HeadsError, did_you_mean
+
+__all__ = [
+    "NO_BOX",
+    "BoxesReader",
+    "DetectionBlock",
+    "JoinBoxes",
+    "LabeledBoxes",
+    "MakeBoxes",
+    "TensorDetections",
+    "pad_detections",
+    "same_count",
+    "to_pixels",
+]
+
+NO_BOX = -1  # the label of a row that is padding
+SLACK = 1.0  # pixels by which a box may stand out of its image: annotations are often rounded; it is clipped
+IMAGES = frozenset(Image.registered_extensions())
+
+
+class TensorDetections(TensorBase):
+    """Boxes with labels in a batch, (B, N, 5) or, predicted, (B, N, 6): x1, y1, x2, y2 from −1 to 1 over the image, the
+    class's index (−1: padding, no box), the score. An item whose boxes are not known is NaN throughout."""
+
+
+class BoxLabels(TensorBase):
+    "The classes of an item's boxes, (N,), until they are joined to the boxes."
+
+
+class LabeledBoxes(TensorBBox):
+    "What a detection decodes to: boxes (N, 4) in pixels, with `labels` (a class each) and, if predicted, `scores`."
+
+    labels: tuple[Any, ...] = ()
+    scores: tuple[float, ...] | None = None
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        "What stands at each box: its class, and its score if it is predicted."
+        if self.scores is None:
+            return tuple(map(str, self.labels))
+        return tuple(f"{label} {score:.2f}" for label, score in zip(self.labels, self.scores))
+
+    def show(self, ctx: Axes | None = None, **kwargs: Any) -> Axes | None:
+        "fastai's frames, and the texts."
+        ctx = super().show(ctx=ctx, **kwargs)
+        for (x, y, _, _), text in zip(self.view(-1, 4).tolist(), self.texts):
+            ctx.text(x, y, text, color="white", fontsize=8, va="bottom")
+        return ctx
+
+
+class BoxesReader(ColReader):
+    "Reads (boxes, labels) from two cells of a row, lists or JSON of them; `None` where the boxes' cell is empty."
+
+    def __init__(
+        self,
+        boxes: str | int,  # the column of the boxes: '[[x1, y1, x2, y2], …]' in pixels
+        labels: str | int,  # the column of their labels: '["cat", …]'
+    ):
+        super().__init__([boxes, labels])
+
+    def __call__(self, o: Any, **kwargs: Any) -> tuple[list, list] | None:
+        boxes, labels = (self._do_one(o, column) for column in self.cols)
+        return None if is_missing(boxes) else (_listed(boxes), _listed(labels))
+
+
+def _listed(cell: Any) -> list:
+    "A list from a cell."
+    if not isinstance(cell, str):
+        return [] if is_missing(cell) else list(cell)
+    try:
+        found = json.loads(cell)
+    except ValueError as error:
+        raise HeadsError(f"Expected a list written as JSON, found {cell!r}: {error}.") from None
+    return found if isinstance(found, list) else [found]
+
+
+def parse_boxes(
+    item: Any,  # (boxes, labels)
+) -> tuple[list[list[float]], list]:  # boxes as x1, y1, x2, y2 in pixels, and as many labels
+    "An item checked: every box has an area and a label. Raises `HeadsError`."
+    if not isinstance(item, tuple | list | L) or len(item) != 2:
+        raise HeadsError(f"Expected (boxes, labels) of an image, such as ([[4, 2, 30, 28]], ['cat']), found {item!r}.")
+    boxes, labels = (v.tolist() if hasattr(v, "tolist") else list(v) for v in item)
+    if len(boxes) != len(labels):
+        raise HeadsError(f"Expected a label for every box, found {len(boxes)} box(es) and {len(labels)} label(s).")
+    return [parse_box(box) for box in boxes], labels
+
+
+class MakeBoxes(ItemTransform):
+    """(boxes, labels) to a pair of tensors: `TensorBBox` (n, 4) in pixels and classes (n,); a row of padding where
+    there is no box. Knows the vocabulary, and of every item with boxes which row it came from, for messages."""
+
+    def __init__(
+        self,
+        vocab: Iterable[Any] | None = None,  # the classes; None: those of the training set, sorted
+    ):
+        super().__init__()
+        self.vocab = None if vocab is None else CategoryMap(list(vocab), sort=False)
+        self._rows: dict[tuple, str] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        "Without the rows: an exported learner has other data."
+        return {**self.__dict__, "_rows": {}}
+
+    def setup(
+        self,
+        items: TfmdLists | None = None,  # the items, read by the getter
+        train_setup: bool = False,  # from the training items alone
+    ) -> None:
+        "Check every item and learn the vocabulary. Not `setups`, whose caller swallows every `AttributeError`."
+        if items is None:
+            return
+        pairs = [self._checked(items, i) for i in range(len(items))]
+        if self.vocab is None:
+            train = items.splits[0] if getattr(items, "splits", None) and train_setup else range(len(pairs))
+            self.vocab = CategoryMap([label for i in train for label in pairs[i][1]], sort=True)
+        for i, (_, labels) in enumerate(pairs):
+            unknown = [label for label in labels if label not in self.vocab.o2i]
+            if unknown and items.split_idx is None and self._in_training(items, i):
+                raise HeadsError(f"{_row_name(items, i)}: {self._unknown(unknown[0])}")
+
+    @staticmethod
+    def _in_training(items: TfmdLists, i: int) -> bool:
+        return not getattr(items, "splits", None) or i in items.splits[0]
+
+    def _checked(self, items: TfmdLists, i: int) -> tuple[list, list]:
+        name = _row_name(items, i)
+        try:
+            boxes, labels = parse_boxes(items[i])
+        except HeadsError as error:
+            raise HeadsError(f"{name}: {error}") from None
+        self._rows.setdefault(_key(boxes), name)
+        return boxes, labels
+
+    def _unknown(self, label: Any) -> str:
+        known = list(self.vocab)
+        return f"label {label!r} of a box is not in the vocabulary {known}.{did_you_mean(str(label), map(str, known))}"
+
+    def row(
+        self,
+        boxes: Tensor,  # (n, 4) in pixels, as encoded
+    ) -> str:
+        "Which row has these boxes, for messages; '' where it is not known."
+        name = self._rows.get(_key(boxes.tolist()), "")
+        return f"{name}: " if name else ""
+
+    def encodes(self, o):
+        boxes, labels = parse_boxes(o)
+        unknown = [label for label in labels if label not in self.vocab.o2i]
+        if unknown:
+            raise HeadsError(self._unknown(unknown[0]))
+        codes = [self.vocab.o2i[label] for label in labels] or [NO_BOX]
+        pixels = torch.tensor(boxes or [[0.0] * 4], dtype=torch.float32)
+        return TensorBBox(pixels), BoxLabels(torch.tensor(codes, dtype=torch.int64))
+
+    def decodes(self, o: TensorDetections):
+        plain = o.as_subclass(Tensor)
+        kept = plain[plain[:, 4] >= 0]
+        boxes = LabeledBoxes(kept[:, :4])
+        boxes.labels = tuple(self.vocab[int(code)] for code in kept[:, 4])
+        boxes.scores = tuple(kept[:, 5].tolist()) if plain.shape[1] > 5 else None
+        return boxes
+
+
+def _key(boxes: Sequence[Sequence[float]]) -> tuple[float, ...]:
+    "Boxes as what a dictionary can find, in the precision of the tensors."
+    return tuple(round(float(v), 3) for box in boxes for v in box)
+
+
+def _row_name(items: TfmdLists, i: int) -> str:
+    "An item, for messages: its row and file, as far as they can be told."
+    held = items.items
+    if isinstance(held, pd.DataFrame):
+        row = held.iloc[i]
+        files = [str(c) for c in row if isinstance(c, str | Path) and Path(c).suffix.lower() in IMAGES]
+        return f"row {row.name}" + (f" ({files[0]})" if files else "")
+    return str(held[i]) if isinstance(held[i], str | Path) else f"item {i}"
+
+
+class BoxesInImage(ItemTransform):
+    "First of the item transforms: refuses boxes outside their image. Last to decode: detections in pixels."
+
+    order = -1
+
+    def __init__(
+        self,
+        make: MakeBoxes,  # of the same block
+    ):
+        super().__init__()
+        self.make = make
+
+    def encodes(self, x: list):
+        for boxes, labels in (o for o in x if is_pair(o)):
+            width, height = _size(x)
+            pixels = boxes.as_subclass(Tensor)[labels.as_subclass(Tensor) >= 0]
+            limits = pixels.new_tensor([width, height, width, height])
+            out = ((pixels < -SLACK) | (pixels > limits + SLACK)).any(1)
+            if out.any():
+                raise HeadsError(
+                    f"{self.make.row(pixels)}box {pixels[out][0].tolist()} lies outside its image of "
+                    f"{width}×{height} pixels: boxes are x1, y1, x2, y2 in pixels of the image as it is on disk."
+                )
+        return x
+
+    def decodes(self, x: list):
+        return [_in_pixels(o, _size(x)) if isinstance(o, TensorDetections) else o for o in x]
+
+
+def is_pair(
+    o: Any,  # an element of an item or of a batch
+) -> bool:
+    "Whether it is boxes and their labels that are not joined yet."
+    return isinstance(o, tuple | list) and len(o) == 2 and isinstance(o[1], BoxLabels)
+
+
+def _size(x: Sequence[Any]) -> tuple[int, int]:
+    "Width and height of an item's image."
+    for o in x:
+        if isinstance(o, PILBase):
+            return o.size
+        if isinstance(o, TensorImageBase):
+            return o.shape[-1], o.shape[-2]
+    raise HeadsError("`DetectionBlock` needs an image in the same item: boxes are places in it.")
+
+
+def _in_pixels(o: TensorDetections, size: tuple[int, int]) -> TensorDetections:
+    plain = o.as_subclass(Tensor).clone()
+    plain[:, :4] = to_pixels(plain[:, :4], size[1], size[0])
+    return TensorDetections(plain)
+
+
+def to_pixels(
+    boxes: Tensor,  # (…, 4) from −1 to 1
+    height: int,  # of the image
+    width: int,  # of the image
+) -> Tensor:  # (…, 4) in pixels
+    "Boxes in the unit of the image."
+    return (boxes + 1) * boxes.new_tensor([width, height, width, height]) / 2
+
+
+def pad_detections(samples: list):
+    "A `before_batch`: as many rows for every item of a `DetectionBlock`, one at least; clipped boxes without area go."
+    samples = [tuple(_tidy(o) if is_pair(o) else o for o in sample) for sample in samples]
+    for place, o in enumerate(samples[0]):
+        if is_pair(o):
+            most = max(1, *(len(sample[place][1]) for sample in samples))
+            samples = [(*s[:place], _padded(s[place], most), *s[place + 1 :]) for s in samples]
+    return samples
+
+
+def _tidy(pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    "The boxes that are left after the item's transforms, their corners in order (fastai's flip of an item swaps them)."
+    boxes, labels = pair[0].as_subclass(Tensor), pair[1].as_subclass(Tensor)
+    boxes = torch.cat([torch.minimum(boxes[:, :2], boxes[:, 2:]), torch.maximum(boxes[:, :2], boxes[:, 2:])], 1)
+    kept = (labels != NO_BOX) & ~_without_area(boxes.clamp(-1, 1))
+    return TensorBBox(boxes[kept]), BoxLabels(labels[kept])
+
+
+def _without_area(boxes: Tensor) -> Tensor:
+    "Boxes of nothing; a missing one (NaN) is not."
+    return ((boxes[..., 2:] - boxes[..., :2]) <= 0).any(-1)
+
+
+def _padded(pair: tuple[Tensor, Tensor], most: int) -> tuple[Tensor, Tensor]:
+    boxes, labels = (o.as_subclass(Tensor) for o in pair)
+    more = most - len(labels)
+    boxes = torch.cat([boxes, boxes.new_zeros(more, 4)])
+    return TensorBBox(boxes), BoxLabels(torch.cat([labels, labels.new_full((more,), NO_BOX)]))
+
+
+class JoinBoxes(ItemTransform):
+    "Last of the batch transforms: boxes, moved with their images, are clipped and joined to their labels."
+
+    order = 200
+
+    def encodes(self, x: list):
+        return [_joined(*o) if is_pair(o) else o for o in x]
+
+
+def _joined(boxes: Tensor, labels: Tensor) -> TensorDetections:
+    "(B, N, 4) and (B, N) to (B, N, 5)."
+    boxes, labels = boxes.as_subclass(Tensor).clamp(-1, 1), labels.as_subclass(Tensor)
+    none = (labels == NO_BOX) | _without_area(boxes)
+    boxes = boxes.masked_fill(none[..., None], 0)
+    found = torch.cat([boxes, labels.masked_fill(none, NO_BOX)[..., None].to(boxes.dtype)], -1)
+    missing = (labels == IGNORE_CATEGORY).any(1)
+    return TensorDetections(found.masked_fill(missing[:, None, None], torch.nan))
+
+
+def same_count(
+    batches: Sequence[Tensor],  # (B, N, 5) each, N from batch to batch another
+) -> list[Tensor]:  # the same with one N
+    "Batches of boxes padded, so that they can be joined."
+    most = max(b.shape[1] for b in batches)
+    return [_with_rows(b, most) for b in batches]
+
+
+def _with_rows(batch: Tensor, most: int) -> Tensor:
+    blank = batch.new_zeros(len(batch), most - batch.shape[1], batch.shape[2])
+    blank[..., 4] = NO_BOX
+    missing = batch.isnan().flatten(1).all(1)
+    return torch.cat([batch, blank.masked_fill(missing[:, None, None], torch.nan)], 1)
+
+
+def DetectionBlock(
+    vocab: Iterable[Any] | None = None,  # the classes, in the order of their indices; None: of the training set, sorted
+) -> TransformBlock:
+    """A `TransformBlock` for boxes with labels: one target, beside any others, its item `(boxes, labels)`.
+
+    Boxes are x1, y1, x2, y2 in pixels of the image as it is on disk, any number of them, none too. They move with the
+    image and are clipped to it; what augmentation moves out is no box any more. A batch holds them as
+    `TensorDetections` (B, N, 5), padded. Boxes without area, out of order, without labels, or outside the image are
+    refused (`HeadsError`), naming the row."""
+    make = MakeBoxes(vocab)
+    return TransformBlock(
+        type_tfms=make,
+        item_tfms=[BoxesInImage(make), PointScaler()],
+        batch_tfms=[JoinBoxes()],
+        dls_kwargs={"before_batch": pad_detections},
+    )

@@ -1,0 +1,162 @@
+"""What a detector gives for a batch, in one tensor, and torchvision's own code over it: losses and detections."""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import FCOS, RetinaNet
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.fcos import FCOSHead
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.retinanet import RetinaNetHead
+
+from fastai_heads.data.detection import NO_BOX, to_pixels
+
+__all__ = ["DetectionLoss", "Detector", "Level", "anchor_generator", "pack"]
+
+_PARTS = {"retinanet": ("cls_logits", "bbox_regression"), "fcos": ("cls_logits", "bbox_regression", "bbox_ctrness")}
+
+
+@dataclass(frozen=True)
+class Level:
+    "One map of the pyramid."
+
+    height: int  # cells
+    width: int  # cells
+    stride: int  # pixels of the image per cell, as declared; it gives the anchors' size
+
+
+def anchor_generator(
+    kind: str,  # 'retinanet' or 'fcos'
+    strides: Sequence[int],  # of the levels
+    scale: float = 4.0,  # RetinaNet: the smallest anchor's side in strides
+    ratios: Sequence[float] = (0.5, 1.0, 2.0),  # RetinaNet: heights over widths
+) -> AnchorGenerator:
+    """torchvision's, with sizes from the strides. With strides 8 to 128 and scale 4 it is RetinaNet's own: three sizes
+    a third of an octave apart. FCOS has one square a cell, as wide as the stride."""
+    if kind == "fcos":
+        return AnchorGenerator(tuple((s,) for s in strides), ((1.0,),) * len(strides))
+    firsts = [int(s * scale) for s in strides]
+    sizes = tuple((x, int(x * 2 ** (1.0 / 3)), int(x * 2 ** (2.0 / 3))) for x in firsts)
+    return AnchorGenerator(sizes, (tuple(ratios),) * len(sizes))
+
+
+def pack(
+    outputs: Mapping[str, Tensor],  # torchvision's head's: (B, A, …) each
+    levels: Sequence[Level],  # of the pyramid
+    size: tuple[int, int],  # height and width of the images
+) -> Tensor:  # (B, 1 + levels + A, C) float32
+    """All that a loss and detections need, in one tensor, which fastai detaches, moves and indexes. The first row holds
+    the size of the images and the number of levels; then a row per level: its cells and stride; then a row per anchor:
+    its outputs."""
+    flat = torch.cat([o.float() for o in outputs.values()], 2)
+    rows = [[*size, len(levels)], *([v.height, v.width, v.stride] for v in levels)]
+    first = flat.new_tensor(rows)
+    first = nn.functional.pad(first, (0, flat.shape[2] - first.shape[1]))
+    return torch.cat([first.expand(len(flat), -1, -1), flat], 1)
+
+
+def _unpack(kind: str, pred: Tensor) -> tuple[dict[str, Tensor], list[Level], tuple[int, int]]:
+    "What `pack` was given."
+    height, width, n = map(int, pred[0, 0, :3].tolist())
+    levels = [Level(*map(int, row)) for row in pred[0, 1 : 1 + n, :3].tolist()]
+    widths = [pred.shape[2] - 4, 4] if kind == "retinanet" else [pred.shape[2] - 5, 4, 1]
+    # each by itself in memory, as in torchvision: the last bit of a vectorised operation depends on it
+    parts = (part.contiguous() for part in pred[:, 1 + n :].split(widths, 2))
+    return dict(zip(_PARTS[kind], parts)), levels, (height, width)
+
+
+class DetectionLoss:
+    """torchvision's loss of a batch, and torchvision's detections: the methods of its `RetinaNet` or `FCOS` itself, on
+    a network of no weights, so that both are theirs to the bit."""
+
+    def __init__(
+        self,
+        kind: str,  # 'retinanet' or 'fcos'
+        n_classes: int,  # of the vocabulary
+        scale: float = 4.0,  # as for `anchor_generator`
+        ratios: Sequence[float] = (0.5, 1.0, 2.0),  # as for `anchor_generator`
+        **options: Any,  # torchvision's: score_thresh, nms_thresh, detections_per_img, topk_candidates
+    ):
+        self.kind, self.scale, self.ratios = kind, scale, tuple(ratios)
+        backbone, anchors = nn.Identity(), anchor_generator(kind, (8,), scale, ratios)
+        backbone.out_channels = 32
+        with torch.device("meta"):  # no memory, no random numbers
+            n = anchors.num_anchors_per_location()[0]
+            head = (RetinaNetHead if kind == "retinanet" else FCOSHead)(32, n, n_classes)
+        net = RetinaNet if kind == "retinanet" else FCOS
+        self.net = net(backbone, n_classes, anchor_generator=anchors, head=head, **options)
+
+    def __call__(
+        self,
+        pred: Tensor,  # from `pack`
+        targ: Tensor,  # (B, N, 5) boxes from −1 to 1 and classes
+    ) -> Tensor:  # a scalar
+        "The sum of torchvision's losses."
+        return sum(self.parts(pred, targ).values())
+
+    def parts(
+        self,
+        pred: Tensor,  # from `pack`
+        targ: Tensor,  # (B, N, 5) boxes from −1 to 1 and classes
+    ) -> dict[str, Tensor]:
+        "torchvision's losses by its own names."
+        outputs, levels, size = _unpack(self.kind, pred)
+        anchors, counts = self._anchors(pred, levels, size)
+        more = [counts] if self.kind == "fcos" else []
+        return self.net.compute_loss([_boxes(t, size) for t in targ], outputs, [anchors] * len(pred), *more)
+
+    @torch.no_grad()
+    def detect(
+        self,
+        pred: Tensor,  # from `pack`
+    ) -> Tensor:  # (B, detections_per_img, 6) x1, y1, x2, y2 from −1 to 1, class (−1: none), score; the best first
+        "The boxes that are left after the score threshold, the best per level, and suppression within each class."
+        outputs, levels, size = _unpack(self.kind, pred)
+        anchors, counts = self._anchors(pred, levels, size)
+        by_level = {name: list(o.split(counts, 1)) for name, o in outputs.items()}
+        found = self.net.postprocess_detections(by_level, [list(anchors.split(counts))] * len(pred), [size] * len(pred))
+        answer = pred.new_zeros(len(pred), self.net.detections_per_img, 6)
+        answer[..., 4] = NO_BOX
+        scale = pred.new_tensor([size[1], size[0]] * 2)
+        for rows, one in zip(answer, found):
+            rows[: len(one["labels"]), :4] = one["boxes"] * 2 / scale - 1
+            rows[: len(one["labels"]), 4] = one["labels"].to(rows.dtype)
+            rows[: len(one["labels"]), 5] = one["scores"]
+        return answer
+
+    def _anchors(self, pred: Tensor, levels: Sequence[Level], size: tuple[int, int]) -> tuple[Tensor, list[int]]:
+        "The anchors of one image, and how many each level has."
+        make = anchor_generator(self.kind, [v.stride for v in levels], self.scale, self.ratios)
+        nothing = pred.new_empty(1)
+        images = ImageList(nothing.expand(1, 1, *size), [size])
+        anchors = make(images, [nothing.expand(1, 1, v.height, v.width) for v in levels])[0]
+        return anchors, [v.height * v.width * n for v, n in zip(levels, make.num_anchors_per_location())]
+
+
+def _boxes(targ: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
+    "One item's target as torchvision takes it: boxes in pixels, without the padding."
+    there = targ[targ[:, 4] >= 0]
+    return {"boxes": to_pixels(there[:, :4], *size), "labels": there[:, 4].long()}
+
+
+class Detector(nn.Module):
+    "Maps and the images they are of → what `pack` gives: a feature pyramid, then torchvision's head on every level."
+
+    def __init__(
+        self,
+        pyramid: nn.Module,  # {name: map} → {name: map}, all of one width
+        head: nn.Module,  # torchvision's: maps → its outputs
+        strides: Sequence[int],  # of the pyramid's levels
+    ):
+        super().__init__()
+        self.pyramid, self.head, self.strides = pyramid, head, tuple(strides)
+
+    def forward(self, *taps: Tensor) -> Tensor:
+        *maps, images = taps
+        found = list(self.pyramid(OrderedDict((str(i), m) for i, m in enumerate(maps))).values())
+        levels = [Level(*f.shape[-2:], stride) for f, stride in zip(found, self.strides)]
+        return pack(self.head(found), levels, tuple(images.shape[-2:]))

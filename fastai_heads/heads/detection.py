@@ -1,0 +1,140 @@
+"""Boxes with labels, any number per image."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.fcos import FCOSHead
+from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.ops.feature_pyramid_network import (
+    FeaturePyramidNetwork,
+    LastLevelMaxPool,
+    LastLevelP6P7,
+)
+
+from fastai_heads.data.detection import NO_BOX
+from fastai_heads.errors import HeadsError, did_you_mean
+from fastai_heads.heads.anchors import DetectionLoss, Detector
+from fastai_heads.heads.mean_ap import MeanAP, has_torchmetrics
+from fastai_heads.heads.spec import HeadSpec, TapShape, is_number
+
+__all__ = ["DetectionHead"]
+
+KINDS = ("retinanet", "fcos")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionHead(HeadSpec):
+    """Boxes with labels. torchvision's pyramid, heads, matching, losses and suppression over any body: with the same
+    features and weights, losses, boxes, scores and labels are those of its `RetinaNet` and `FCOS`.
+
+    The prediction is one tensor (B, anchors, numbers), which only the loss reads; activated it is
+    (B, detections, 6): x1, y1, x2, y2 from −1 to 1 over the image, the class's index (−1: no box), the score.
+    Sources: Lin et al. 2017 (RetinaNet), Tian et al. 2019 (FCOS)."""
+
+    kind: str = "retinanet"  # or 'fcos', which has no anchors and a GroupNorm
+    tap: str | int | tuple[str | int, ...] = (8, 16, 32)  # the maps under the pyramid, fine to coarse
+    extra_levels: int = 2  # coarser levels on top: 0, 1 (pooled) or 2 (strided convolutions), as torchvision's
+    channels: int = 256  # width of the pyramid; for 'fcos' a multiple of 64
+    anchor_scale: float = 4.0  # 'retinanet': the smallest anchor's side in strides of its level
+    aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)  # 'retinanet': heights over widths of the anchors
+    norm_layer: Callable[..., nn.Module] | None = None  # 'retinanet': after each convolution of the head; None: none
+    score_thresh: float | None = None  # least score of a detection; None: torchvision's 0.05 and 0.2
+    nms_thresh: float | None = None  # IoU from which on boxes of one class are one; None: torchvision's 0.5 and 0.6
+    detections_per_img: int = 100  # at most
+    topk_candidates: int = 1000  # at most, of each level, before suppression
+    decode_score: float = 0.5  # least score of a box that `predict` and `show_results` give
+
+    kinds: ClassVar[frozenset[str]] = frozenset({"detection"})
+    blends: ClassVar[bool] = False
+    moves_with_image: ClassVar[bool] = True
+    by_batch: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kind not in KINDS:
+            raise HeadsError(
+                f"`kind` of {self.label} is 'retinanet' or 'fcos', found {self.kind!r}."
+                + did_you_mean(str(self.kind), KINDS)
+            )
+        self.check("loss", self.loss is None, "torchvision's for its `kind`, and no other")
+        self.check("extra_levels", self.extra_levels in (0, 1, 2), "0, 1 or 2")
+        groups = 1 if self.kind == "retinanet" else 64  # two to a group: torch refuses a group of one cell
+        self.check("channels", _whole(self.channels, groups) and self.channels % groups == 0, f"a multiple of {groups}")
+        self.check("anchor_scale", is_number(self.anchor_scale, least=0.125), "a number of at least 0.125")
+        ratios = isinstance(self.aspect_ratios, tuple) and bool(self.aspect_ratios)
+        ratios = ratios and all(is_number(r, least=0.01) for r in self.aspect_ratios)
+        self.check("aspect_ratios", ratios, "a tuple of numbers above 0")
+        plain = self.norm_layer is None or (callable(self.norm_layer) and self.kind == "retinanet")
+        self.check("norm_layer", plain, "a function of the channels for 'retinanet', and None for 'fcos'")
+        for field in ("score_thresh", "nms_thresh", "decode_score"):
+            value = getattr(self, field)
+            optional = value is None and field != "decode_score"
+            self.check(field, optional or (is_number(value, least=0) and value <= 1), "a number from 0 to 1")
+        for field in ("detections_per_img", "topk_candidates"):
+            self.check(field, _whole(getattr(self, field), 1), "a whole number of at least 1")
+
+    @property
+    def taps(self) -> tuple[str | int, ...]:
+        "The maps, and last the images, whose size places the anchors."
+        return (*super().taps, "input")
+
+    def build(self, taps: tuple[TapShape, ...]) -> nn.Module:
+        maps = taps[:-1]
+        for before, tap in zip((None, *maps), maps):
+            if tap.stride is None:
+                raise HeadsError(f"`tap` of {self.label}: {tap.name!r} is a vector, and boxes are looked for in maps.")
+            if before is not None and tap.stride <= before.stride:
+                found = ", ".join(f"{t.name!r} at {t.stride}" for t in maps)
+                raise HeadsError(f"`tap` of {self.label} goes from fine to coarse strides, found {found}.")
+        last = maps[-1]
+        top = {0: None, 1: LastLevelMaxPool, 2: LastLevelP6P7}[self.extra_levels]
+        extra = top and (top(last.channels, self.channels) if self.extra_levels == 2 else top())
+        pyramid = FeaturePyramidNetwork([t.channels for t in maps], self.channels, extra)
+        strides = [t.stride for t in maps] + [last.stride * 2 ** (i + 1) for i in range(self.extra_levels)]
+        if self.kind == "fcos":
+            head = FCOSHead(self.channels, 1, self.n_out)
+        else:
+            head = RetinaNetHead(self.channels, 3 * len(self.aspect_ratios), self.n_out, self.norm_layer)
+        return Detector(pyramid, head, strides)
+
+    def default_loss(self) -> DetectionLoss:
+        options = {"score_thresh": self.score_thresh, "nms_thresh": self.nms_thresh}
+        options = {name: value for name, value in options.items() if value is not None}
+        return DetectionLoss(
+            self.kind,
+            self.n_out,
+            self.anchor_scale,
+            self.aspect_ratios,
+            detections_per_img=self.detections_per_img,
+            topk_candidates=self.topk_candidates,
+            **options,
+        )
+
+    def default_metrics(self) -> Sequence[Callable]:
+        "mAP@[.5:.95] and mAP@.5; none where torchmetrics, an extra, is not installed."
+        return (MeanAP(), MeanAP(0.5)) if has_torchmetrics() else ()
+
+    def item_loss(self, loss_func: Callable, pred: Tensor, targ: Tensor) -> Tensor:
+        """Each image's loss as if it stood alone. RetinaNet's mean over them is the loss of the batch; FCOS divides by
+        the boxes' cells in the whole batch, so that no value per image has that mean."""
+        return torch.stack([loss_func(p[None], t[None]) for p, t in zip(pred, targ)])
+
+    def activation(self, loss_func: Callable, pred: Tensor) -> Tensor:
+        return loss_func.detect(pred)
+
+    def decode(self, loss_func: Callable, pred: Tensor) -> Tensor:
+        "The detections of at least `decode_score`."
+        plain = pred.as_subclass(Tensor)
+        blank = plain.new_zeros(6)
+        blank[4] = NO_BOX
+        return torch.where((plain[..., 5] >= self.decode_score)[..., None], plain, blank)
+
+    def empty(self) -> Tensor:
+        return torch.empty(0, self.detections_per_img, 6)
+
+
+def _whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and is_number(value, least=least)

@@ -1,0 +1,80 @@
+"""Mean average precision of detections, by torchmetrics."""
+
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from fastai.learner import Learner, Metric
+from torch import Tensor
+
+from fastai_heads.errors import HeadsError
+from fastai_heads.heads.spec import is_number
+
+__all__ = ["MeanAP", "has_torchmetrics"]
+
+_BACKENDS = {"pycocotools": "pycocotools", "faster_coco_eval": "faster_coco_eval"}  # package → torchmetrics' name
+
+
+def has_torchmetrics() -> bool:
+    "Whether torchmetrics is there, with one of the packages by which it counts."
+    return find_spec("torchmetrics") is not None and _backend() is not None
+
+
+def _backend() -> str | None:
+    return next((name for package, name in _BACKENDS.items() if find_spec(package) is not None), None)
+
+
+class MeanAP(Metric):
+    """Mean average precision: `MeanAP()` over IoU 0.5 to 0.95 as COCO's, `MeanAP(0.5)` at one. Needs the extra
+    `detection`. It sees detections (B, D, 6) and targets (B, N, 5); of an image without boxes all is wrong."""
+
+    higher_is_better = True
+
+    def __init__(
+        self,
+        iou: float | None = None,  # from which on a box is found; None: 0.5, 0.55 … 0.95
+    ):
+        if not has_torchmetrics():
+            raise HeadsError(
+                "`MeanAP` needs torchmetrics with pycocotools, which are not installed: "
+                "`pip install 'fastai_heads[detection]'`."
+            )
+        if iou is not None and not (is_number(iou, least=0) and iou <= 1):
+            raise HeadsError(f"`iou` of MeanAP is a number from 0 to 1, or None, found {iou!r}.")
+        self.iou = iou
+        self.reset()
+
+    @property
+    def name(self) -> str:
+        "`map`, or for one threshold `map50`."
+        return "map" if self.iou is None else f"map{round(100 * self.iou)}"
+
+    def reset(self) -> None:
+        from torchmetrics.detection import MeanAveragePrecision  # an extra
+
+        at = None if self.iou is None else [self.iou]
+        self.counted = MeanAveragePrecision(iou_thresholds=at, backend=_backend())
+        self.counted.warn_on_many_detections = False
+        self.total = 0
+
+    def accumulate(self, learn: Learner) -> None:
+        "Count a batch of detections."
+        preds = [_as_dict(rows) for rows in _plain(learn.pred)]
+        self.counted.update(preds, [_as_dict(rows) for rows in _plain(learn.y)])
+        self.total += len(preds)
+
+    @property
+    def value(self) -> float | None:
+        found = float(self.counted.compute()["map"]) if self.total else -1.0
+        return found if found >= 0 else None  # torchmetrics says -1 where no image has a box
+
+
+def _plain(rows: Tensor) -> Tensor:
+    return rows.detach().as_subclass(Tensor).float().cpu()
+
+
+def _as_dict(rows: Tensor) -> dict[str, Any]:
+    "One image's boxes as torchmetrics takes them; overlaps are the same in any unit."
+    rows = rows[rows[:, 4] >= 0]
+    found: dict[str, Tensor] = {"boxes": rows[:, :4], "labels": rows[:, 4].to(torch.int64)}
+    return found | ({"scores": rows[:, 5]} if rows.shape[1] > 5 else {})

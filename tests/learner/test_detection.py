@@ -1,0 +1,135 @@
+"""Boxes beside other targets through the whole of a learner."""
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+from fastai.learner import load_learner
+from fastai.torch_core import TensorBase
+from torch import Tensor
+
+from fastai_heads.data.detection import LabeledBoxes
+from fastai_heads.data.digits import digits_dls
+from fastai_heads.errors import HeadsError
+from fastai_heads.heads.detection import DetectionHead
+from fastai_heads.learner import multihead_learner
+from fastai_heads.view.interpret import HeadsInterpretation
+
+N = 30  # 24 scenes to train on, 6 to validate
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    "The folder of the scenes, written once."
+    return tmp_path_factory.mktemp("detection") / "scenes"
+
+
+@pytest.fixture
+def make(scenes, quiet, tmp_path):
+    "A function: fields of the spec → a learner of a number and boxes, without metrics."
+
+    def learner(targets=("ink", "boxes"), missing=0.0, **fields):
+        dls = digits_dls(targets, bs=4, path=scenes, n=N, size=32, digits_per_scene=(1, 5), missing=missing)
+        dls.path = tmp_path
+        fields = {"channels": 64, "tap": (4, 8), "extra_levels": 0, "detections_per_img": 10, "metrics": [], **fields}
+        heads = {"boxes": DetectionHead(**fields)}
+        return quiet(multihead_learner(dls, "test_resnet", heads=heads, pretrained=False))
+
+    return learner
+
+
+@pytest.mark.parametrize("kind", ["retinanet", "fcos"])
+def test_every_answer_of_a_learner(make, kind):
+    learn = make(kind=kind, score_thresh=0.0, decode_score=0.0)
+    learn.fit(1)
+    assert all(torch.isfinite(torch.tensor(v)) for v in learn.recorder.values[0])
+    preds, targs, decoded, losses = learn.get_preds(with_decoded=True, with_loss=True)
+    assert preds.boxes.shape == (6, 10, 6) and decoded.boxes.shape == (6, 10, 6) and losses.boxes.shape == (6,)
+    assert targs.boxes.shape[0] == 6 and targs.boxes.shape[2] == 5
+    values, as_tensors, _ = learn.predict(learn.dls.valid_ds.items.iloc[0])
+    assert isinstance(values.boxes, LabeledBoxes) and len(values.boxes.labels) == len(values.boxes.scores) > 0
+    assert as_tensors.boxes.shape == (10, 6)
+
+
+def test_get_preds_is_batch_by_batch_and_in_the_datasets_order(make):
+    learn = make(detections_per_img=3)
+    whole = learn.get_preds(ds_idx=0)
+    dl = learn.dls.train.new(shuffle=False, drop_last=False)
+    learn.model.eval()
+    with torch.no_grad():
+        batches = [(learn.model(b[0].as_subclass(Tensor)), b[-1]) for b in dl]
+    answers = torch.cat([learn.heads.boxes.activation(out[learn.heads.names.index("boxes")]) for out, _ in batches])
+    assert torch.allclose(whole[0].boxes, answers, atol=1e-5)
+    counts = torch.cat([(t.as_subclass(Tensor)[..., 4] >= 0).sum(1) for _, t in batches])
+    assert torch.equal((whole[1].boxes[..., 4] >= 0).sum(1), counts) and counts.min() < counts.max()
+
+
+def test_what_is_held_of_a_batch_are_boxes(make):
+    learn = make(detections_per_img=3)
+    raw = learn.model.eval()(learn.dls.valid.one_batch()[0])[learn.heads.names.index("boxes")]
+    head = learn.heads.boxes
+    assert head.answer(raw).shape == (4, 3, 6) and head.answer(raw) is head.answer(raw)
+    assert raw[0].numel() > 100 * head.answer(raw)[0].numel()
+
+
+def test_no_item_no_boxes(make):
+    learn = make()
+    preds, targs, decoded = learn.get_preds(dl=learn.test_dl([]), with_decoded=True)
+    assert preds.boxes.shape == (0, 10, 6) and targs is None and decoded.boxes.shape == (0, 10, 6)
+
+
+def test_pictures_show_boxes_and_their_labels(make):
+    learn = make(score_thresh=0.0, decode_score=0.0, detections_per_img=2)
+    fig = learn.show_batch(max_n=2)
+    texts = [t.get_text() for ax in fig.axes for t in ax.texts]
+    assert len([p for ax in fig.axes for p in ax.patches]) >= 2 and any(t in "0123456789" for t in texts)
+    fig = learn.show_results(max_n=2, shuffle=False)
+    colors = {p.get_edgecolor() for ax in fig.axes for p in ax.patches}
+    assert len(colors) == 2  # what is true, what is predicted
+    plt.close("all")
+
+
+def test_top_losses_are_those_of_the_boxes(make):
+    learn = make()
+    found = HeadsInterpretation.from_learner(learn)
+    losses, places = found.top_losses(3, head="boxes")
+    each = learn.get_preds(with_loss=True)[-1].boxes
+    assert torch.allclose(losses, each.topk(3)[0].as_subclass(TensorBase), rtol=1e-4) and len(places) == 3
+    found.plot_top_losses(2, head="boxes")
+
+
+def test_missing_boxes_train_nothing(make):
+    learn = make(missing=0.6)
+    learn.fit(1)
+    batch = learn.dls.train.one_batch()
+    pred = learn.model(batch[0])[learn.heads.names.index("boxes")]
+    nothing = torch.full_like(batch[-1].as_subclass(Tensor), torch.nan)
+    loss = learn.heads.boxes.train_loss(pred, nothing)
+    assert loss == 0 and loss.requires_grad
+
+
+def test_metrics_see_detections(make):
+    pytest.importorskip("pycocotools")
+    learn = make(metrics=None)
+    assert [m.name for m in learn.metrics[:2]] == ["boxes_map", "boxes_map50"]
+    learn.validate()
+    assert all(0 <= m.value <= 1 for m in learn.metrics[:2])
+
+
+def test_averages_and_blends_are_refused(make):
+    learn = make()
+    with pytest.raises(HeadsError, match="boxes"):
+        learn.tta()
+
+
+def test_an_exported_learner_predicts_the_same(make, tmp_path):
+    learn = make(score_thresh=0.0, decode_score=0.0)
+    item = learn.dls.valid_ds.items.iloc[0]
+    before = learn.predict(item)[2].boxes
+    learn.export("boxes.pkl")
+    assert torch.allclose(load_learner(tmp_path / "boxes.pkl").predict(item)[2].boxes, before, atol=1e-6)
+
+
+def test_bfloat16_gives_losses_in_float32(make):
+    learn = make().to_bf16()
+    learn.fit(1)
+    assert learn.head_losses[0].dtype == torch.float32 and torch.isfinite(learn.head_losses[0])
