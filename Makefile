@@ -6,11 +6,11 @@ LOWER := .venv-lower
 BIN := $(VENV)/bin
 PIP := -m pip --disable-pip-version-check
 BENCHMARKS = $(filter-out zoo __init__,$(basename $(notdir $(wildcard benchmarks/*.py))))
-PYTEST := -m pytest -n auto --maxprocesses 4 --dist worksteal
+PYTEST := -m pytest -n auto --maxprocesses 4 --dist worksteal -m "not zoo"
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint format notebooks bench zoo lower-bounds check-install clean
+.PHONY: help install demo test test-archs lint format notebooks bench zoo lower-bounds check-install clean
 
 help:  ## what can be made
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -27,6 +27,9 @@ demo: install  ## the main job on real digits: trains, prints the table, writes 
 
 test: lint  ## the linter and every test (ARGS='-k heads' for some)
 	$(BIN)/python $(PYTEST) $(ARGS)
+
+test-archs: install  ## the archs that are too large for `make test`, the smallest of each family
+	$(BIN)/python $(PYTEST) -m zoo tests/archs $(ARGS)
 
 lint: install  ## what the linter and the formatter object to
 	$(BIN)/ruff check

@@ -21,7 +21,7 @@ QUICK_TORCHVISION = {"alexnet", "resnet18", "squeezenet1_1", "googlenet", "shuff
 
 
 def marked(names, quick):
-    return [pytest.param(n, marks=() if n in quick else pytest.mark.slow) for n in names]
+    return [pytest.param(n, marks=() if n in quick else pytest.mark.zoo) for n in names]
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +44,7 @@ def test_torchvision(name):
     assert report.zoo == "torchvision" and report.ok, report.faults
 
 
-@pytest.mark.parametrize("name", ["xresnet18", pytest.param("xresnet18_deep", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["xresnet18", pytest.param("xresnet18_deep", marks=pytest.mark.zoo)])
 def test_fastai(name):
     report = check_arch(name, Body, CLAIMS)
     assert report.zoo == "fastai" and report.ok, report.faults

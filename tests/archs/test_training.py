@@ -29,6 +29,6 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in NAMES])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.zoo) for n in NAMES])
 def test_a_step_with_two_heads(name):
     assert check_arch(name, Body, {"training": training_step}).results == {"training": OK}
