@@ -269,6 +269,6 @@ def test_without_partial_missing_labels_are_refused_by_column_and_count(folder):
     check_complete(loaders(folder, df, ["kind", "ink"]))
     check_complete(loaders(folder, full_table(), wrap=None))
     df = full_table()
-    df.loc[[3], "kind"] = None  # stock fastai would raise a KeyError in the middle of an epoch
+    df.loc[[3], "kind"] = float("nan")  # stock fastai would raise a KeyError in the middle of an epoch
     with pytest.raises(HeadsError, match=r"`kind` has no label in 1 of 8 rows"):
         check_complete(loaders(folder, df, ["kind"], wrap=None))
