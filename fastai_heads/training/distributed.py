@@ -131,9 +131,9 @@ class HeadsTrainer(DistributedTrainer):
         super().__init__(sync_bn, **kwargs)
         if self.accelerator.num_processes != num_distrib():
             raise HeadsError(
-                f"`distrib_ctx`: {num_distrib()} processes were started, and accelerate, which has been set up before in "
-                f"this one, knows of {self.accelerator.num_processes}. On CPUs pass `cpu=True` to the first "
-                "`Accelerator`; fastai's `rank0_first` makes one without."
+                f"`distrib_ctx`: {num_distrib()} processes were started, and accelerate, which was set up before, knows "
+                f"of {self.accelerator.num_processes}. On CPUs pass `cpu=True` to the first `Accelerator` of a "
+                "process; fastai's `rank0_first` makes one without."
             )
         self.sync_bn = sync_bn and self.device.type == "cuda"
         self.old_dls, self._logger = [], None

@@ -42,7 +42,7 @@ def joint_batch(
 ) -> JointBatch:
     "The same on every rank, by one exchange. A head's losses are averaged by the labels that each rank has for it."
     means = torch.stack([loss.detach().mean().double() for loss in losses])
-    counts = means.new_tensor([float(head.labelled(targs[head.target.index]).sum()) for head in heads])
+    counts = torch.stack([torch.as_tensor(_labels(head, targs)).to(means) for head in heads])
     sums = torch.where(counts > 0, means * counts, 0.0)  # of no item the mean is NaN
     sums, counts, items = sum_over_ranks(torch.cat([sums, counts, counts.new_tensor([len(targs[0])])])).split(
         [len(heads), len(heads), 1]
@@ -54,13 +54,25 @@ def seen_loss(
     learn: Learner,  # with `heads`, after a batch
     head: BoundHead,  # one of them
     place: int,  # its place among the losses
-) -> tuple[Tensor, int]:  # its loss, and how many labels it is of
+) -> Tensor:  # a scalar without a graph
     "One head's loss of the batch over all ranks."
+    batch, own = getattr(learn, "joint_batch", None), learn.head_losses[place].detach()
+    return own.mean() if batch is None else batch.losses[place].to(own.dtype)
+
+
+def seen_labels(
+    learn: Learner,  # with `heads`, after a batch
+    head: BoundHead,  # one of them
+    place: int,  # its place among the losses
+) -> Tensor | int:  # a scalar on the batch's device where it had to be counted
+    "How many labels the batch has for one head over all ranks."
     batch = getattr(learn, "joint_batch", None)
-    if batch is not None:
-        return batch.losses[place].to(learn.head_losses[place].dtype).cpu(), int(batch.counts[place])
-    loss = learn.head_losses[place].detach().mean().cpu()
-    return loss, int(head.labelled(learn.yb[head.target.index]).sum())
+    return _labels(head, learn.yb) if batch is None else batch.counts[place]
+
+
+def _labels(head: BoundHead, targs: Sequence[Tensor]) -> Tensor | int:
+    targ = targs[head.target.index]
+    return head.labelled(targ).sum() if head.target.partial else len(targ)
 
 
 def seen_items(

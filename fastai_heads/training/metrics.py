@@ -12,7 +12,7 @@ from fastai.torch_core import to_detach
 from torch import Tensor
 
 from fastai_heads.training.bound import BoundHead
-from fastai_heads.training.joint import is_joined, joined, joined_target, seen_loss
+from fastai_heads.training.joint import is_joined, joined, joined_target, seen_labels, seen_loss
 
 __all__ = ["HeadMetric", "HeadValidLoss", "head_metrics", "metric_name", "takes_kind"]
 
@@ -91,7 +91,8 @@ class HeadValidLoss(Metric):
         self.total, self.count = 0.0, 0
 
     def accumulate(self, learn: Learner) -> None:
-        loss, count = seen_loss(learn, self.head, self.place)
+        loss = to_detach(seen_loss(learn, self.head, self.place), gather=False)
+        count = int(seen_labels(learn, self.head, self.place))
         self.total += loss * count if count else 0.0
         self.count += count
 

@@ -12,7 +12,7 @@ from torch import lerp
 from fastai_heads.errors import HeadsError
 from fastai_heads.training.bound import BoundHead
 from fastai_heads.training.curves import Curves, empty_figure
-from fastai_heads.training.joint import seen_items, seen_loss
+from fastai_heads.training.joint import seen_items, seen_labels, seen_loss
 from fastai_heads.training.metrics import HeadValidLoss
 
 __all__ = ["HeadsRecorder"]
@@ -35,9 +35,9 @@ class HeadTrainLoss(AvgSmoothLoss):
         return f"{self.head.name}_loss"
 
     def accumulate(self, learn: Learner) -> None:
-        loss, count = seen_loss(learn, self.head, self.place)
-        if not count:
+        if not seen_labels(learn, self.head, self.place):
             return
+        loss = to_detach(seen_loss(learn, self.head, self.place), gather=False)
         self.count += 1
         self.val = lerp(loss, self.val.to(loss.dtype), self.beta)
 
