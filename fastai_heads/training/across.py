@@ -1,4 +1,5 @@
-"""What several processes that train together tell each other; in one process every function gives what it was given."""
+"""What several processes that train together tell each other; in one process every function gives what it was
+given."""
 
 from collections.abc import Sequence
 
