@@ -178,6 +178,11 @@ class HeadsTrainer(DistributedTrainer):
             parts = zip(self.learn.heads.values(), self.learn.joint_batch.losses)
             self.learn.loss = sum(head.loss_weight * loss for head, loss in parts).to(self.learn.loss.dtype)
 
+    def after_train(self) -> None:
+        "The first rank's statistics of batch norms, on all ranks: not every strategy has the model exchange them."
+        for buffer in self.model.buffers():
+            buffer.copy_(from_first_rank(buffer))
+
     def after_fit(self) -> None:
         "The learner as it was."
         self.restore()
