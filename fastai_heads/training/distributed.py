@@ -195,7 +195,7 @@ class HeadsTrainer(DistributedTrainer):
         self.learn.logger, self._logger, self.learn.joint_batch = self._logger, None, None
         for cb in self.learn.cbs:
             cb.__dict__.pop("after_epoch", None)
-        self.accelerator.free_memory()  # it keeps every model that it has prepared
+        self.accelerator._models.clear()  # it keeps every model that it has prepared, gradients and all
 
     def detach(self) -> None:
         "Undo what is left of a fit that an error has ended."

@@ -171,5 +171,5 @@ def shared_losses(
     if world() == 1 or not any(head.target.partial for head in learn.heads.values()):
         return tuple(losses)
     counts = label_counts(learn.loss_func, learn.yb)
-    shares = counts * world() / sum_over_ranks(counts).clamp(min=1)
+    shares = counts.double() * world() / sum_over_ranks(counts).clamp(min=1)
     return tuple(loss * share.to(loss.dtype) for loss, share in zip(losses, shares))
