@@ -1,0 +1,224 @@
+"""Two processes against one. They are started once, by `torchrun`; what they found is in a folder."""
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from fastai.data.load import DataLoader
+
+from fastai_heads.errors import HeadsError
+from fastai_heads.learner import ranks as learner_ranks
+from fastai_heads.training.joint import joint_batch
+
+from . import distributed_job as job
+
+ROOT = Path(__file__).parents[2]
+MORE = [f"{name}, accumulated and clipped" for name in ("sum", "UPGrad", "UPGrad over taps", "Disjoint, Adam")]
+TRAINED = [*job.SOME, *MORE, "SGD", "shuffled", "dropped"]
+SIZES = [(1, 4, 2), (2, 4, 3), (8, 4, 2), (9, 4, 2), (10, 4, 3), (23, 4, 2), (30, 1, 4)]  # items, batch size, ranks
+OF_IMAGES = "GradDrop over taps"  # draws for every number of every image
+
+
+def torchrun(*args: str | Path) -> subprocess.Popen:
+    "Two processes on a free port."
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *map(str, args)]
+    return subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def said(process: subprocess.Popen) -> str:
+    "What it printed; one that hangs is ended, and fails."
+    try:
+        out = process.communicate(timeout=400)[0]
+    except subprocess.TimeoutExpired:
+        process.terminate()  # `torchrun` ends those that it has started
+        pytest.fail(f"hangs:\n{process.communicate(timeout=60)[0]}")
+    assert process.returncode == 0, out
+    return out
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory) -> SimpleNamespace:
+    "What two ranks found, and one process meanwhile."
+    folder = tmp_path_factory.mktemp("ranks")
+    process = torchrun(Path(job.__file__), folder)
+    try:
+        one = {"trained": job.trained(folder, 1), "foretold": job.foretold(folder, 1)}
+    finally:
+        said(process)
+    return SimpleNamespace(one=one, ranks=[torch.load(folder / f"rank {rank}.pt") for rank in range(2)], folder=folder)
+
+
+def close(found, wanted, atol: float) -> None:
+    torch.testing.assert_close(found, wanted, atol=atol, rtol=0, equal_nan=True)
+
+
+def test_the_batches_lack_labels_on_a_rank_and_on_all(tmp_path):
+    dls = job.data(tmp_path, job.WHOLE, job.BS, shuffle=False)
+    heads = job.learner(tmp_path, 1).heads
+    there = [{name: head.labelled(b[1 + head.target.index]) for name, head in heads.items()} for b in dls.train]
+    digit, tags = (
+        [[bool(part.any()) for part in batch[name].chunk(2)] for batch in there] for name in ("digit", "tags")
+    )
+    assert digit == [[True, False], [False, False], [False, False]]
+    assert tags == [[True, True], [False, True], [False, False]]
+    assert not any(labels.any() for labels in there[2].values())
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_parameters_are_equal_on_all_ranks_after_every_step(found, name):
+    first, second = (rank["trained"][name]["params"] for rank in found.ranks)
+    assert torch.equal(first, second)
+    assert len(first) >= job.EPOCHS * 2 and not torch.equal(first[0], first[-1])
+
+
+@pytest.mark.parametrize("name", [name for name in TRAINED if name != OF_IMAGES])
+def test_ranks_joined_equal_one_process(found, name):
+    ranks, one = (part["trained"][name] for part in (found.ranks[0], found.one))
+    atol = 1e-9 if "CAGrad" in name else 1e-12  # its solver stops at a tolerance
+    close(ranks["params"], one["params"], atol)
+    assert [list(weights) for weights in ranks["weights"]] == [list(weights) for weights in one["weights"]]
+    for ours, theirs in zip(ranks["weights"], one["weights"]):
+        close(torch.tensor(list(ours.values())), torch.tensor(list(theirs.values())), 1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in TRAINED if name != OF_IMAGES])
+def test_the_table_is_that_of_one_process(found, name):
+    one = found.one["trained"][name]
+    for rank in found.ranks:
+        ranks = rank["trained"][name]
+        assert ranks["columns"] == one["columns"]
+        close(ranks["table"], one["table"], 1e-6)
+        close(ranks["losses"], one["losses"], 1e-9)
+        for head, losses in ranks["by_head"].items():
+            close(losses, one["by_head"][head], 1e-9)
+
+
+def test_what_is_drawn_for_every_image_is_another_on_every_rank_and_the_step_is_not(found):
+    ranks, one = (part["trained"][OF_IMAGES]["params"] for part in (found.ranks[0], found.one))
+    assert not torch.allclose(ranks, one, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["sum", "UPGrad", "FAMO", "frozen", "bf16", "MixUp"])
+def test_statistics_of_batch_norms_are_equal_too(found, name):
+    first, second = (rank["alike"][name] for rank in found.ranks)
+    assert torch.equal(first, second) and first.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "what", ["validate", "get_preds", "shuffled", "training", "one", "predict", "tta", "interpretation"]
+)
+def test_metrics_and_predictions_are_of_all_ranks_in_the_order_of_the_data(found, what):
+    for rank in found.ranks:
+        close(rank["foretold"][what], found.one["foretold"][what], 1e-4)
+
+
+def test_what_is_compared_says_something(found):
+    one = found.one["foretold"]
+    assert len(one["get_preds"][0]) == job.N - job.TRAIN == 9  # odd: the last batch has an item on the first rank only
+    assert one["validate"].isfinite().all() and one["validate"][-1] > 0  # mean average precision
+
+
+def test_batches_that_are_given_are_every_ranks_own(found):
+    wanted = [part[: job.BS // 2] for part in found.one["foretold"]["batches"]]
+    for rank in found.ranks:
+        close(rank["foretold"]["batches"], wanted, 1e-4)
+
+
+def test_predictions_are_saved_by_the_first_rank(found):
+    assert [rank["foretold"]["saved"] for rank in found.ranks] == [["0", "1"], []]
+    assert found.one["foretold"]["saved"] == ["0", "1"]
+
+
+def test_the_first_rank_prints_and_writes(found):
+    first, second = (rank["spoken"] for rank in found.ranks)
+    assert first["printed"].count("Better model found") == 1 and "digit_f1_score" in first["printed"]
+    assert second["printed"] == ""
+    lines = first["written"].splitlines()
+    assert len(lines) == 3 and lines[0].startswith("epoch,train_loss,valid_loss") and lines[2].startswith("1,")
+
+
+def test_the_best_model_is_loaded_on_all_ranks(found):
+    first, second = (rank["spoken"] for rank in found.ranks)
+    assert torch.equal(first["params"], second["params"])
+    close(first["validate"], second["validate"], 0)
+    best = first["table"].view(2, -1)[:, 1].min()  # `valid_loss`
+    close(first["validate"][0], best, 1e-6)
+    assert first["as before"] and second["as before"]
+
+
+def test_an_error_leaves_the_learner_as_it_was(found):
+    for rank in found.ranks:
+        assert "stop" in rank["refused"]["failed"] and rank["refused"]["as before"]
+
+
+def test_what_cannot_be_is_refused(found):
+    for rank in found.ranks:
+        assert "find the rate in a run with one process" in rank["refused"]["lr_find"]
+        assert "the last of 3 training batches (18 items, `bs=4`) holds one image" in rank["refused"]["one image"]
+
+
+def test_one_process_is_left_alone(tmp_path):
+    learn = job.learner(tmp_path, 1)
+    cbs, model = list(learn.cbs), learn.model
+    with learn.distrib_ctx() as same:
+        assert same is learn and list(learn.cbs) == cbs and learn.model is model and learn.ranks == 1
+
+
+def test_without_accelerate(tmp_path, monkeypatch):
+    learn = job.learner(tmp_path, 1)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(learner_ranks, "find_spec", lambda name: None)
+    with (
+        pytest.raises(HeadsError, match=r"needs accelerate.*pip install 'fastai_heads\[distributed\]'"),
+        learn.distrib_ctx(),
+    ):
+        pass
+
+
+def test_an_accelerate_that_was_set_up_for_one_process_is_refused(tmp_path, monkeypatch):
+    import fastai.distributed
+
+    learn = job.learner(tmp_path, 1)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    alone = SimpleNamespace(num_processes=1, device=torch.device("cpu"))
+    monkeypatch.setattr(fastai.distributed, "Accelerator", lambda **kwargs: alone)
+    with pytest.raises(HeadsError, match=r"2 processes were started, and accelerate.*knows of 1"):
+        learn.to_distributed()
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize(
+    ("n", "bs", "ranks"), [(1, 4, 2), (2, 4, 3), (8, 4, 2), (9, 4, 2), (10, 4, 3), (23, 4, 2), (30, 1, 4)]
+)
+def test_the_ranks_have_parts_of_the_batches_of_one_process(n, bs, ranks, drop_last):
+    from fastai_heads.training.distributed import RanksDL
+
+    data = DataLoader(list(range(n)), bs=bs, drop_last=drop_last)
+    loaders = [RanksDL(data, rank=rank, world_size=ranks, device="cpu") for rank in range(ranks)]
+    batches = [[(b.tolist(), dl.own_items, dl.items) for b in dl] for dl in loaders]
+    assert {len(dl) for dl in loaders} == {len(b) for b in batches}
+    wanted = [b.tolist() for b in DataLoader(list(range(n)), bs=bs * ranks, drop_last=drop_last)]
+    joined = [[i for part, own, _ in parts for i in part[:own]] for parts in zip(*batches)]
+    assert joined == wanted
+    for parts, whole in zip(zip(*batches), wanted):
+        assert len({len(part) for part, _, _ in parts}) == 1 and {items for _, _, items in parts} == {len(whole)}
+
+
+def test_a_rank_without_labels_counts_for_nothing(three, batch):
+    heads, (preds, targs) = three(partial=True), batch
+    targs[1][:] = -100
+    losses = [head.train_loss(pred, targs[head.target.index]) for head, pred in zip(heads.values(), preds)]
+    losses[0] = torch.tensor(float("nan"))  # of no item
+    joint = joint_batch(list(heads.values()), losses, targs)
+    assert joint.counts.tolist() == [0, 8, 8] and joint.items == 8
+    close(joint.losses, torch.stack([torch.tensor(0.0), *(loss.detach() for loss in losses[1:])]).double(), 1e-6)
+
+
+def test_the_example_trains(tmp_path):
+    options = ["--path", tmp_path, "--scenes", "40", "--epochs", "1", "--arch", "test_resnet", "--bs", "8"]
+    out = said(torchrun(ROOT / "examples/train_distributed.py", *options, "--strategy", "UPGrad", "--over", "taps"))
+    assert out.count("valid_digit_loss") == 1  # one rank prints
+    assert (tmp_path / "models" / "digits.pth").exists()
