@@ -31,7 +31,7 @@ def torchrun(*args: str | Path) -> subprocess.Popen:
 def said(process: subprocess.Popen) -> str:
     "What it printed; one that hangs is ended, and fails."
     try:
-        out = process.communicate(timeout=400)[0]
+        out = process.communicate(timeout=900)[0]
     except subprocess.TimeoutExpired:
         process.terminate()  # `torchrun` ends those that it has started
         pytest.fail(f"hangs:\n{process.communicate(timeout=60)[0]}")
