@@ -84,7 +84,7 @@ class Balance(RowsStrategy):
     def before_fit(self, learn: Learner) -> None:
         super().before_fit(learn)
         self._some = {}
-        moved(self.aggregator, next(learn.model.parameters()).device)
+        moved(self.aggregator, next(learn.model.parameters()).detach())
 
     def predict(self, learn: Learner) -> Any:
         if self.over == "body":

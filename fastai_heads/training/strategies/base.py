@@ -116,7 +116,7 @@ class LeafStrategy(Strategy):
         value = self.combined(weighted, learn) if weighted else leaf.sum()
         self._present = self._present or learn.heads.names  # zeros that keep the graph
         (self._slopes,) = torch.autograd.grad(value, self._leaf, retain_graph=True)
-        return value
+        return value.clone()  # callbacks divide it in place
 
     def combined(
         self,

@@ -44,7 +44,7 @@ class Scalarized(LeafStrategy):
         return self._kept
 
     def before_fit(self, learn: Learner) -> None:
-        self._kept.start(next(learn.model.parameters()).device)
+        self._kept.start(next(learn.model.parameters()).detach())
 
     def predict(self, learn: Learner) -> Any:
         if self._kept.needs_again:

@@ -24,6 +24,11 @@ TARGETS = {"kind": "category", "value": "regression", "level": "regression_2"}  
 PLAIN = {"ps": 0.0, "first_bn": False, "lin_ftrs": [], "pool": "avg", "metrics": []}
 
 
+def squared(pred: Tensor, targ: Tensor) -> Tensor:
+    "The mean squared error, in the type of the prediction; fastai's losses are float32 throughout."
+    return (pred - targ.to(pred.dtype).view_as(pred)).square().mean()
+
+
 class Still(Callback):
     "Leaves the validation out."
 
@@ -38,6 +43,9 @@ class Spy(Callback):
 
     def __init__(self, draws: int | None = None):  # a seed where an aggregator draws numbers
         self.draws = draws
+
+    def after_pred(self):
+        self.after_loss()
 
     def after_loss(self):
         if self.training and self.draws is not None:
@@ -101,9 +109,9 @@ def small(tmp_path) -> Callable:
     def make(strategy=None, heads=lambda ours: ours, missing=None, norm=False, bs=BS, dtype=torch.float64, **kwargs):
         set_seed(3)
         ours = {
-            "kind": ClassificationHead(target=0, **PLAIN),
-            "value": RegressionHead(target=1, tap="two", **PLAIN),
-            "level": RegressionHead(target=2, loss_weight=0.5, **PLAIN),
+            "kind": ClassificationHead(target=0, loss=nn.CrossEntropyLoss(), **PLAIN),
+            "value": RegressionHead(target=1, tap="two", loss=squared, standardize=False, **PLAIN),
+            "level": RegressionHead(target=2, loss=squared, standardize=False, loss_weight=0.5, **PLAIN),
         }
         chosen = {name if spec else TARGETS[name]: spec for name, spec in heads(ours).items()}  # None: left out
         options = {"path": tmp_path, "opt_func": SGD, "wd": 0.0} | kwargs
