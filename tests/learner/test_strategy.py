@@ -143,14 +143,23 @@ def test_the_strategy_is_used_by_the_heads_own_rates(make_learner):
     assert torch.equal(before, learn.heads.ink.module.layers[2].weight)
 
 
+class Pulled(Callback):
+    "Adds to the loss what knows one parameter alone."
+
+    def after_loss(self):
+        if self.training:
+            self.learn.loss_grad = self.loss_grad + 1e3 * next(self.model[0].parameters()).square().sum()
+
+
+def test_what_callbacks_add_to_the_loss_is_no_heads_and_has_no_optimizer(make_learner):
+    learn = make_learner("digit", "ink", strategy=Disjoint())
+    before = weights(learn)
+    with pytest.raises(HeadsError, match="a callback adds to the loss what is no head's"):
+        learn.fit(1, 1e-3, cbs=Pulled())
+    assert all(torch.equal(before[n], p) for n, p in learn.model.named_parameters())
+
+
 def test_what_callbacks_add_to_the_loss_is_trained_too(make_learner):
-    class Pulled(Callback):
-        "Adds to the loss what knows one parameter alone."
-
-        def after_loss(self):
-            if self.training:
-                self.learn.loss_grad = self.loss_grad + 1e3 * next(self.model[0].parameters()).square().sum()
-
     for strategy in (None, UPGrad(), Balance(UPGrad(), "taps"), UW):
         sizes = []
         for cbs in ([], [Pulled()]):
