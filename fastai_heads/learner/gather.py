@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from fastai.callback.core import GatherPredsCallback
-from fastai.torch_core import nested_reorder, to_concat
+from fastai.torch_core import nested_reorder, rank_distrib, to_concat, to_detach
 from fastcore.basics import detuplify
 from torch import Tensor
 
@@ -13,6 +13,7 @@ from fastai_heads.data.detection import same_count
 from fastai_heads.errors import HeadsError
 from fastai_heads.head_tuple import HeadTuple
 from fastai_heads.training.bound import BoundHead, BoundHeads
+from fastai_heads.training.joint import joined_target, whole_item_losses
 from fastai_heads.training.loss import CombinedLoss
 
 __all__ = ["ConstantOrder", "GatherHeads"]
@@ -39,19 +40,20 @@ class GatherHeads(GatherPredsCallback):
         if not hasattr(self, "pred"):
             return
         answers = tuple(head.answer(pred) for head, pred in zip(self.learn.heads.values(), self.pred))
-        preds, targs = self.learn.to_detach(answers), self.learn.to_detach(tuple(self.yb))
+        targs = tuple(joined_target(self.learn, *pair) for pair in zip(self.learn.data_targets, self.yb))
+        preds, targs = self.learn.to_detach(answers), to_detach(targs, gather=False)
         if self.with_preds:
             self.preds.append(preds)
         if self.with_targs:
             self.targets.append(targs)
         for values, folder in ((preds, self.save_preds), (targs, self.save_targs)):
-            if folder is not None:
+            if folder is not None and not rank_distrib():
                 torch.save(values, folder / str(self.iter), pickle_protocol=self.pickle_protocol)
         if self.with_loss:
             if not len(self.yb):
                 raise HeadsError("`with_loss=True` needs labels: `test_dl(items, with_labels=True)` reads them.")
-            losses = [self.learn.loss, *self.learn.head_losses]
-            self.losses.append(self.learn.to_detach(torch.stack(losses, 1)))
+            losses = whole_item_losses(self.learn)
+            self.losses.append(self.learn.to_detach(torch.stack([self.learn.loss_func.total(losses), *losses], 1)))
 
     def after_validate(self) -> None:
         "Join the batches."

@@ -32,6 +32,7 @@ def check_items(
 def check_batches(
     dls: DataLoaders,  # the learner's
     model: nn.Module,  # the learner's
+    ranks: int = 1,  # processes that share each batch of `bs` items for every one of them
 ) -> None:
     "Refuse a training set that gives no batch, or a batch of one where a batch norm would see one value per channel."
     dl = dls.train
@@ -40,14 +41,21 @@ def check_batches(
         raise HeadsError("`dls.train` holds no item to train on: give the learner data, `learn.dls = dls`.")
     if not n or not bs:
         return
-    if len(dl) == 0:
+    whole = bs * ranks
+    if drop_last and n < whole:
+        shared = f", on {ranks} ranks" if ranks > 1 else ""
         raise HeadsError(
-            f"`dls.train` gives no batch: {n} item(s), `bs={bs}` and `drop_last={drop_last}`. Pass `bs={n}` or less."
+            f"`dls.train` gives no batch: {n} item(s), `bs={bs}` and `drop_last={drop_last}`{shared}. "
+            f"Pass `bs={n // ranks}` or less."
         )
-    last = 0 if drop_last else n % bs
+    last = 0 if drop_last else -(-(n % whole) // ranks)
     narrow = _narrow_norms(model, dls) if bs == 1 or last == 1 else []
     if narrow:
-        which = "every training batch" if bs == 1 else f"the last of {len(dl)} training batches ({n} items, `bs={bs}`)"
+        which = (
+            "every training batch"
+            if bs == 1
+            else f"the last of {-(-n // whole)} training batches ({n} items, `bs={bs}`)"
+        )
         fix = "Pass `bs=2` or more" if bs == 1 else "Pass `drop_last=True` or another `bs`"
         if all(name.startswith("1.") for name in narrow):
             fix += ", or build the heads with `first_bn=False, lin_ftrs=[]`"

@@ -13,7 +13,7 @@ from fastai.callback.tracker import TrackerCallback
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner, Metric, Recorder
 from fastai.optimizer import OptimWrapper, _BaseOptimizer
-from fastai.torch_core import get_model, to_device
+from fastai.torch_core import distrib_barrier, get_model, to_device
 from fastcore.basics import detuplify
 from fastcore.foundation import L
 from fastcore.xtras import join_path_file
@@ -114,7 +114,7 @@ class MultiHeadLearner(HeadPredictions):
         start_epoch: int = 0,
     ) -> None:
         "fastai's `fit`. Raises `HeadsError` before the first step where a batch or a callback would not work."
-        check_batches(self.dls, self.model)
+        check_batches(self.dls, self.model, self.ranks)
         check_callbacks(self, L(cbs))
         self._check_strategy(self.strategy, self.heads)
         try:
@@ -282,6 +282,7 @@ class MultiHeadLearner(HeadPredictions):
     ) -> "MultiHeadLearner":
         """fastai's `load`. Raises `HeadsError`, and nothing has changed, for weights of another arch or of other heads.
         With `strict=False` parts are loaded by name, and a `HeadsWarning` says which were left as they are."""
+        distrib_barrier()  # the first rank may still be writing it
         if strict:
             check_state_fits(get_model(self.model), self._weights_file(file))
             return super().load(str(file).removesuffix(".pth"), device=device, **kwargs)

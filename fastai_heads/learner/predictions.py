@@ -7,7 +7,6 @@ import torch
 from fastai.callback.core import event
 from fastai.data.core import TfmdDL
 from fastai.data.load import DataLoader
-from fastai.learner import Learner
 from fastcore.basics import tuplify
 from fastcore.foundation import L
 from fastcore.xtras import ContextManagers
@@ -18,13 +17,15 @@ from fastai_heads.data.decode import decode_targets
 from fastai_heads.errors import HeadsError, unknown
 from fastai_heads.head_tuple import HeadTuple
 from fastai_heads.learner.gather import ConstantOrder, GatherHeads
+from fastai_heads.learner.ranks import HeadsAcrossRanks
+from fastai_heads.training.across import from_first_rank
 from fastai_heads.training.recorder import HeadsRecorder
 from fastai_heads.view.show import show_predictions, show_targets
 
 __all__ = ["HeadPredictions"]
 
 
-class HeadPredictions(Learner):
+class HeadPredictions(HeadsAcrossRanks):
     "The part of `MultiHeadLearner` that predicts. Answers are `HeadTuple`s: heads in their order, targets in theirs."
 
     def validation_context(self, *args, **kwargs) -> ContextManagers:
@@ -67,14 +68,15 @@ class HeadPredictions(Learner):
             self._do_epoch_validate(dl=dl)
             return gather.answer(self.loss_func, [t.name for t in self.data_targets], act, with_decoded, order)
 
-    @staticmethod
-    def _in_order(dl: Any, reorder: bool) -> tuple[Any, Tensor | None]:
+    def _in_order(self, dl: Any, reorder: bool) -> tuple[Any, Tensor | None]:
         "A data loader that drops nothing, and what brings its items back into the dataset's order."
         if isinstance(dl, DataLoader) and dl.drop_last:
             dl = dl.new(shuffle=False, drop_last=False)
         if not (reorder and hasattr(dl, "get_idxs")):
             return dl, None
-        idxs = list(dl.get_idxs())
+        idxs = list((dl.dl if hasattr(dl, "joined") else dl).get_idxs())
+        if self.ranks > 1:
+            idxs = from_first_rank(torch.tensor(idxs, device=self.distributed_trainer.device)).tolist()
         return dl.new(get_idxs=ConstantOrder(idxs)), torch.tensor(idxs, dtype=torch.long).argsort()
 
     def predict(

@@ -108,6 +108,8 @@ class BoundHead:
         The last one is remembered, as metrics and predictions ask for the same."""
         if not self.spec.by_batch:
             return pred
+        if not len(pred):
+            return self.spec.empty().to(pred.device)
         if self._answered is None or self._answered[0]() is not pred:
             self._answered = ref(pred), self.activation(pred)
         return self._answered[1]

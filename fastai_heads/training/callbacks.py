@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from fastai.callback.core import Callback
+from fastai.callback.schedule import LRFinder
 from fastai.callback.tracker import TrackerCallback
 from fastai.learner import Learner
 
@@ -26,6 +27,10 @@ def check_callbacks(
     for cb in cbs:
         if isinstance(cb, TrackerCallback) and recorders:
             check_monitor(cb, recorders[0].columns())
+        if learn.ranks > 1 and isinstance(cb, LRFinder):
+            raise HeadsError(
+                "`lr_find` restores the weights on the first rank only: find the rate in a run with one process."
+            )
         if hasattr(cb, "check_heads"):
             cb.check_heads(learn.heads)
         if learn.dls.device is not None:

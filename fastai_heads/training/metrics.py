@@ -2,14 +2,17 @@
 
 from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 from fastai.learner import Learner, Metric, mk_metric
 from fastai.metrics import AccumMetric, ActivationType
+from fastai.torch_core import to_detach
 from torch import Tensor
 
 from fastai_heads.training.bound import BoundHead
+from fastai_heads.training.joint import is_joined, joined, joined_target, seen_labels, seen_loss
 
 __all__ = ["HeadMetric", "HeadValidLoss", "head_metrics", "metric_name", "takes_kind"]
 
@@ -57,11 +60,11 @@ class HeadMetric(Metric):
 
     def accumulate(self, learn: Learner) -> None:
         preds = learn.pred if isinstance(learn.pred, tuple | list) else (learn.pred,)
-        targ = learn.yb[self.head.target.index]
+        targ = joined_target(learn, self.head.target, learn.yb[self.head.target.index])
+        pred = joined(learn, self.head.answer(preds[self.place]))
         mask = self.head.labelled(targ)
         if not mask.any() and len(mask):
             return
-        pred = self.head.answer(preds[self.place])
         whole = bool(mask.all())
         self.metric.accumulate(_OneHead(learn, pred if whole else pred[mask], targ if whole else targ[mask]))
 
@@ -88,9 +91,9 @@ class HeadValidLoss(Metric):
         self.total, self.count = 0.0, 0
 
     def accumulate(self, learn: Learner) -> None:
-        loss = learn.head_losses[self.place]
-        count = int(self.head.labelled(learn.yb[self.head.target.index]).sum())
-        self.total += learn.to_detach(loss.mean()) * count
+        loss = to_detach(seen_loss(learn, self.head, self.place), gather=False)
+        count = int(seen_labels(learn, self.head, self.place))
+        self.total += loss * count if count else 0.0
         self.count += count
 
     @property
@@ -103,6 +106,8 @@ class _OneHead(SimpleNamespace):
 
     def __init__(self, learn: Learner, pred: Tensor, targ: Tensor):
         super().__init__(learn=learn, pred=pred, y=targ, yb=(targ,))
+        if is_joined(learn):  # the items are those of all ranks already
+            self.to_detach = partial(to_detach, gather=False)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.learn, name)

@@ -5,11 +5,13 @@ from collections.abc import Iterable
 
 import torch
 from fastai.callback.core import Callback
-from fastai.torch_core import get_model
+from fastai.torch_core import get_model, rank_distrib
 from torch import Tensor, nn
 
 from fastai_heads.errors import HeadsWarning
+from fastai_heads.training.across import sum_over_ranks
 from fastai_heads.training.bound import BoundHead
+from fastai_heads.training.joint import is_joined, seen_labels, seen_loss
 
 __all__ = ["HeadsMonitor", "reaches"]
 
@@ -66,15 +68,16 @@ class HeadsMonitor(Callback):
 
     def after_loss(self) -> None:
         "Count, without waiting for the device."
-        losses = torch.stack([loss.detach().float().mean() for loss in self.learn.head_losses])
+        heads = list(self.learn.heads.values())
+        losses = torch.stack([seen_loss(self.learn, head, place).float() for place, head in enumerate(heads)])
         self._zeros = self._zeros + (losses == 0)
         self._odd = self._odd + ~losses.isfinite()
+        labels = {head.name: seen_labels(self.learn, head, place) for place, head in enumerate(heads)}
         for name in self._labels:
-            head = self.learn.heads[name]
-            self._labels[name] = self._labels[name] + head.labelled(self.yb[head.target.index]).any()
+            self._labels[name] = self._labels[name] + labels[name]
         taps = [tap for tap in self._taps if tap.requires_grad]
         if taps:
-            self._ask(taps)
+            self._ask(taps, labels)
         self._taps = ()
         self._steps += 1
 
@@ -111,14 +114,15 @@ class HeadsMonitor(Callback):
             self._hook.remove()
             self._hook = None
 
-    def _ask(self, taps: list[Tensor]) -> None:
+    def _ask(self, taps: list[Tensor], labels: dict[str, Tensor | int]) -> None:
         scaler = getattr(self.learn, "scaler", None)
         scale = 1.0 if scaler is None else scaler.get_scale()
         losses = dict(zip(self.learn.heads.names, self.learn.head_losses))
         for head in self._wanted():
-            if head.labelled(self.yb[head.target.index]).any():
+            if labels[head.name]:
                 self._asked.add(head.name)
-                if reaches(losses[head.name], taps, scale):
+                found = torch.tensor(reaches(losses[head.name], taps, scale), dtype=torch.long, device=taps[0].device)
+                if sum_over_ranks(found) if is_joined(self.learn) else found:
                     self._silent.discard(head.name)
 
     def _found(self) -> dict[str, str]:  # head → what is wrong
@@ -137,9 +141,10 @@ class HeadsMonitor(Callback):
         return found
 
     def _say(self, found: dict[str, str], whole: bool = True) -> None:
+        first = not (is_joined(self.learn) and rank_distrib())
         where = f"in epoch {self.epoch}" if whole else f"in epoch {self.epoch}, where training stopped"
         for name, cause in found.items():
-            if (name, cause) not in self._named:
+            if first and (name, cause) not in self._named:
                 head = self.learn.heads[name]
                 text = _CAUSES[cause].format(target=head.target.name, count=self._counts[name], steps=self._steps)
                 warnings.warn(f"head {name!r} {text} ({where}).", HeadsWarning, stacklevel=2)

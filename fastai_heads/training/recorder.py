@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from fastai.learner import AvgSmoothLoss, Learner, Recorder
+from fastai.learner import AvgLoss, AvgSmoothLoss, Learner, Recorder
 from fastai.torch_core import to_detach
 from fastcore.foundation import L
 from matplotlib.axes import Axes
@@ -12,6 +12,7 @@ from torch import lerp
 from fastai_heads.errors import HeadsError
 from fastai_heads.training.bound import BoundHead
 from fastai_heads.training.curves import Curves, empty_figure
+from fastai_heads.training.joint import seen_items, seen_labels, seen_loss
 from fastai_heads.training.metrics import HeadValidLoss
 
 __all__ = ["HeadsRecorder"]
@@ -34,10 +35,29 @@ class HeadTrainLoss(AvgSmoothLoss):
         return f"{self.head.name}_loss"
 
     def accumulate(self, learn: Learner) -> None:
-        if not self.head.labelled(learn.yb[self.head.target.index]).any():
+        if not seen_labels(learn, self.head, self.place):
             return
+        loss = to_detach(seen_loss(learn, self.head, self.place), gather=False)
         self.count += 1
-        self.val = lerp(to_detach(learn.head_losses[self.place].mean()).float(), self.val, self.beta)
+        self.val = lerp(loss, self.val.to(loss.dtype), self.beta)
+
+
+class TotalTrainLoss(AvgSmoothLoss):
+    "fastai's smoothed loss, of `learn.loss` as it is: under distribution it is that of all ranks already."
+
+    def accumulate(self, learn: Learner) -> None:
+        self.count += 1
+        loss = to_detach(learn.loss.mean(), gather=False)
+        self.val = lerp(loss, self.val.to(loss.dtype), self.beta)
+
+
+class TotalValidLoss(AvgLoss):
+    "fastai's mean loss, by the items of all ranks."
+
+    def accumulate(self, learn: Learner) -> None:
+        items = seen_items(learn)
+        self.total += to_detach(learn.loss.mean(), gather=False) * items
+        self.count += items
 
 
 class HeadsRecorder(Recorder):
@@ -48,6 +68,16 @@ class HeadsRecorder(Recorder):
     `losses_by_head[name]` is that head's smoothed training loss after every step, as `losses` is of the total."""
 
     name = "recorder"  # callbacks and users know fastai's `learn.recorder`
+
+    def __init__(
+        self,
+        add_time: bool = True,  # fastai's: a column for the time of an epoch
+        train_metrics: bool = False,  # fastai's: measure in training, too
+        valid_metrics: bool = True,  # fastai's: measure in validation
+        beta: float = 0.98,  # fastai's: how the training losses are smoothed
+    ):
+        super().__init__(add_time, train_metrics, valid_metrics, beta)
+        self.loss, self.smooth_loss = TotalValidLoss(), TotalTrainLoss(beta)
 
     def before_fit(self) -> None:
         "Prepare the table: fastai's columns, each total followed by the heads' own."

@@ -13,7 +13,7 @@ from fastai.callback.core import Callback
 from fastai.data.core import TfmdDL
 from fastai.interpret import Interpretation
 from fastai.learner import Learner
-from fastai.torch_core import to_detach, to_np
+from fastai.torch_core import to_np
 from fastcore.basics import tuplify
 from fastcore.foundation import L
 from matplotlib.figure import Figure
@@ -49,7 +49,7 @@ class ItemLosses(Callback):
         heads = self.learn.heads.values()
         there = torch.stack([head.labelled(self.yb[head.target.index]) for head in heads], 1)
         losses = torch.stack([loss.float().as_subclass(Tensor) for loss in self.learn.head_losses], 1)
-        self.batches.append(to_detach((losses * there.float().mean(0), there)))
+        self.batches.append(self.learn.to_detach((losses * there.float().mean(0), there)))
 
 
 class HeadsInterpretation(Interpretation):

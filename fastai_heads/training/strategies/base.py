@@ -113,7 +113,7 @@ class LeafStrategy(Strategy):
             for place, name in enumerate(losses)
             if name in self._present
         }
-        value = self.combined(weighted) if weighted else leaf.sum()
+        value = self.combined(weighted) if weighted else self.nothing(leaf)
         self._present = self._present or learn.heads.names  # zeros that keep the graph
         (self._slopes,) = torch.autograd.grad(value, self._leaf, retain_graph=True)
         return value.clone()  # callbacks divide it in place
@@ -124,6 +124,13 @@ class LeafStrategy(Strategy):
     ) -> Tensor:  # a scalar
         "One number of several; a sum unless a strategy says otherwise."
         return torch.stack(list(losses.values())).sum()
+
+    def nothing(
+        self,
+        losses: Tensor,  # (K,) of a batch without a label for any head
+    ) -> Tensor:  # a scalar, of which every loss's gradient is zero
+        "A number that depends on the losses of a batch in which nothing is labelled."
+        return losses.sum()
 
     def coefficients(self, learn: Learner) -> dict[str, Tensor]:
         "What each loss's gradient is to be multiplied by: weight, loss scale and share of an accumulated batch."
@@ -163,5 +170,5 @@ def shared_losses(
     if world() == 1 or not any(head.target.partial for head in learn.heads.values()):
         return tuple(losses)
     counts = label_counts(learn.loss_func, learn.yb)
-    shares = counts * world() / sum_over_ranks(counts).clamp(min=1)
+    shares = counts.double() * world() / sum_over_ranks(counts).clamp(min=1)
     return tuple(loss * share.to(loss.dtype) for loss, share in zip(losses, shares))

@@ -54,6 +54,10 @@ class Scalarized(LeafStrategy):
     def combined(self, losses: dict[str, Tensor]) -> Tensor:
         return self._kept.value(torch.stack(list(losses.values())), [self._names.index(name) for name in losses])
 
+    def nothing(self, losses: Tensor) -> Tensor:
+        "It depends on what is learned, too: under distribution every parameter waits for a gradient."
+        return losses.sum() + sum(param.sum() * 0 for param in self._kept.parameters())
+
     def backward(self, learn: Learner) -> None:
         "One pass: through the scalarizer to what it learns, and through every loss, those of absent heads with 0."
         slopes = self.coefficients(learn)

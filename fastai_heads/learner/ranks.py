@@ -1,0 +1,78 @@
+"""A learner on several processes: fastai's `distrib_ctx`, for several heads and on any device."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from fastai.learner import Learner
+from fastai.torch_core import default_device, num_distrib
+from typing_extensions import Self
+
+from fastai_heads.errors import HeadsError
+
+__all__ = ["HeadsAcrossRanks"]
+
+
+class HeadsAcrossRanks(Learner):
+    "The part of `MultiHeadLearner` that trains on several processes, started by `torchrun`."
+
+    @contextmanager
+    def distrib_ctx(
+        self,
+        sync_bn: bool = True,  # on GPUs, replace batch norms by `nn.SyncBatchNorm`
+        in_notebook: bool = False,  # fastai's: launched by accelerate's `notebook_launcher`
+        **kwargs: Any,  # accelerate's `Accelerator`'s: `cpu=True`, …
+    ) -> Iterator[Self]:
+        """fastai's, on GPUs (nccl) and on CPUs (gloo). Within it, fits, validations and predictions are of all ranks
+        together, and every rank has the result; with one process it changes nothing.
+
+        Every rank trains on batches of `bs`. A head's loss is that over the labels of all ranks, and a rank without
+        one still takes part. The first rank prints and writes files, and the others read them: `path` has to be one
+        that all of them see."""
+        if num_distrib() <= 1:
+            yield self
+            return
+        _need_accelerate()
+        import fastai.distributed  # noqa: F401  gives `Learner` its `distrib_ctx`
+
+        with super().distrib_ctx(sync_bn, in_notebook, **kwargs):
+            yield self
+
+    def to_distributed(
+        self,
+        sync_bn: bool = True,  # on GPUs, replace batch norms by `nn.SyncBatchNorm`
+        **kwargs: Any,  # accelerate's `Accelerator`'s
+    ) -> Self:
+        "fastai's: what `distrib_ctx` does at its start."
+        _need_accelerate()
+        from fastai_heads.training.distributed import HeadsTrainer
+
+        on_cpu = torch.device(self.dls.device or default_device()).type == "cpu"  # accelerate has to be told
+        return self.add_cb(HeadsTrainer(sync_bn, **{"cpu": on_cpu, **kwargs}))
+
+    def detach_distributed(self) -> Self:
+        "fastai's: what `distrib_ctx` does at its end, also after an error."
+        trainer = getattr(self, "distributed_trainer", None)
+        if trainer is not None:
+            trainer.detach()
+            self.remove_cb(trainer)
+        return self
+
+    @property
+    def ranks(self) -> int:
+        "How many processes train together: those of `distrib_ctx`, or one."
+        trainer = getattr(self, "distributed_trainer", None)
+        return 1 if trainer is None else trainer.accelerator.num_processes
+
+    def to_detach(self, b: Any, cpu: bool = True, gather: bool = True) -> Any:
+        "fastai's; only batches of which every rank has a part are gathered."
+        return super().to_detach(b, cpu, gather and hasattr(getattr(self, "dl", None), "joined"))
+
+
+def _need_accelerate() -> None:
+    if find_spec("accelerate") is None:
+        raise HeadsError(
+            "`distrib_ctx` needs accelerate, which is not installed: `pip install 'fastai_heads[distributed]'`."
+        )
