@@ -151,9 +151,9 @@ def scenes(
     in a training and in a validation scene. Alone, a digit's square is 0.25 to 0.6 of the canvas wide; among k digits
     0.2 to 0.52 / √k. Digits do not overlap: one for which no place is free is left out.
 
-    With `overlap` two digits of 0.3 to 0.44 stand side by side, the centre of either at most a quarter of its side from a
-    common height, and their squares share that part of their mean width. Source of the task: Sabour et al. 2017, sec. 6
-    (MultiMNIST)."""
+    With `overlap` two digits of 0.3 to 0.44 stand side by side, the centre of either at most a quarter of its side from
+    a common height, and their squares share that part of their mean width. Source of the task: Sabour et al. 2017,
+    sec. 6 (MultiMNIST)."""
     rng, number = np.random.default_rng(params.seed), 0
     written = load_digits()
     order = rng.permutation(len(written.target))
