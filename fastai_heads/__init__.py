@@ -28,12 +28,13 @@ from fastai_heads.heads import (
 )
 from fastai_heads.learner import MultiHeadLearner, multihead_learner
 from fastai_heads.model import Trunk
-from fastai_heads.training import HeadsMonitor, LossWeightScheduler
+from fastai_heads.training import Balance, Disjoint, HeadsMonitor, LossWeightScheduler
 from fastai_heads.view import HeadsInterpretation, show_targets
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Balance",
     "BoxBlock",
     "BoxHead",
     "BoxesReader",
@@ -41,6 +42,7 @@ __all__ = [
     "CustomHead",
     "DetectionBlock",
     "DetectionHead",
+    "Disjoint",
     "HeadSpec",
     "HeadTuple",
     "HeadsError",

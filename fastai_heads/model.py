@@ -14,9 +14,10 @@ from fastai_heads.heads.levels import LevelFrom, PyramidLevel
 from fastai_heads.heads.pooled import PooledHead
 from fastai_heads.heads.spec import HeadSpec, TapShape
 
-__all__ = ["PREFIX", "Heads", "Trunk", "body_and_heads", "in_eval", "multihead_model", "read_by"]
+__all__ = ["PREFIX", "STRATEGY", "Heads", "Trunk", "body_and_heads", "in_eval", "multihead_model", "read_by"]
 
 PREFIX = "head_"  # nn.ModuleDict refuses keys such as 'type' or 'values'
+STRATEGY = "strategy."  # before the names of what a strategy learns
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ class Heads(nn.Module):
         self.reads, self.trunk_reads = dict(reads), dict(trunk_reads or {})
         self.trunks = nn.ModuleDict({PREFIX + name: m for name, m in (trunks or {}).items()})
         self.heads = nn.ModuleDict({PREFIX + name: m for name, m in heads.items()})
+        self.strategy: nn.Module | None = None  # what a strategy learns while training; no prediction needs it
+        self.register_load_state_dict_pre_hook(_without_strategy)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -139,6 +142,17 @@ class Heads(nn.Module):
         if key not in pooled:
             pooled[key] = head.pool(tensors[reads[0]])
         return head(pooled[key])
+
+
+def _without_strategy(heads: Heads, state: dict[str, Any], prefix: str, *_args: Any) -> None:
+    "Weights of another strategy, or of none, load: what the strategy of this network learns starts where it is."
+    prefix += STRATEGY
+    ours = {} if heads.strategy is None else heads.strategy.state_dict(prefix=prefix)
+    theirs = {key: value for key, value in state.items() if key.startswith(prefix)}
+    if {key: value.shape for key, value in ours.items()} != {key: value.shape for key, value in theirs.items()}:
+        for key in theirs:
+            del state[key]
+        state.update(ours)
 
 
 def multihead_model(

@@ -54,6 +54,8 @@ def multihead_learner(
     | None = None,  # names in target order; name → spec; None: inferred
     *,
     trunk: Mapping[str, Trunk] | None = None,  # name → layers shared by the heads that tap it by that name
+    strategy: Any = None,  # how the losses become one step: None (their sum by `loss_weight`), a scalarizer or an
+    # aggregator of torchjd, `Balance(aggregator, over=…)`, or `Disjoint(opt_func=…, lrs={…})`
     pretrained: bool = True,  # with the arch's default weights; the body starts frozen then
     weights: Enum | str | None = None,  # torchvision's weights enum or name, or a timm tag, instead of the default
     n_in: int = 3,  # channels of the image
@@ -77,7 +79,7 @@ def multihead_learner(
     body = _body(arch, _needed_taps(specs, trunks), pretrained, weights, n_in, dict(body_kwargs or {}))
     inputs = _check_inputs(dls, body)
     model = multihead_model(body, {name: spec for name, (spec, _) in specs.items()}, trunks, inputs)
-    learn = MultiHeadLearner(dls, model, specs, targets, **learner_kwargs)
+    learn = MultiHeadLearner(dls, model, specs, targets, strategy, **learner_kwargs)
     if normalize:
         _add_normalize(dls, body)
     if body.weights:

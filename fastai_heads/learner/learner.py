@@ -12,7 +12,7 @@ from fastai.callback.fp16 import AMPMode
 from fastai.callback.tracker import TrackerCallback
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner, Metric, Recorder
-from fastai.optimizer import OptimWrapper
+from fastai.optimizer import OptimWrapper, _BaseOptimizer
 from fastai.torch_core import get_model, to_device
 from fastcore.basics import detuplify
 from fastcore.foundation import L
@@ -35,9 +35,12 @@ from fastai_heads.training.loss import CombinedLoss
 from fastai_heads.training.metrics import HeadMetric, head_metrics
 from fastai_heads.training.mixing import Targets, batch_losses, combined_loss
 from fastai_heads.training.monitors import HeadsMonitor
-from fastai_heads.training.optimizer import HeadsOptimizer, multiplied
+from fastai_heads.training.optimizer import multiplied
 from fastai_heads.training.precision import DevicePrecision
 from fastai_heads.training.recorder import HeadsRecorder
+from fastai_heads.training.strategies.base import Strategy, tell
+from fastai_heads.training.strategies.callback import StrategyCallback
+from fastai_heads.training.strategies.resolve import as_strategy
 from fastai_heads.training.trackers import set_direction
 from fastai_heads.view.diagram import draw_heads
 from fastai_heads.view.summary import Summary, summarize
@@ -56,6 +59,7 @@ class MultiHeadLearner(HeadPredictions):
         model: nn.Sequential,  # from `multihead_model`
         specs: Mapping[str, tuple[HeadSpec, Target]],  # name → (fitted spec, its target), in head order
         targets: Sequence[Target],  # every target of the data, in order, also those without a head
+        strategy: Any = None,  # how the losses become one step, as for `multihead_learner`
         **learner_kwargs: Any,  # fastai's `Learner`'s: opt_func, lr, cbs, path, model_dir, wd, moms, …
     ):
         self.data_targets = tuple(targets)  # not `targets`: fastai's callbacks set that on themselves
@@ -68,6 +72,22 @@ class MultiHeadLearner(HeadPredictions):
             self.remove_cb(recorder)
             self.add_cb(HeadsRecorder(recorder.add_time, recorder.train_metrics, recorder.valid_metrics))
             self.add_cb(HeadsMonitor())
+        self.add_cb(StrategyCallback())
+        self.strategy = strategy
+
+    @property
+    def strategy(self) -> Strategy:
+        """How the losses of the heads become one step. It may be set: `learn.strategy = UPGrad()`; the optimizer starts
+        anew then. Raises `HeadsError`, and nothing has changed, where it does not fit the heads."""
+        return self._strategy
+
+    @strategy.setter
+    def strategy(self, value: Any) -> None:
+        strategy = as_strategy(value, len(self.heads))
+        self._check_strategy(strategy, self.heads)
+        self._strategy = strategy
+        self._bind_strategy()
+        self._renew_opt()
 
     @property
     def dls(self) -> DataLoaders:
@@ -96,6 +116,7 @@ class MultiHeadLearner(HeadPredictions):
         "fastai's `fit`. Raises `HeadsError` before the first step where a batch or a callback would not work."
         check_batches(self.dls, self.model)
         check_callbacks(self, L(cbs))
+        self._check_strategy(self.strategy, self.heads)
         try:
             super().fit(n_epoch, lr, wd, cbs, reset_opt, start_epoch)
         finally:
@@ -122,36 +143,60 @@ class MultiHeadLearner(HeadPredictions):
         return Targets(self.yb) if len(self.yb) > 1 else detuplify(self.yb)
 
     def create_opt(self) -> None:
-        "fastai's, with a group per learning rate under the groups that a user sees where heads have an `lr_mult`."
-        if all(head.spec.lr_mult == 1 for head in self.heads.values()):
+        "fastai's, or the strategy's: with a group per learning rate where heads have an `lr_mult`, or one per head."
+        if not self.strategy.own_opt and all(head.spec.lr_mult == 1 for head in self.heads.values()):
             super().create_opt()
-            return
-        opt_func = self.opt_func
+        else:
+            self._create_own_opt(self.opt_func)
+        kept = get_model(self.model)[1].strategy
+        for param in kept.parameters() if kept is not None else ():
+            self.opt.state[param]["do_wd"] = False
+
+    def _create_own_opt(self, opt_func: Callable) -> None:
         if isinstance(opt_func, OptimWrapper):
             raise HeadsError(
-                "`opt_func` is an optimizer that is made already, which cannot keep the heads' `lr_mult`: "
+                "`opt_func` is an optimizer that is made already, which cannot keep learning rates or states by head: "
                 "pass what makes one, such as `partial(OptimWrapper, opt=torch.optim.AdamW)`."
             )
         try:
             # a partial, as fastai takes the learner's rate from the keywords of one
-            self.opt_func = partial(self._heads_opt, opt_func, **getattr(opt_func, "keywords", {}))
+            self.opt_func = partial(self._own_opt, opt_func, **getattr(opt_func, "keywords", {}))
             super().create_opt()
         finally:
             self.opt_func = opt_func
 
-    def _heads_opt(self, opt_func: Callable, groups: list, lr: float | slice, **_keywords) -> HeadsOptimizer:
-        return HeadsOptimizer(opt_func, multiplied(groups, self.heads), lr)
+    def _own_opt(self, opt_func: Callable, groups: list, lr: float | slice, **_keywords) -> _BaseOptimizer:
+        return self.strategy.make_opt(opt_func, multiplied(groups, self.heads), self.heads, lr)
+
+    def _renew_opt(self) -> None:
+        "The optimizer starts anew, and what was frozen stays frozen."
+        frozen, self.opt = getattr(self.opt, "frozen_idx", 0), None
+        if frozen:
+            self.freeze_to(frozen)
+
+    def _check_strategy(self, strategy: Strategy, heads: BoundHeads) -> None:
+        tell(strategy, "check", heads)
+        tell(strategy, "check_model", self.model)
+
+    def _bind_strategy(self) -> None:
+        "What the strategy learns stands beside the heads, on their device."
+        model = get_model(self.model)
+        kept = self.strategy.module(self.heads)
+        model[1].strategy = None if kept is None else kept.to(next(model.parameters()).device)
 
     def _do_one_batch(self) -> None:
-        self.pred = self.model(*self.xb)
+        self.pred = self.strategy.predict(self) if self.training else self.model(*self.xb)
         self("after_pred")
         if len(self.yb):
             self.head_losses = batch_losses(self.loss_func, self.pred, self.yb)
-            self.loss_grad = combined_loss(self.loss_func).total(self.head_losses)
-            self.loss = self.loss_grad.clone()
+            self.loss = combined_loss(self.loss_func).total([loss.detach() for loss in self.head_losses])
+            self.loss_grad = self.strategy.objective(self) if self.training else self.loss.clone()
         self("after_loss")
         if self.training and len(self.yb):
             self._do_grad_opt()
+
+    def _backward(self) -> None:
+        self.strategy.backward(self)
 
     def set_dls(
         self,
@@ -183,8 +228,10 @@ class MultiHeadLearner(HeadPredictions):
         """One head more on a trained learner: body and other heads stay bit for bit, what was frozen stays frozen, the
         optimizer starts anew. Raises `HeadsError`, and nothing has changed, where the head does not fit."""
         spec, target = added_spec(self, name, head, target)
+        heads = {**self.heads, name: BoundHead(name, spec, target, self.model[1])}
+        self._check_strategy(self.strategy, BoundHeads(heads))
         add_module(self.model, name, spec)
-        self._set_heads({**self.heads, name: BoundHead(name, spec, target, self.model[1])})
+        self._set_heads(heads)
         self.metrics = [*self.metrics, *head_metrics(self.heads[name], len(self.heads) - 1)]
         return self.heads[name]
 
@@ -196,17 +243,18 @@ class MultiHeadLearner(HeadPredictions):
         dropped = self.heads[name]
         if len(self.heads) == 1:
             raise HeadsError(f"`name`: {name!r} is the only head; a learner needs one.")
+        heads = {n: h for n, h in self.heads.items() if h is not dropped}
+        self._check_strategy(self.strategy, BoundHeads(heads))
         self.model[1].drop(dropped.name)
-        self._set_heads({n: h for n, h in self.heads.items() if h is not dropped})
+        self._set_heads(heads)
         places = {n: place for place, n in enumerate(self.heads)}
         self.metrics = [_at(m, places) for m in self.metrics if getattr(m, "head", None) is not dropped]
 
     def _set_heads(self, heads: Mapping[str, BoundHead]) -> None:
         self.heads = BoundHeads(heads)
         self.loss_func.heads = self.heads
-        frozen, self.opt = getattr(self.opt, "frozen_idx", 0), None
-        if frozen:
-            self.freeze_to(frozen)
+        self._bind_strategy()
+        self._renew_opt()
 
     # looking and loading
 

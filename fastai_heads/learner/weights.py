@@ -7,7 +7,7 @@ from fastai.learner import load_model
 from torch import Tensor, nn
 
 from fastai_heads.errors import HeadsError
-from fastai_heads.model import PREFIX
+from fastai_heads.model import PREFIX, STRATEGY
 
 __all__ = ["check_state_fits", "load_vision_weights", "load_what_fits"]
 
@@ -74,8 +74,9 @@ def _part(key: str) -> str:
 
 
 def _faults(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> dict[str, str]:
-    "Part → why the file does not fit it."
+    "Part → why the file does not fit it. What a strategy has learned is no part: no prediction needs it."
     faults: dict[str, str] = {}
+    ours, theirs = ({k: v for k, v in state.items() if not _of_strategy(k)} for state in (ours, theirs))
     for key in [*ours, *theirs]:
         part = _part(key)
         if part in faults:
@@ -91,6 +92,10 @@ def _faults(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> dict[str, str
         elif ours[key].shape != theirs[key].shape:
             faults[part] = f"{key} has shape {tuple(ours[key].shape)}, in the file {tuple(theirs[key].shape)}"
     return faults
+
+
+def _of_strategy(key: str) -> bool:
+    return key.startswith(f"1.{STRATEGY}")
 
 
 class _Reader:

@@ -5,5 +5,15 @@ from fastai_heads.training.loss import CombinedLoss
 from fastai_heads.training.metrics import HeadMetric
 from fastai_heads.training.monitors import HeadsMonitor
 from fastai_heads.training.schedule import LossWeightScheduler
+from fastai_heads.training.strategies import Balance, Disjoint
 
-__all__ = ["BoundHead", "BoundHeads", "CombinedLoss", "HeadMetric", "HeadsMonitor", "LossWeightScheduler"]
+__all__ = [
+    "Balance",
+    "BoundHead",
+    "BoundHeads",
+    "CombinedLoss",
+    "Disjoint",
+    "HeadMetric",
+    "HeadsMonitor",
+    "LossWeightScheduler",
+]

@@ -1,6 +1,6 @@
 """The losses of the heads, and their sum."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,7 @@ class CombinedLoss(nn.Module):
 
     def total(
         self,
-        losses: tuple[Tensor, ...],  # one per head, from `losses`
+        losses: Sequence[Tensor],  # one per head, from `losses`
     ) -> Tensor:
         "The sum by the heads' `loss_weight`s."
         weighted = [loss * h.loss_weight for h, loss in zip(self.heads.values(), losses)]

@@ -14,11 +14,12 @@ from fastai_heads.errors import HeadsError
 from fastai_heads.training.bound import BoundHead, BoundHeads
 from fastai_heads.training.loss import CombinedLoss
 
-__all__ = ["Targets", "batch_losses", "blended_loss", "check_mixing", "combined_loss"]
+__all__ = ["Targets", "batch_losses", "blended_loss", "check_mixing", "combined_loss", "label_counts"]
 
 
 class Targets(tuple):
-    "Several targets of a batch as the one `learn.y` that `MixUp` and `CutMix` know: one size, one order of the items."
+    """Several targets of a batch as the one `learn.y` that `MixUp` and `CutMix` know: one size, one order of the
+    items."""
 
     def size(self, dim: int | None = None) -> Any:
         "The first target's, as all have as many items."
@@ -38,11 +39,30 @@ def batch_losses(
     loss, handler = combined_loss(loss_func), _handler(loss_func)
     if handler is None:
         return loss.losses(preds, targs)
-    others = handler.yb1[0] if isinstance(handler.yb1[0], Targets) else handler.yb1  # of `CutMix`; of `MixUp`
+    others = _blended_in(handler)
     return tuple(
         blended_loss(head, pred, targs[head.target.index], others[head.target.index], handler.lam)
         for head, pred in loss.pairs(preds)
     )
+
+
+def label_counts(
+    loss_func: Callable,  # as of `batch_losses`
+    targs: tuple[Tensor, ...],  # one per target
+) -> Tensor:  # (K,) one per head
+    "How many images of a batch have a label for each head; where images are blended, one of the two is enough."
+    handler = _handler(loss_func)
+    sides = [targs] if handler is None else [targs, _blended_in(handler)]
+    counts = []
+    for head in combined_loss(loss_func).heads.values():
+        masks = [head.labelled(side[head.target.index]) for side in sides]
+        counts.append(torch.stack(masks).any(0).sum())
+    return torch.stack(counts)
+
+
+def _blended_in(handler: MixHandler) -> tuple[Tensor, ...]:
+    "The targets of the images that were blended in: `MixUp` and `CutMix` keep them in different ways."
+    return handler.yb1[0] if isinstance(handler.yb1[0], Targets) else handler.yb1
 
 
 def combined_loss(
@@ -60,8 +80,8 @@ def blended_loss(
     other: Tensor,  # (B, …) the target of the images that were blended in
     share: Tensor,  # (B,) or one for all: what `targ`'s images have of the blend, 0 to 1
 ) -> Tensor:  # a scalar
-    """The loss on either target, blended as the images are, over the labelled items. A label that is missing takes its
-    share out of the mean. With `mix=False` the loss on the target of the image with the larger share.
+    """The loss on either target, blended as the images are, over the labelled items. A label that is missing takes
+    its share out of the mean. With `mix=False` the loss on the target of the image with the larger share.
 
     Source: Zhang et al. 2018 (mixup), sec. 2, in the form of `fastai.callback.mixup.MixHandler.lf`."""
     share = share.to(pred.device)

@@ -29,9 +29,10 @@ class HeadsMonitor(Callback):
     """Names a head that did not learn in an epoch in a `HeadsWarning`, with the likely cause: once, and again only if
     it has been well for an epoch in between.
 
-    A few sums over K numbers are kept on the device in every step. Whether a head's gradient reaches the body is asked
-    with a backward pass through that head alone, in the first batch of an epoch, and in further ones only until it has
-    been seen to. It is not asked where the body does not train. `learn.remove_cb(HeadsMonitor)` turns all this off."""
+    A few sums over K numbers are kept on the device in every step. Whether a head's gradient reaches the body is
+    asked with a backward pass through that head alone, in the first batch of an epoch, and in further ones only until
+    it has been seen to. It is not asked where the body does not train. `learn.remove_cb(HeadsMonitor)` turns all this
+    off."""
 
     order, run_valid = 20, False  # after MixedPrecision has left autocast
 
@@ -57,7 +58,7 @@ class HeadsMonitor(Callback):
         self._unhook()
         self._taps: tuple[Tensor, ...] = ()
         if self._wanted():
-            self._hook = get_model(self.model)[0].register_forward_hook(self._keep)
+            self._hook = get_model(self.model)[1].register_forward_hook(self._keep)
 
     def after_pred(self) -> None:
         "The taps are there."
@@ -102,8 +103,8 @@ class HeadsMonitor(Callback):
             if name in self._silent and (self._steps == 0 or (name, "no gradient") not in self._named)
         ]
 
-    def _keep(self, _module: nn.Module, _inputs: tuple, taps: dict[str, Tensor]) -> None:
-        self._taps = tuple(taps.values())
+    def _keep(self, _heads: nn.Module, inputs: tuple[dict[str, Tensor]], _preds: tuple) -> None:
+        self._taps = tuple(inputs[0].values())  # as the heads read them
 
     def _unhook(self) -> None:
         if self._hook is not None:

@@ -9,35 +9,53 @@ from torch import nn
 
 from fastai_heads.training.bound import BoundHeads
 
-__all__ = ["HeadsOptimizer", "multiplied"]
+__all__ = ["Groups", "HeadsOptimizer", "ShownGroups", "multiplied"]
+
+Groups = Sequence[Sequence[tuple[Sequence[nn.Parameter], float]]]
+"Shown group → [(parameters, multiplier of the learning rate), …]"
 
 
-class HeadsOptimizer(_BaseOptimizer):
-    """An optimizer with finer groups than it shows. Its `hypers`, `freeze_to` and slices count the groups that a user
-    sees (the body's, and one for all heads); before a step every inner group takes its shown group's hyperparameters,
-    the learning rate times the group's multiplier. Any fastai optimizer or `OptimWrapper` may be inside."""
+class ShownGroups(_BaseOptimizer):
+    """The groups of an optimizer that a user sees: its `hypers`, `freeze_to` and slices count those. What steps is
+    one optimizer, or several, with finer groups inside; before a step these take the hyperparameters of their shown
+    groups, the learning rate times a multiplier."""
+
+    def __init__(
+        self,
+        groups: Groups,
+        hypers: dict[str, Any],  # of an inner optimizer, to start with
+        lr: float | slice,  # the learner's default rate
+    ):
+        self.param_lists = L(L(p for params, _ in parts for p in params) for parts in groups)
+        self.hypers = L(dict(hypers) for _ in groups)
+        self.frozen_idx = 0
+        self.set_hyper("lr", lr)  # a slice spreads over the shown groups
+
+    def give_hypers(
+        self,
+        opt: _BaseOptimizer,  # an inner one
+        shown: Sequence[int],  # the shown group of each of its groups
+        mults: Sequence[float],  # the multiplier of each
+    ) -> None:
+        "The hyperparameters of this moment."
+        for key in self.hypers[0]:
+            values = [self.hypers[group][key] for group in shown]
+            opt.set_hyper(key, [lr * mult for lr, mult in zip(values, mults)] if key == "lr" else values)
+
+
+class HeadsOptimizer(ShownGroups):
+    "An optimizer with a learning rate for every head. Any fastai optimizer or `OptimWrapper` may be inside."
 
     def __init__(
         self,
         opt_func: Callable,  # (groups, lr=…) → a fastai optimizer
-        groups: Sequence[Sequence[tuple[Sequence[nn.Parameter], float]]],  # shown group → [(parameters, multiplier), …]
+        groups: Groups,
         lr: float | slice,  # the learner's default rate
     ):
         inner = [(list(params), mult, shown) for shown, parts in enumerate(groups) for params, mult in parts if params]
         self._mults, self._shown = [mult for _, mult, _ in inner], [shown for _, _, shown in inner]
         self.opt = opt_func([params for params, _, _ in inner], lr=lr)
-        self.hypers = L(dict(self.opt.hypers[0]) for _ in groups)
-        self.frozen_idx = 0
-        self.set_hyper("lr", lr)  # a slice spreads over the shown groups
-
-    @property
-    def param_lists(self) -> L:
-        "The parameters of every shown group."
-        lists = self.opt.param_lists
-        return L(
-            L(p for shown, params in zip(self._shown, lists) if shown == group for p in params)
-            for group in range(len(self.hypers))
-        )
+        super().__init__(groups, self.opt.hypers[0], lr)
 
     @property
     def state(self) -> dict:
@@ -46,11 +64,7 @@ class HeadsOptimizer(_BaseOptimizer):
 
     def step(self, closure: Callable | None = None) -> None:
         "One step of the inner optimizer at this moment's hyperparameters."
-        for key in self.hypers[0]:
-            values = [self.hypers[shown][key] for shown in self._shown]
-            if key == "lr":
-                values = [lr * mult for lr, mult in zip(values, self._mults)]
-            self.opt.set_hyper(key, values)
+        self.give_hypers(self.opt, self._shown, self._mults)
         self.opt.step(closure)
 
     def zero_grad(self) -> None:
@@ -74,7 +88,7 @@ class HeadsOptimizer(_BaseOptimizer):
 def multiplied(
     groups: Sequence[Sequence[nn.Parameter]],  # the groups that a user sees, the last that of trunks and heads
     heads: BoundHeads,  # whose `lr_mult`s split the last group
-) -> list[list[tuple[list[nn.Parameter], float]]]:  # group → [(parameters, multiplier), …]
+) -> list[list[tuple[list[nn.Parameter], float]]]:  # as `Groups`
     "The last group by the learning rates of its heads; trunks, and what two heads share, keep the group's own rate."
     owners: dict[nn.Parameter, set[float]] = {}
     for head in heads.values():

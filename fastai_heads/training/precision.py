@@ -12,7 +12,8 @@ __all__ = ["DevicePrecision", "check_precision"]
 
 
 class DevicePrecision(MixedPrecision):
-    "fastai's `MixedPrecision`, which knows CUDA only and elsewhere trains in float32, on any device that has autocast."
+    """fastai's `MixedPrecision`, which knows CUDA only and elsewhere trains in float32, on any device that has
+    autocast."""
 
     name = "mixed_precision"  # fastai asks for it by this name
 

@@ -16,9 +16,9 @@ class LossWeightScheduler(Callback):
     """Sets heads' `loss_weight`s before every training step: `LossWeightScheduler({'digit': SchedLin(1, .1)})`.
 
     A schedule takes the share of the training that is done, 0 to 1, and gives a weight: fastai's annealers, or a
-    function. The weights of every step are in `loss_weights` and, for `learn.recorder.plot_sched()`, in `recorder.hps`.
-    After the fit the last weights stay, as fastai leaves the optimizer's hyperparameters, so that `learn.validate()`
-    gives the last row of the table. While the learning rate is sought nothing is set."""
+    function. The weights of every step are in `loss_weights` and, for `learn.recorder.plot_sched()`, in
+    `recorder.hps`. After the fit the last weights stay, as fastai leaves the optimizer's hyperparameters, so that
+    `learn.validate()` gives the last row of the table. While the learning rate is sought nothing is set."""
 
     order, run_valid = ParamScheduler.order + 1, False
 

@@ -17,8 +17,8 @@ def set_direction(
     metrics: Iterable[Metric],  # of the learner
 ) -> None:
     """Have a tracker look for what is better of its metric. fastai goes by the whole name, in which a head `blossom`
-    makes an accuracy a loss and `ink_mae` is better the greater. A `comp` that is not fastai's own guess is the user's
-    and stays."""
+    makes an accuracy a loss and `ink_mae` is better the greater. A `comp` that is not fastai's own guess is the
+    user's and stays."""
     guess = np.less if "loss" in tracker.monitor or "error" in tracker.monitor else np.greater
     better = {f"{part}{m.name}": m.higher_is_better for m in metrics if isinstance(m, HeadMetric) for part in _PARTS}
     if tracker.comp is not guess or tracker.monitor not in better:

@@ -1,0 +1,68 @@
+"""What several processes that train together tell each other; in one process every function gives what it was
+given."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+__all__ = ["from_first_rank", "mean_over_ranks", "sum_over_ranks", "world"]
+
+_BUCKET = 1 << 23
+"Numbers that are sent at once."
+
+
+def world() -> int:
+    "How many processes train together."
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def sum_over_ranks(
+    tensor: Tensor,  # of one shape on all ranks
+) -> Tensor:  # a new one, alike on all ranks
+    "The sum over all ranks."
+    if world() == 1:
+        return tensor
+    tensor = tensor.clone()
+    dist.all_reduce(tensor)
+    return tensor
+
+
+def mean_over_ranks(
+    tensors: Sequence[Tensor],  # of the same shapes on all ranks, written in place
+) -> None:
+    "The mean over all ranks of every tensor, sent in few large pieces."
+    if world() == 1:
+        return
+    for bucket in _buckets(tensors):
+        flat = torch.cat([t.reshape(-1) for t in bucket])
+        dist.all_reduce(flat)
+        flat /= world()
+        for tensor, part in zip(bucket, flat.split([t.numel() for t in bucket])):
+            tensor.copy_(part.view_as(tensor))
+
+
+def from_first_rank(
+    tensor: Tensor,  # of one shape on all ranks
+) -> Tensor:  # alike on all ranks
+    "What the first rank has: of numbers that are drawn at random."
+    if world() == 1:
+        return tensor
+    tensor = tensor.contiguous().clone()
+    dist.broadcast(tensor, 0)
+    return tensor
+
+
+def _buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    "Tensors of one type in lists of some million numbers."
+    found: list[list[Tensor]] = []
+    for dtype in dict.fromkeys(t.dtype for t in tensors):
+        size = _BUCKET
+        for tensor in (t for t in tensors if t.dtype == dtype):
+            if size >= _BUCKET:
+                found.append([])
+                size = 0
+            found[-1].append(tensor)
+            size += tensor.numel()
+    return found

@@ -1,0 +1,112 @@
+"""The gradient of every loss by itself, as rows over the same variables: how they are had, compared and joined."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["Row", "as_matrix", "combine", "gramian", "joined", "loss_gradients", "split_like"]
+
+Row = list[Tensor | None]
+"One loss's gradient, a tensor for every variable; None where the loss does not reach it."
+
+_CHUNK = 1 << 17
+"Numbers of every row that are side by side at once: small enough for a cache, large enough for one product."
+
+
+def loss_gradients(
+    losses: Mapping[str, Tensor],  # head → its loss, a scalar with a graph
+    scales: Mapping[str, Tensor | float],  # head → what its gradient is multiplied by
+    variables: Sequence[Tensor],  # what is differentiated for
+    keep: bool = False,  # keep the graph after the last loss, too
+) -> dict[str, Row]:  # head → its row
+    "One backward pass for each loss through one graph: heads that share a body share its forward pass."
+    rows: dict[str, Row] = {}
+    for n, (name, loss) in enumerate(losses.items(), 1):
+        scale = torch.as_tensor(scales[name], dtype=loss.dtype, device=loss.device)
+        rows[name] = _gradient(loss, scale, variables, keep or n < len(losses))
+    return rows
+
+
+def _gradient(loss: Tensor, scale: Tensor, variables: Sequence[Tensor], keep: bool) -> Row:
+    if not variables or not loss.requires_grad:
+        return [None] * len(variables)
+    grads = torch.autograd.grad(loss, variables, scale.view_as(loss), retain_graph=keep, allow_unused=True)
+    return [None if grad is None else grad.detach().as_subclass(Tensor) for grad in grads]
+
+
+def joined(
+    before: Row | None,  # of earlier batches
+    row: Row,  # of this one
+) -> Row:
+    "The sum of two rows of one loss, as gradients of several batches accumulate; neither is written to."
+    if before is None:
+        return row
+    return [b if a is None else a if b is None else a + b for a, b in zip(before, row)]
+
+
+def gramian(
+    rows: Sequence[Row],  # K of them, over the same variables
+) -> Tensor:  # (K, K) the products of every two rows, in float32 or float64
+    "The rows' products, counted piece by piece: no matrix of all rows is made."
+    like = next((grad for row in rows for grad in row if grad is not None), torch.zeros(()))
+    total = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=like.device)
+    for grads in zip(*rows):
+        there = [k for k, grad in enumerate(grads) if grad is not None]
+        if there:
+            at = torch.tensor(there, device=like.device)
+            total[at[:, None], at] += _products([grads[k].reshape(-1) for k in there])
+    return total.to(_whole(like.dtype))
+
+
+def _products(flat: Sequence[Tensor]) -> Tensor:
+    total = torch.zeros(len(flat), len(flat), dtype=torch.float64, device=flat[0].device)
+    for start in range(0, flat[0].numel(), _CHUNK):
+        part = torch.stack([grad[start : start + _CHUNK] for grad in flat])
+        part = part.to(_whole(part.dtype))
+        total += part @ part.T
+    return total
+
+
+def _whole(dtype: torch.dtype) -> torch.dtype:
+    "float64 stays; half precision is counted in float32."
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def combine(
+    rows: Sequence[Row],  # K of them, over the same variables
+    weights: Iterable[float],  # K
+) -> Row:
+    "The weighted sum of rows, in new tensors; None where no row reaches."
+    total: Row = [None] * (len(rows[0]) if rows else 0)
+    for row, weight in zip(rows, weights):
+        fresh = [i for i, (sum_, grad) in enumerate(zip(total, row)) if sum_ is None and grad is not None]
+        for i in fresh:
+            total[i] = row[i] * weight
+        more = [i for i, grad in enumerate(row) if grad is not None and i not in set(fresh)]
+        if more:
+            torch._foreach_add_([total[i] for i in more], [row[i] for i in more], alpha=weight)
+    return total
+
+
+def as_matrix(
+    rows: Sequence[Row],  # K of them, over the same variables
+    variables: Sequence[Tensor],  # the variables, for the shapes where a row does not reach
+) -> Tensor:  # (K, n) in float32 or float64
+    "Rows side by side as one matrix, for what needs every number of it."
+    flat = [[_numbers(grad, var) for grad, var in zip(row, variables)] for row in rows]
+    return torch.stack([torch.cat(parts) for parts in flat])
+
+
+def _numbers(grad: Tensor | None, variable: Tensor) -> Tensor:
+    dtype = _whole(variable.dtype)
+    return variable.new_zeros(variable.numel(), dtype=dtype) if grad is None else grad.reshape(-1).to(dtype)
+
+
+def split_like(
+    vector: Tensor,  # (n,)
+    variables: Sequence[Tensor],  # n numbers in all
+) -> Row:
+    "A vector over all variables as one tensor for each, none of them a view of another's memory."
+    parts = vector.split([v.numel() for v in variables])
+    return [part.view_as(v).to(v.dtype, copy=True) for part, v in zip(parts, variables)]

@@ -1,0 +1,203 @@
+"""Gradient balancing: TorchJD's aggregators on the gradients of all losses."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from fastai.learner import Learner
+from fastai.torch_core import get_model
+from torch import Tensor, nn
+
+from fastai_heads.errors import HeadsError
+from fastai_heads.training.across import from_first_rank, mean_over_ranks, sum_over_ranks, world
+from fastai_heads.training.bound import BoundHeads
+from fastai_heads.training.gradients import Row, as_matrix, combine, gramian, split_like
+from fastai_heads.training.strategies.bridge import (
+    Aggregator,
+    aggregated,
+    check_rows,
+    for_some,
+    is_one_of,
+    made,
+    moved,
+    needs_every_head,
+    weights_of,
+)
+from fastai_heads.training.strategies.rows import RowsStrategy, add_grad, loss_scale, trainable
+
+__all__ = ["Balance"]
+
+OVER = ("body", "taps")
+
+
+class Balance(RowsStrategy):
+    """Gradient balancing by an aggregator of TorchJD: `UPGrad`, `MGDA`, `PCGrad`, `CAGrad`, `NashMTL`, `AlignedMTL`,
+    …
+
+    With `over='body'` it sees the gradient of each (weighted) loss over every parameter that more than one loss
+    reaches, zero where a loss does not reach; what one loss alone reaches, such as its head, gets that loss's own
+    gradient. It costs a backward pass through the body for each head.
+
+    With `over='taps'` it sees the gradients with regard to what the body gives (and to shared trunks), and one pass
+    goes back through the body from there: about the cost of a plain sum. Batches that are accumulated are balanced
+    one by one.
+
+    A head without a label in a batch has no row. Source: `torchjd.autojac.mtl_backward`, without its matrix of all
+    rows where the K × K products of the rows are enough."""
+
+    def __init__(
+        self,
+        aggregator: Aggregator,  # or a class of it that can be made without arguments
+        over: str = "body",  # 'body' or 'taps'
+    ):
+        super().__init__()
+        if over not in OVER:
+            raise HeadsError(f"`over` of Balance is 'body' or 'taps', found {over!r}.")
+        if not is_one_of(aggregator, Aggregator):
+            raise HeadsError(
+                f"`aggregator` of Balance is one of torchjd.aggregation, such as `UPGrad()`, found {aggregator!r}."
+            )
+        self.aggregator, self.over = aggregator, over
+        self._some: dict[tuple[int, ...], Aggregator] = {}
+        self._row_weights: dict[str, float] = {}
+        self._taps: list[tuple[Tensor, Tensor]] = []  # each as the body gives it, and as the heads read it
+
+    def check(self, heads: BoundHeads) -> None:
+        self.aggregator = made(self.aggregator, len(heads))
+        check_rows(self.aggregator, len(heads))
+        partial = [name for name, head in heads.items() if head.target.partial]
+        if partial and needs_every_head(self.aggregator):
+            what = type(self.aggregator).__name__
+            raise HeadsError(
+                f"`strategy`: {what} needs a gradient of every head in every batch, and labels of "
+                f"{', '.join(partial)} may be missing. UPGrad, MGDA or PCGrad can do without."
+            )
+        if partial:
+            check_rows(for_some(self.aggregator, [0], len(heads)), 1)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        "The aggregator's weights times the heads' own; NaN where an aggregator does not weight the gradients."
+        slopes = super().weights
+        return {name: slopes[name] * weight for name, weight in self._row_weights.items() if name in slopes}
+
+    def before_fit(self, learn: Learner) -> None:
+        super().before_fit(learn)
+        self._some = {}
+        moved(self.aggregator, next(learn.model.parameters()).device)
+
+    def predict(self, learn: Learner) -> Any:
+        if self.over == "body":
+            return super().predict(learn)
+        hook = get_model(learn.model)[1].register_forward_pre_hook(self._detach)
+        try:
+            return super().predict(learn)
+        finally:
+            hook.remove()
+
+    def _detach(self, _heads: nn.Module, args: tuple[Mapping[str, Tensor]]) -> tuple[dict[str, Tensor]]:
+        """The heads read tensors without the body's graph, each of which has a gradient of its own, also of nested
+        taps."""
+        taps = {name: tap for name, tap in args[0].items() if tap.requires_grad}
+        self._taps = [(tap, tap.detach().requires_grad_()) for tap in taps.values()]
+        return ({**args[0], **{name: read for name, (_, read) in zip(taps, self._taps)}},)
+
+    def backward(self, learn: Learner) -> None:
+        if self.over == "body":
+            super().backward(learn)
+            return
+        self.open_step(trainable(learn.model))
+        params = trainable(get_model(learn.model)[1])
+        n = len(self._taps)
+        variables = [read for _, read in self._taps] + params
+        rows = self.batch_rows(learn, variables)
+        mean_over_ranks([grad for row in rows.values() for grad in row[n:] if grad is not None])
+        grads = self._balanced(rows, variables, learn, n)
+        _add(params, grads[n:])
+        ends = [(tap, grad) for (tap, _), grad in zip(self._taps, grads[:n]) if grad is not None]
+        self._taps = []
+        if ends:
+            torch.autograd.backward(*zip(*ends))
+
+    def before_step(self, learn: Learner) -> None:
+        rows = self.taken()
+        if self.over == "taps":
+            mean_over_ranks([p.grad for p in self._variables if p.grad is not None])
+        elif rows:
+            _add(self._variables, self._balanced(rows, self._variables, learn))
+
+    def shared(self, n_taps: int) -> list[int]:
+        "The variables that more than one loss reaches; taps are all of them or none, as their body is."
+        reached = [name for name, reach in self._reach.items() if any(i < n_taps for i in reach)]
+        taps = range(n_taps) if len(reached) > 1 else ()
+        return sorted({*taps, *self.reached_by_several()})
+
+    def _balanced(
+        self,
+        rows: dict[str, Row],
+        variables: Sequence[Tensor],
+        learn: Learner,
+        n_taps: int = 0,  # how many of the variables are taps, of this rank's own images
+    ) -> Row:
+        "One gradient for every variable: of what losses share the aggregator's, of the rest the one loss's own."
+        shared = self.shared(n_taps)
+        alone = set(range(len(variables))) - set(shared)
+        total = combine(
+            [[g if i in alone else None for i, g in enumerate(row)] for row in rows.values()], [1.0] * len(rows)
+        )
+        if not shared:
+            self._row_weights = dict.fromkeys(rows, 1.0)
+            return total
+        ours = {name: [row[i] for i in shared] for name, row in rows.items()}
+        n_local = sum(i < n_taps for i in shared)
+        for i, grad in zip(shared, self._of_shared(ours, [variables[i] for i in shared], learn, n_local)):
+            total[i] = grad
+        return total
+
+    def _of_shared(self, rows: dict[str, Row], variables: Sequence[Tensor], learn: Learner, n_local: int) -> Row:
+        """The aggregator's row. Its weights are asked of gradients without the loss scale of half precision; where
+        one is not finite the sum is given, which the scaler sees."""
+        listed, scale = list(rows.values()), loss_scale(learn)
+        products = _joint_gramian(listed, n_local) / scale**2
+        if not products.isfinite().all():
+            self._row_weights = dict.fromkeys(rows, 1.0)
+            return combine(listed, [1.0] * len(rows))
+        aggregator = self._aggregator([learn.heads.names.index(name) for name in rows], len(learn.heads))
+        with torch.no_grad():
+            weights = weights_of(aggregator, lambda: products, lambda: as_matrix(listed, variables) / scale)
+            if weights is None:
+                self._row_weights = dict.fromkeys(rows, float("nan"))
+                row = split_like(aggregated(aggregator, as_matrix(listed, variables) / scale) * scale, variables)
+                return [*row[:n_local], *map(from_first_rank, row[n_local:])]
+        numbers = from_first_rank(weights).tolist()
+        self._row_weights = dict(zip(rows, numbers))
+        return combine(listed, numbers)
+
+    def _aggregator(self, places: list[int], n: int) -> Aggregator:
+        "The aggregator, or for a batch in which heads are absent one for the others, with a state of its own."
+        if len(places) == n:
+            return self.aggregator
+        key = tuple(places)
+        if key not in self._some:
+            self._some[key] = for_some(self.aggregator, places, n)
+        return self._some[key]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_taps": []}
+
+    def __repr__(self) -> str:
+        return f"Balance({self.aggregator!r}, over={self.over!r})"
+
+
+def _joint_gramian(rows: Sequence[Row], n_local: int) -> Tensor:
+    "The products of the rows; those of taps are of other images on every rank, and are added up."
+    if world() == 1 or not n_local:
+        return gramian(rows)
+    local = sum_over_ranks(gramian([row[:n_local] for row in rows])) / world() ** 2
+    return local + gramian([row[n_local:] for row in rows])
+
+
+def _add(params: Sequence[nn.Parameter], grads: Row) -> None:
+    for param, grad in zip(params, grads):
+        if grad is not None:
+            add_grad(param, grad)

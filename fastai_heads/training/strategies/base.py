@@ -1,0 +1,168 @@
+"""What every strategy does in a training step, and the plain sum of the losses, which is the default."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from fastai.learner import Learner
+from fastai.optimizer import _BaseOptimizer
+from torch import Tensor, nn
+
+from fastai_heads.training.across import mean_over_ranks, sum_over_ranks, world
+from fastai_heads.training.bound import BoundHeads
+from fastai_heads.training.mixing import combined_loss, label_counts
+from fastai_heads.training.optimizer import HeadsOptimizer
+
+__all__ = ["LeafStrategy", "Strategy", "WeightedSum", "shared_losses", "tell"]
+
+
+class Strategy(ABC):
+    """How the losses of the heads become one step. For every batch the learner asks for `predict`, `objective` and
+    `backward`. What a strategy learns while training is a module that is saved with the heads.
+
+    A strategy may have, too: `check(heads)` and `check_model(model)`, which refuse before any training what does not
+    fit, and the events `before_fit(learn)`, `before_step(learn)` when the gradients of a step are complete, before
+    mixed precision and clipping look at them, `after_step(learn)`, and `after_train(learn)` when an epoch's training
+    is over."""
+
+    @property
+    @abstractmethod
+    def weights(self) -> dict[str, float]:
+        """After a training step: head → the weight with which its loss went into what is shared; heads without a
+        label in the batch are left out."""
+
+    def module(
+        self,
+        heads: BoundHeads,  # of the learner
+    ) -> nn.Module | None:
+        "Numbers that are learned or kept while training: they stand in `model[1].strategy`."
+        return None
+
+    def make_opt(
+        self,
+        opt_func: Callable,  # the learner's
+        groups: Sequence[Sequence[tuple[Sequence[nn.Parameter], float]]],  # shown group → [(parameters, multiplier), …]
+        heads: BoundHeads,  # of the learner
+        lr: float | slice,  # the learner's default rate
+    ) -> _BaseOptimizer:
+        "The optimizer where fastai's own will not do: with learning rates by head, or of a strategy with its own."
+        return HeadsOptimizer(opt_func, groups, lr)
+
+    @property
+    def own_opt(self) -> bool:
+        "Whether `make_opt` is needed in any case."
+        return False
+
+    def predict(self, learn: Learner) -> Any:
+        "The predictions for a training batch."
+        return learn.model(*learn.xb)
+
+    @abstractmethod
+    def objective(self, learn: Learner) -> Tensor:
+        "What callbacks scale, and `backward` starts from."
+
+    def backward(self, learn: Learner) -> None:
+        "From `learn.loss_grad` to gradients."
+        learn.loss_grad.backward()
+
+
+class WeightedSum(Strategy):
+    "The sum of the losses by the heads' `loss_weight`s: the default."
+
+    def __init__(self):
+        self._weights: dict[str, float] = {}
+
+    @property
+    def weights(self) -> dict[str, float]:
+        "The heads' `loss_weight`s."
+        return dict(self._weights)
+
+    def objective(self, learn: Learner) -> Tensor:
+        self._weights = {name: head.loss_weight for name, head in learn.heads.items()}
+        return combined_loss(learn.loss_func).total(shared_losses(learn, learn.head_losses))
+
+    def __repr__(self) -> str:
+        return "WeightedSum()"
+
+
+class LeafStrategy(Strategy):
+    """A strategy that looks at the losses before it goes back through the network: `learn.loss_grad` is a function of
+    their values alone, and callbacks may scale it. How it depends on each loss is that loss's coefficient."""
+
+    def __init__(self):
+        self._losses: dict[str, Tensor] = {}
+        self._names = self._present = ()
+        self._leaf = self._slopes = torch.empty(0)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        "How the objective of the last step depended on each loss."
+        slopes = dict(zip(self._names, self._slopes.tolist()))
+        return {name: slopes[name] for name in self._present}
+
+    def objective(self, learn: Learner) -> Tensor:
+        "From the losses that are present in the batch, weighted; alike on all ranks."
+        losses = dict(zip(learn.heads.names, shared_losses(learn, learn.head_losses)))
+        self._losses, self._names, self._present = losses, learn.heads.names, present_heads(learn)
+        leaf = torch.stack([loss.detach() for loss in losses.values()])
+        mean_over_ranks([leaf])
+        self._leaf = leaf.requires_grad_()
+        weighted = {
+            name: leaf[place] * learn.heads[name].loss_weight
+            for place, name in enumerate(losses)
+            if name in self._present
+        }
+        value = self.combined(weighted, learn) if weighted else leaf.sum()
+        self._present = self._present or learn.heads.names  # zeros that keep the graph
+        (self._slopes,) = torch.autograd.grad(value, self._leaf, retain_graph=True)
+        return value
+
+    def combined(
+        self,
+        losses: dict[str, Tensor],  # head → its loss, weighted, of those present
+        learn: Learner,
+    ) -> Tensor:  # a scalar
+        "One number of several; a sum unless a strategy says otherwise."
+        return torch.stack(list(losses.values())).sum()
+
+    def coefficients(self, learn: Learner) -> dict[str, Tensor]:
+        "What each loss's gradient is to be multiplied by: weight, loss scale and share of an accumulated batch."
+        (slopes,) = torch.autograd.grad(learn.loss_grad, self._leaf, retain_graph=True)
+        return dict(zip(learn.heads.names, slopes))
+
+    def __getstate__(self) -> dict[str, Any]:
+        "Without the graph of the last batch."
+        return {**self.__dict__, "_losses": {}}
+
+
+def tell(
+    strategy: Strategy,
+    event: str,  # the name of a method that a strategy may have
+    *args: Any,  # what it takes
+) -> None:
+    "Calls it where there is one."
+    if hasattr(strategy, event):
+        getattr(strategy, event)(*args)
+
+
+def present_heads(learn: Learner) -> tuple[str, ...]:
+    "The heads with a label in this batch on any rank, and a weight."
+    weighted = [name for name, head in learn.heads.items() if head.loss_weight > 0]
+    if not any(learn.heads[name].target.partial for name in weighted):
+        return tuple(weighted)
+    counts = dict(zip(learn.heads.names, sum_over_ranks(label_counts(learn.loss_func, learn.yb)).tolist()))
+    return tuple(name for name in weighted if counts[name])
+
+
+def shared_losses(
+    learn: Learner,
+    losses: Sequence[Tensor],  # one per head
+) -> tuple[Tensor, ...]:  # one per head
+    """The heads' losses such that their mean over all ranks is the loss of the ranks' batches joined: where labels
+    may be missing, each times this rank's share of the labels."""
+    if world() == 1 or not any(head.target.partial for head in learn.heads.values()):
+        return tuple(losses)
+    counts = label_counts(learn.loss_func, learn.yb)
+    shares = counts * world() / sum_over_ranks(counts).clamp(min=1)
+    return tuple(loss * share.to(loss.dtype) for loss, share in zip(losses, shares))

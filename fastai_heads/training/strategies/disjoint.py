@@ -1,0 +1,77 @@
+"""Disjoint training: each loss has an optimizer of its own."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from fastai.callback.training import GradientClip
+from fastai.learner import Learner
+from fastai.optimizer import OptimWrapper, _BaseOptimizer
+from torch import nn
+
+from fastai_heads.errors import HeadsError, unknown
+from fastai_heads.heads.spec import is_number
+from fastai_heads.training.bound import BoundHeads
+from fastai_heads.training.disjoint_optimizer import DisjointOptimizer
+from fastai_heads.training.gradients import combine
+from fastai_heads.training.strategies.rows import RowsStrategy, add_grad, loss_scale
+
+__all__ = ["Disjoint"]
+
+
+class Disjoint(RowsStrategy):
+    """Each loss has an optimizer of its own, with its own accumulators, over what it reaches: the shared parameters
+    take the sum of the steps of all. With an optimizer that divides by the size of the gradient, such as Adam, a loss
+    of 100 has no more say than one of 0.5.
+
+    It costs a backward pass through the body and a step of an optimizer for each head. Decoupled weight decay is
+    applied once, at the scheduled rate; decay that is added to the gradient is in every loss's gradient.
+    `GradientClip` clips the gradient of each loss. A head without a label in a batch takes no step."""
+
+    def __init__(
+        self,
+        opt_func: Callable | None = None,  # fastai's or `partial(OptimWrapper, opt=…)`; None: the learner's
+        lrs: Mapping[str, float] | None = None,  # head → what the scheduled rate is multiplied by; 1 where not named
+    ):
+        super().__init__()
+        if isinstance(opt_func, OptimWrapper):
+            raise HeadsError(
+                "`opt_func` of Disjoint is an optimizer that is made already; each loss needs one: pass its maker, "
+                "such as `partial(OptimWrapper, opt=torch.optim.AdamW)`."
+            )
+        if opt_func is not None and not callable(opt_func):
+            raise HeadsError(f"`opt_func` of Disjoint is a function that makes an optimizer, found {opt_func!r}.")
+        self.opt_func, self.lrs = opt_func, dict(lrs or {})
+        for name, mult in self.lrs.items():
+            if not is_number(mult, least=0):
+                raise HeadsError(f"`lrs[{name!r}]` of Disjoint is a finite number of at least 0, found {mult!r}.")
+
+    def check(self, heads: BoundHeads) -> None:
+        for name in self.lrs:
+            if name not in heads:
+                raise HeadsError(f"`lrs` of Disjoint: {unknown('head', name, heads.names)}")
+
+    @property
+    def own_opt(self) -> bool:
+        return True
+
+    def make_opt(
+        self,
+        opt_func: Callable,
+        groups: Sequence[Sequence[tuple[Sequence[nn.Parameter], float]]],
+        heads: BoundHeads,
+        lr: float | slice,
+    ) -> _BaseOptimizer:
+        return DisjointOptimizer(self.opt_func or opt_func, groups, heads, self.lrs, lr)
+
+    def before_step(self, learn: Learner) -> None:
+        "The optimizer is given the rows; the gradients are their sum, for all who look at it before the step."
+        rows = self.taken()
+        for param, grad in zip(self._variables, combine(list(rows.values()), [1.0] * len(rows))):
+            if grad is not None:
+                add_grad(param, grad)
+        clips = [(cb.max_norm, cb.norm_type) for cb in learn.cbs if isinstance(cb, GradientClip)]
+        learn.opt.take(self._variables, rows, loss_scale(learn), clips)
+
+    def __repr__(self) -> str:
+        name = getattr(self.opt_func, "__name__", self.opt_func)
+        given = [f"opt_func={name}"] * (self.opt_func is not None) + [f"lrs={self.lrs}"] * bool(self.lrs)
+        return f"Disjoint({', '.join(given)})"

@@ -1,0 +1,31 @@
+"""From what a user writes as `strategy=` to a strategy."""
+
+from typing import Any
+
+from fastai_heads.errors import HeadsError
+from fastai_heads.training.strategies.balance import Balance
+from fastai_heads.training.strategies.base import Strategy, WeightedSum
+from fastai_heads.training.strategies.bridge import Aggregator, Scalarizer, is_one_of, made
+from fastai_heads.training.strategies.scalarized import Scalarized
+
+__all__ = ["as_strategy"]
+
+
+def as_strategy(
+    value: Any,  # None, a strategy, an aggregator, a scalarizer, or a class of one of the last two
+    n: int,  # how many heads there are
+) -> Strategy:
+    "The sum by `loss_weight`, `Balance(aggregator)`, `Scalarized(scalarizer)`, or the strategy that it is already."
+    if value is None:
+        return WeightedSum()
+    if isinstance(value, Strategy):
+        return value
+    if is_one_of(value, Scalarizer):
+        return Scalarized(made(value, n))
+    if is_one_of(value, Aggregator):
+        return Balance(made(value, n))
+    found = f"the class {value.__name__}: make it, `{value.__name__}(…)`" if isinstance(value, type) else repr(value)
+    raise HeadsError(
+        "`strategy` is None, an aggregator or a scalarizer of torchjd, `Balance(aggregator, over=…)` or `Disjoint(…)`, "
+        f"found {found}."
+    )

@@ -1,0 +1,121 @@
+"""Strategies that look at the gradient of each loss: how the rows of a step are gathered, batch by batch."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastai.learner import Learner
+from torch import Tensor, nn
+
+from fastai_heads.errors import HeadsError
+from fastai_heads.training.across import mean_over_ranks
+from fastai_heads.training.gradients import Row, joined, loss_gradients
+from fastai_heads.training.strategies.base import LeafStrategy
+
+__all__ = ["RowsStrategy", "add_grad", "loss_scale", "trainable"]
+
+
+class RowsStrategy(LeafStrategy):
+    """A strategy that has a gradient for each loss, over every parameter that trains. Rows of the batches of one step
+    are added up, so that an accumulated batch is as a large one; a head that is absent from a batch adds nothing, and
+    one that is absent from all of them has no row."""
+
+    def __init__(self):
+        super().__init__()
+        self._rows: dict[str, Row] = {}
+        self._variables: list[nn.Parameter] = []
+        self._reach: dict[str, frozenset[int]] = {}
+        self._open = False  # whether gradients of this step are there already
+
+    def check_model(self, model: nn.Module) -> None:
+        "Refuse a compiled network, whose memory is free after one backward pass."
+        if any(getattr(m, "_compiled_call_impl", None) or hasattr(m, "_orig_mod") for m in model.modules()):
+            raise HeadsError(
+                f"`strategy`: {self!r} goes back through the network once for each head, and a network compiled by "
+                "`torch.compile` can be gone through once. Use the sum or a scalarizer, or do not compile."
+            )
+
+    def before_fit(self, learn: Learner) -> None:
+        self._rows, self._variables, self._reach, self._open = {}, [], {}, False
+
+    def predict(self, learn: Learner) -> Any:
+        "Under distribution without its own exchange of gradients: the rows are exchanged here."
+        if not hasattr(learn.model, "no_sync"):
+            return super().predict(learn)
+        with learn.model.no_sync():
+            return super().predict(learn)
+
+    def backward(self, learn: Learner) -> None:
+        "A row for each loss that is present; what callbacks have added to `loss_grad` is added to the gradients."
+        self.open_step(trainable(learn.model))
+        for name, row in self.batch_rows(learn, self._variables).items():
+            self._rows[name] = joined(self._rows.get(name), row)
+
+    def batch_rows(
+        self,
+        learn: Learner,
+        variables: Sequence[Tensor],  # what the losses are differentiated for
+    ) -> dict[str, Row]:
+        "The rows of one batch, and, the first time that a head is met, which variables it reaches."
+        scales = self.coefficients(learn)
+        learn.loss_grad.backward()
+        asked = [n for n in self._losses if n in self._present or n not in self._reach]
+        losses = {name: self._losses[name] for name in asked}
+        rows = loss_gradients(losses, scales, variables)
+        for name, row in rows.items():
+            self._reach[name] = frozenset(i for i, grad in enumerate(row) if grad is not None)
+        return {name: row for name, row in rows.items() if name in self._present}
+
+    def reached_by_several(self) -> list[int]:
+        "The places of the variables that more than one loss reaches."
+        counts: dict[int, int] = {}
+        for reached in self._reach.values():
+            for i in reached:
+                counts[i] = counts.get(i, 0) + 1
+        return sorted(i for i, n in counts.items() if n > 1)
+
+    def taken(self) -> dict[str, Row]:
+        "The rows of a step, alike on all ranks; the next step starts with none."
+        rows, self._rows, self._open = self._rows, {}, False
+        mean_over_ranks([grad for row in rows.values() for grad in row if grad is not None])
+        return rows
+
+    def open_step(
+        self,
+        params: list[nn.Parameter],  # that train
+    ) -> None:
+        """The first batch of a step: no gradient, and if other parameters train than before, no loss is known to
+        reach."""
+        if self._open:
+            return
+        self._open = True
+        if [id(p) for p in params] != [id(p) for p in self._variables]:
+            self._variables, self._reach = params, {}
+        for param in params:
+            param.grad = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        "Without the gradients of a step that was broken off."
+        return {**super().__getstate__(), "_rows": {}}
+
+
+def trainable(
+    model: nn.Module,
+) -> list[nn.Parameter]:
+    "The parameters that train."
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def add_grad(
+    param: nn.Parameter,
+    grad: Tensor,  # of its shape; it becomes the parameter's own
+) -> None:
+    "Adds to a parameter's gradient."
+    param.grad = grad if param.grad is None else param.grad + grad
+
+
+def loss_scale(
+    learn: Learner,
+) -> float:
+    "What half precision has multiplied the losses by."
+    scaler = getattr(learn, "scaler", None)
+    return 1.0 if scaler is None else scaler.get_scale()

@@ -1,0 +1,114 @@
+"""Weights that are learned or adapted: TorchJD's scalarizers, fed with the losses of each batch."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from fastai.learner import Learner
+from fastai.torch_core import get_model, to_float
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fastai_heads.training.across import mean_over_ranks
+from fastai_heads.training.bound import BoundHeads
+from fastai_heads.training.mixing import batch_losses
+from fastai_heads.training.strategies.base import LeafStrategy, shared_losses
+from fastai_heads.training.strategies.bridge import Scalarizer, check_values
+from fastai_heads.training.strategies.kept import Kept, kept
+
+__all__ = ["Scalarized"]
+
+
+class Scalarized(LeafStrategy):
+    """One number of all losses by a scalarizer of TorchJD: `UW`, `DWA`, `FAMO`, `IMTLL`, `GeometricMean`, `STCH`, …
+
+    What it learns trains with the heads and is saved with them. Losses are fed to it times their `loss_weight`; one
+    that is absent from a batch is left out. `DWA` is stepped after every epoch; `FAMO` after every step, with the
+    losses of the same batch after it, which costs one forward pass more."""
+
+    def __init__(
+        self,
+        scalarizer: Scalarizer,  # for as many losses as there are heads
+    ):
+        super().__init__()
+        self.scalarizer = scalarizer
+        self._kept: Kept | None = None
+        self._random: dict[str, Any] = {}
+
+    def check(self, heads: BoundHeads) -> None:
+        check_values(self.scalarizer, len(heads))
+
+    def module(self, heads: BoundHeads) -> nn.Module:
+        self._kept = kept(self.scalarizer, len(heads))
+        return self._kept
+
+    def before_fit(self, learn: Learner) -> None:
+        self._kept.start(next(learn.model.parameters()).device)
+
+    def predict(self, learn: Learner) -> Any:
+        if self._kept.needs_again:
+            self._random = _random_state()
+        return super().predict(learn)
+
+    def combined(self, losses: dict[str, Tensor], learn: Learner) -> Tensor:
+        names = learn.heads.names
+        return self._kept.value(torch.stack(list(losses.values())), [names.index(name) for name in losses])
+
+    def backward(self, learn: Learner) -> None:
+        "One pass: through the scalarizer to what it learns, and through every loss, those of absent heads with 0."
+        slopes = self.coefficients(learn)
+        losses = {name: loss for name, loss in self._losses.items() if loss.requires_grad}
+        starts = [slopes[name].to(loss.dtype) for name, loss in losses.items()]
+        torch.autograd.backward([learn.loss_grad, *losses.values()], [None, *starts])
+
+    def after_step(self, learn: Learner) -> None:
+        self._kept.after_step(lambda: self._again(learn))
+
+    def after_train(self, learn: Learner) -> None:
+        self._kept.after_train()
+
+    def _again(self, learn: Learner) -> tuple[Tensor, list[int]]:
+        "The losses of the batch after the step, under the same dropout; no statistic of a batch norm moves."
+        mixed, model = getattr(learn, "mixed_precision", None), get_model(learn.model)
+        with torch.no_grad(), _same_random(self._random), _still_norms(model):
+            with nullcontext() if mixed is None else mixed.autocast:
+                preds = model(*learn.xb)
+                losses = batch_losses(learn.loss_func, preds if mixed is None else to_float(preds), learn.yb)
+            losses = torch.stack(shared_losses(learn, losses))
+        mean_over_ranks([losses])
+        places = [place for place, name in enumerate(learn.heads.names) if name in self._present]
+        weights = losses.new_tensor([learn.heads[learn.heads.names[p]].loss_weight for p in places])
+        return losses[places] * weights, places
+
+    def __repr__(self) -> str:
+        return f"Scalarized({self.scalarizer!r})"
+
+
+def _random_state() -> dict[str, Any]:
+    "Of torch, on the processor and on every GPU."
+    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), "gpus": gpus}
+
+
+@contextmanager
+def _same_random(state: dict[str, Any]) -> Iterator[None]:
+    "torch draws as it did from that state, and goes on afterwards as if nothing had been drawn."
+    with torch.random.fork_rng(range(len(state["gpus"]))):
+        torch.set_rng_state(state["cpu"])
+        for gpu, there in enumerate(state["gpus"]):
+            torch.cuda.set_rng_state(there, gpu)
+        yield
+
+
+@contextmanager
+def _still_norms(model: nn.Module) -> Iterator[None]:
+    "Batch norms take each batch's own statistics, as in training, and keep none."
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
