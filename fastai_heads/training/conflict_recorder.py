@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner
+from fastai.torch_core import get_model
 from torch import Tensor, nn
 
 from fastai_heads.errors import HeadsError
@@ -59,7 +60,8 @@ class ConflictRecorder(Callback):
         "The losses are there, and the way back through the network."
         if self.train_iter % self.every:
             return
-        names, rows, self._shared = _shared_rows(self.learn)
+        with _kept_buffers(get_model(self.model)):
+            names, rows, self._shared = _shared_rows(self.learn)
         products = gramian(rows) / loss_scale(self.learn) ** 2
         if not self._shared or not names or not products.isfinite().all():  # an overflow in half precision: no step
             return
@@ -92,6 +94,15 @@ class ConflictRecorder(Callback):
         before = [param.detach().clone() for param in self._shared]
         yield
         self._moves[name] = [param.detach() - old for param, old in zip(self._shared, before)]
+
+
+@contextmanager
+def _kept_buffers(model: nn.Module) -> Iterator[None]:
+    "Statistics of batch norms are as before: with gradient checkpointing they would move on the way back."
+    before = [buffer.detach().clone() for buffer in model.buffers()]
+    yield
+    for buffer, old in zip(model.buffers(), before):
+        buffer.data.copy_(old)  # `data`, as autograd is not to take it for a change of what it has saved
 
 
 def _shared_rows(learn: Learner) -> tuple[list[str], list[Row], list[nn.Parameter]]:
