@@ -18,13 +18,23 @@ from fastai_heads.compare.table import ALL, SINGLE, Measure, compared, table_tex
 from fastai_heads.errors import HeadsError, did_you_mean, unknown
 from fastai_heads.learner.learner import MultiHeadLearner
 from fastai_heads.training.metrics import HeadMetric
+from fastai_heads.training.strategies.balance import Balance
+from fastai_heads.training.strategies.base import WeightedSum
+from fastai_heads.training.strategies.bridge import UW, GeometricMean, UPGrad
+from fastai_heads.training.strategies.disjoint import Disjoint
 
 __all__ = ["compare_to_single"]
 
 
 def default_strategies() -> dict[str, Any]:  # label → what `strategy=` takes
     "What is compared where the user names nothing."
-    return {"sum": None}
+    return {
+        "sum": None,
+        "UW": UW,
+        "GeometricMean": GeometricMean,
+        "UPGrad over taps": Balance(UPGrad(), over="taps"),
+        "Disjoint": Disjoint(),
+    }
 
 
 def one_cycle(
@@ -39,7 +49,7 @@ def compare_to_single(
     learn_factory: Callable[[Any], MultiHeadLearner],  # a strategy, or None → a fresh learner with all heads
     epochs: int,  # of every training
     seeds: int | Sequence[int] = 3,  # how many, or which
-    strategies: Mapping[str, Any] | None = None,  # label → what `strategy=` takes; None: five that are worth a look
+    strategies: Mapping[str, Any] | None = None,  # label → what `strategy=` takes; None: five of them, see below
     metrics: Mapping[str, str] | None = None,  # head → the column of the table that judges it; None: its first metric
     fit: Callable[
         [MultiHeadLearner, int], Any
@@ -55,7 +65,8 @@ def compare_to_single(
 
     A head alone is the learner of the factory with the others dropped, so that body, first weights and order of the
     batches are the same for the same seed; trunks that it does not read go, too, the body keeps its depth. Every
-    training has the same number of epochs. Strategies are copied for each run.
+    training has the same number of epochs. Strategies are copied for each run; those by default are the sum, `UW`,
+    `GeometricMean`, `Balance(UPGrad(), over='taps')` and `Disjoint()`.
 
     Columns: `mean` and `spread` (standard deviation over the seeds) of the head's metric on the validation set after
     the training; `delta_m`, percent gained over the head alone (Maninis et al. 2019, eq. 4: the sign by what is better
@@ -105,6 +116,10 @@ class _Factory:
         if learn.model in self._seen:
             raise HeadsError("`learn_factory` gave the same network twice: make the learner anew in every call.")
         self._seen.add(learn.model)
+        if strategy is not None and isinstance(learn.strategy, WeightedSum):
+            raise HeadsError(
+                "`learn_factory` does not pass its strategy on: `multihead_learner(…, strategy=strategy)`."
+            )
         for loader in learn.dls.loaders:
             loader.rng = random.Random(seed)  # the order of the batches, also where learners share the data
         return learn

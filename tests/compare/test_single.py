@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 from fastai.torch_core import no_random
 from torch import nn
+from torchjd.scalarization import UW
 
 from fastai_heads.compare.single import compare_to_single
 from fastai_heads.compare.table import ALL, SINGLE
@@ -30,7 +31,7 @@ def dls(scenes):
 @pytest.fixture
 def factory(dls):
     "Small learners over the same data."
-    return lambda strategy: multihead_learner(dls, "test_resnet", pretrained=False)
+    return lambda strategy: multihead_learner(dls, "test_resnet", pretrained=False, strategy=strategy)
 
 
 def fit(learn, epochs):
@@ -91,6 +92,34 @@ def test_an_interrupted_comparison_goes_on_and_comes_to_the_same(factory, tmp_pa
     pd.testing.assert_frame_equal(parts[same], whole[same], check_exact=True)
     read = compare_to_single(factory, 1, [1], {"sum": None}, fit=None, folder=tmp_path / "parts")  # nothing to run
     assert (read["runs"].dropna() == 1).all()
+
+
+def test_strategies_by_default(factory, tmp_path):
+    table = compare_to_single(factory, 1, 1, fit=fit, folder=tmp_path)
+    labels = ["sum", "UW", "GeometricMean", "UPGrad over taps", "Disjoint"]
+    assert list(dict.fromkeys(label for label, _ in table.index)) == [SINGLE, *labels]
+    assert table.loc[("UW", ALL), "parameters"] == table.loc[("sum", ALL), "parameters"] + 2
+    runs = pd.read_csv(tmp_path / "runs.csv")
+    assert runs["loss"].nunique() == len(runs) == 7  # each trains in a way of its own
+
+
+def test_a_strategy_with_a_state_is_copied_for_every_run(factory, tmp_path):
+    kept = UW(2)
+    strategies = {"first": kept, "second": kept}
+    compare_to_single(factory, 2, [4, 5], strategies, fit=fit, folder=tmp_path)
+    assert not kept.log_var.any()
+    runs = pd.read_csv(tmp_path / "runs.csv").set_index(["strategy", "seed"]).drop(columns=["head", "seconds"])
+    for seed in (4, 5):
+        assert runs.loc[("first", seed)].equals(runs.loc[("second", seed)])
+    with pytest.raises(HeadsError, match="first"):
+        compare_to_single(factory, 2, [4], {"first": UW}, fit=None, folder=tmp_path)
+
+
+def test_a_strategy_that_is_not_passed_on_is_refused(dls):
+    with pytest.raises(HeadsError, match="does not pass its strategy on"):
+        compare_to_single(
+            lambda strategy: multihead_learner(dls, "test_resnet", pretrained=False), 1, 1, {"UW": UW}, fit=fit
+        )
 
 
 def test_the_random_state_of_others_is_left_alone(factory):
