@@ -157,7 +157,7 @@ class MultiHeadLearner(HeadPredictions):
     def _create_own_opt(self, opt_func: Callable) -> None:
         if isinstance(opt_func, OptimWrapper):
             raise HeadsError(
-                "`opt_func` is an optimizer that is made already, which cannot keep learning rates or states by head: "
+                "`opt_func` is an optimizer that is made already, which cannot keep the heads' `lr_mult` or states: "
                 "pass what makes one, such as `partial(OptimWrapper, opt=torch.optim.AdamW)`."
             )
         try:
