@@ -191,7 +191,7 @@ class MultiHeadLearner(HeadPredictions):
         self("after_pred")
         if len(self.yb):
             self.head_losses = batch_losses(self.loss_func, self.pred, self.yb)
-            self.loss = combined_loss(self.loss_func).total([loss.detach() for loss in self.head_losses])
+            self.loss = combined_loss(self.loss_func).total([loss.detach().float() for loss in self.head_losses])
             self.loss_grad = self.strategy.objective(self) if self.training else self.loss.clone()
         self("after_loss")
         if self.training and len(self.yb):

@@ -6,7 +6,8 @@ from fastai_heads.training.loss import CombinedLoss
 from fastai_heads.training.metrics import HeadMetric
 from fastai_heads.training.monitors import HeadsMonitor
 from fastai_heads.training.schedule import LossWeightScheduler
-from fastai_heads.training.strategies import Balance, Disjoint
+from fastai_heads.training.strategies.balance import Balance
+from fastai_heads.training.strategies.disjoint import Disjoint
 
 __all__ = [
     "Balance",

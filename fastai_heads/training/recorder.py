@@ -37,7 +37,7 @@ class HeadTrainLoss(AvgSmoothLoss):
         if not self.head.labelled(learn.yb[self.head.target.index]).any():
             return
         self.count += 1
-        self.val = lerp(to_detach(learn.head_losses[self.place].mean()), self.val, self.beta)
+        self.val = lerp(to_detach(learn.head_losses[self.place].mean()).float(), self.val, self.beta)
 
 
 class HeadsRecorder(Recorder):

@@ -118,15 +118,14 @@ class LeafStrategy(Strategy):
             for place, name in enumerate(losses)
             if name in self._present
         }
-        value = self.combined(weighted, learn) if weighted else leaf.sum()
+        value = self.combined(weighted) if weighted else leaf.sum()
         self._present = self._present or learn.heads.names  # zeros that keep the graph
         (self._slopes,) = torch.autograd.grad(value, self._leaf, retain_graph=True)
-        return value
+        return value.clone()  # callbacks divide it in place
 
     def combined(
         self,
         losses: dict[str, Tensor],  # head → its loss, weighted, of those present
-        learn: Learner,
     ) -> Tensor:  # a scalar
         "One number of several; a sum unless a strategy says otherwise."
         return torch.stack(list(losses.values())).sum()
