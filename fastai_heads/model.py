@@ -109,6 +109,12 @@ class Heads(nn.Module):
         "One head less; the others stay as they are."
         del self.heads[PREFIX + name], self.reads[name]
 
+    def drop_unread(self) -> None:
+        "The trunks that no head reads, be it through another trunk, go."
+        for name in reversed(tuple(self.trunk_reads)):
+            if all(name not in reads for reads in self.reads.values()) and name not in self.trunk_reads.values():
+                del self.trunks[PREFIX + name], self.trunk_reads[name], self.shapes[name]
+
     def trunk(self, name: str) -> nn.Module:
         "One trunk's module."
         return self.trunks[PREFIX + name]

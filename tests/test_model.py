@@ -277,3 +277,21 @@ def test_survives_copy_pickle_and_state(body, sample):
     x = torch.randn(2, 3, 32, 32)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), again):
         assert all(torch.equal(a, b) for a, b in zip(other(x), model(x), strict=True))
+
+
+def test_trunks_that_nothing_reads_go(body, sample):
+    def trunk(tap):
+        return Trunk(nn.Identity(), tap=tap)
+
+    trunks = {"neck": trunk("features"), "necktie": trunk("neck"), "other": trunk("features")}
+    specs = {"a": head(tap="necktie"), "b": head(tap="other"), "c": head()}
+    model = multihead_model(body, specs, trunks, sample)
+    model[1].drop_unread()
+    assert list(model[1].trunk_reads) == ["neck", "necktie", "other"]
+    model[1].drop("b")
+    model[1].drop_unread()
+    assert list(model[1].trunk_reads) == ["neck", "necktie"] and len(model[1].trunks) == 2
+    model[1].drop("a")
+    model[1].drop_unread()
+    assert not model[1].trunk_reads and not len(model[1].trunks) and "neck" not in model[1].shapes
+    assert len(in_eval(model, *sample)) == 1

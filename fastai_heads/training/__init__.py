@@ -1,6 +1,7 @@
 """How the heads train together: bound to their targets, their losses summed, each with its own metrics and rate."""
 
 from fastai_heads.training.bound import BoundHead, BoundHeads
+from fastai_heads.training.conflict_recorder import ConflictRecorder
 from fastai_heads.training.loss import CombinedLoss
 from fastai_heads.training.metrics import HeadMetric
 from fastai_heads.training.monitors import HeadsMonitor
@@ -13,6 +14,7 @@ __all__ = [
     "BoundHead",
     "BoundHeads",
     "CombinedLoss",
+    "ConflictRecorder",
     "Disjoint",
     "HeadMetric",
     "HeadsMonitor",

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -66,6 +67,9 @@ class DisjointOptimizer(ShownGroups):
         _check(first)
         self._placeless, self._decoupled = _is_placeless(first), _is_decoupled(first)
         self._fastai = isinstance(first, Optimizer)
+        self.around: Callable[[str], AbstractContextManager] = (
+            nullcontext  # entered with a head's name for its own step
+        )
         super().__init__(groups, first.hypers[0], lr)
         self.zero_grad()
 
@@ -102,7 +106,8 @@ class DisjointOptimizer(ShownGroups):
             _set_grads(variables, row, scale, pulls, own=bool(clips))
             for max_norm, norm_type in clips:
                 nn.utils.clip_grad_norm_(variables, max_norm, norm_type)
-            self._opts[name].step()
+            with self.around(name):
+                self._opts[name].step()
             if start:
                 _take_back(variables, start, moves)
         for param, move in zip(variables, moves):

@@ -81,6 +81,10 @@ class Balance(RowsStrategy):
         slopes = super().weights
         return {name: slopes[name] * weight for name, weight in self._row_weights.items() if name in slopes}
 
+    @property
+    def cuts(self) -> list[tuple[Tensor, Tensor]]:
+        return list(self._taps)
+
     def before_fit(self, learn: Learner) -> None:
         super().before_fit(learn)
         self._some = {}

@@ -32,6 +32,11 @@ class Strategy(ABC):
         """After a training step: head → the weight with which its loss went into what is shared; heads without a
         label in the batch are left out."""
 
+    @property
+    def cuts(self) -> list[tuple[Tensor, Tensor]]:
+        "Where the way back from this batch's losses is cut: each tap as the body gives it, and as the heads read it."
+        return []
+
     def module(
         self,
         heads: BoundHeads,  # of the learner

@@ -19,18 +19,22 @@ from torchjd.aggregation import (
     NashMTL,
     RandomWeighting,
     SumWeighting,
+    UPGrad,
     WeightedAggregator,
     Weighting,
 )
-from torchjd.scalarization import DWA, FAMO, Scalarizer
+from torchjd.scalarization import DWA, FAMO, UW, GeometricMean, Scalarizer
 
 from fastai_heads.errors import HeadsError
 
 __all__ = [
     "DWA",
     "FAMO",
+    "UW",
     "Aggregator",
+    "GeometricMean",
     "Scalarizer",
+    "UPGrad",
     "aggregated",
     "check_rows",
     "check_values",
