@@ -103,7 +103,7 @@ def test_other_heads_get_their_taps_as_plain_arguments_in_order():
 def test_any_name_has_a_place_and_the_keys_of_the_state_are_stable():
     names = ["type", "values", "train", "forward", "a"]
     heads = Heads(
-        {n: nn.Linear(2, 1) for n in names}, dict.fromkeys(names, ("v",)), {"items": nn.Linear(2, 2)}, {"items": "v"}
+        {n: nn.Linear(2, 1) for n in names}, dict.fromkeys(names, ("v",)), {"items": nn.Linear(2, 2)}, {"items": ("v",)}
     )
     assert heads.names == tuple(heads) == tuple(names) and len(heads) == 5
     keys = ["trunks.head_items.weight", "trunks.head_items.bias"]
@@ -253,8 +253,8 @@ def test_a_trunk_that_gives_several_tensors_is_refused(body, sample):
     ("options", "says"),
     [
         ({"module": 3}, r"`module` of Trunk is an nn.Module or a function.*found 3"),
-        ({"module": nn.Identity(), "tap": None}, r"`tap` of Trunk is a tap's name or a stride, found None"),
-        ({"module": nn.Identity(), "tap": ("a", "b")}, r"`tap` of Trunk.*found \('a', 'b'\)"),
+        ({"module": nn.Identity(), "tap": None}, r"`tap` of Trunk is a tap's name or a stride.*found None"),
+        ({"module": nn.Identity(), "tap": ("a",)}, r"`tap` of Trunk.*a tuple of several, found \('a',\)"),
         ({"module": nn.Identity(), "tap": True}, r"`tap` of Trunk.*found True"),
     ],
     ids=str,

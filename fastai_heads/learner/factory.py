@@ -103,19 +103,25 @@ def _check_trunks(trunks: Mapping[str, Trunk], specs: Mapping[str, tuple[HeadSpe
         check_name(name, "trunk")
         if not isinstance(trunk, Trunk):
             raise HeadsError(f"`trunk[{name!r}]` is a `Trunk(module, tap=…)`, found {type(trunk).__name__}.")
-    read = {tap for spec, _ in specs.values() for tap in spec.taps} | {t.tap for t in trunks.values()}
+    read = [*(tap for spec, _ in specs.values() for tap in spec.reads), *(t for k in trunks.values() for t in k.reads)]
     for name in trunks:
-        if name not in read:
+        if name not in {_trunk_of(tap, trunks) for tap in read}:
             raise HeadsError(f"`trunk[{name!r}]` is read by no head: pass `tap={name!r}` to the heads that share it.")
     return dict(trunks)
+
+
+def _trunk_of(tap: str | int | Level, trunks: Mapping[str, Trunk]) -> str | None:
+    "The trunk that a tap is, or is a level of."
+    names = (tap, tap.rpartition(".")[0]) if isinstance(tap, str) else ()
+    return next((name for name in names if name in trunks), None)
 
 
 def _needed_taps(
     specs: Mapping[str, tuple[HeadSpec, Target]], trunks: Mapping[str, Trunk]
 ) -> dict[str | int | Level, str]:  # tap → who reads it, for messages
     readers = {f"heads[{name!r}]": spec.reads for name, (spec, _) in specs.items()}
-    readers |= {f"trunk[{name!r}]": (trunk.tap,) for name, trunk in trunks.items()}
-    return {tap: who for who, taps in reversed(readers.items()) for tap in taps if tap not in trunks}
+    readers |= {f"trunk[{name!r}]": trunk.reads for name, trunk in trunks.items()}
+    return {tap: who for who, taps in reversed(readers.items()) for tap in taps if _trunk_of(tap, trunks) is None}
 
 
 def _body(
