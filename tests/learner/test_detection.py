@@ -1,17 +1,25 @@
 """Boxes beside other targets through the whole of a learner."""
 
+from collections import OrderedDict
+from functools import partial
+
 import matplotlib.pyplot as plt
 import pytest
 import torch
 from fastai.learner import load_learner
 from fastai.torch_core import TensorBase
-from torch import Tensor
+from torch import Tensor, nn
+from torchvision.models.detection import FCOS, RetinaNet
+from torchvision.ops import FeaturePyramidNetwork
 
-from fastai_heads.data.detection import LabeledBoxes
+from fastai_heads.data.detection import LabeledBoxes, to_pixels
 from fastai_heads.data.digits import digits_dls
 from fastai_heads.errors import HeadsError
+from fastai_heads.heads.anchors import anchor_generator
 from fastai_heads.heads.detection import DetectionHead
+from fastai_heads.heads.mean_ap import MeanAP
 from fastai_heads.learner import multihead_learner
+from fastai_heads.model import Trunk
 from fastai_heads.view.interpret import HeadsInterpretation
 
 N = 30  # 24 scenes to train on, 6 to validate
@@ -31,8 +39,9 @@ def make(scenes, quiet, tmp_path):
         dls = digits_dls(targets, bs=4, path=scenes, n=N, size=32, digits_per_scene=(1, 5), missing=missing)
         dls.path = tmp_path
         fields = {"channels": 64, "tap": (4, 8), "extra_levels": 0, "detections_per_img": 10, "metrics": [], **fields}
+        trunk = fields.pop("trunk", None)
         heads = {"boxes": DetectionHead(**fields)}
-        return quiet(multihead_learner(dls, "test_resnet", heads=heads, pretrained=False))
+        return quiet(multihead_learner(dls, "test_resnet", heads=heads, trunk=trunk, pretrained=False))
 
     return learner
 
@@ -48,6 +57,59 @@ def test_every_answer_of_a_learner(make, kind):
     values, as_tensors, _ = learn.predict(learn.dls.valid_ds.items.iloc[0])
     assert isinstance(values.boxes, LabeledBoxes) and len(values.boxes.labels) == len(values.boxes.scores) > 0
     assert as_tensors.boxes.shape == (10, 6)
+
+
+@pytest.mark.parametrize("kind", ["retinanet", "fcos"])
+@pytest.mark.parametrize("shared", [False, True], ids=["its own pyramid", "a shared one"])
+def test_the_network_is_torchvisions_from_image_to_boxes(make, kind, shared):
+    fields = {"kind": kind, "tap": "neck", "pyramid": False, "channels": None, "extra_levels": None}
+    neck = Trunk(partial(FeaturePyramidNetwork, out_channels=64), tap=(4, 8))
+    fields = {**fields, "trunk": {"neck": neck}} if shared else {"kind": kind}
+    learn = make(("boxes",), score_thresh=0.005, detections_per_img=100, **fields)
+    body, heads = learn.model.eval()
+    module = heads["boxes"]
+    pyramid = heads.trunk("neck") if shared else module.pyramid
+
+    class Backbone(nn.Module):
+        out_channels = 64
+
+        def forward(self, x):
+            taps = body(x)
+            return pyramid(OrderedDict((str(body.strides[tap]), m) for tap, m in taps.items() if tap != "input"))
+
+    theirs = (RetinaNet if kind == "retinanet" else FCOS)(
+        Backbone(),
+        10,
+        anchor_generator=anchor_generator(kind, (4, 8)),
+        head=module.head,
+        image_mean=(0, 0, 0),
+        image_std=(1, 1, 1),
+        min_size=32,
+        max_size=32,
+        score_thresh=0.005,
+        detections_per_img=100,
+        _skip_resize=True,
+    )
+    x, y = (t.as_subclass(Tensor) for t in learn.dls.valid.one_batch())
+    targets = [{"boxes": to_pixels(t[t[:, 4] >= 0, :4], 32, 32), "labels": t[t[:, 4] >= 0, 4].long()} for t in y]
+    (pred,) = learn.model(x)
+    own = learn.heads.boxes.loss_func.parts(pred, y)
+    found = theirs.train()(list(x), targets)
+    assert own["classification"] > 0 and own["bbox_regression"] > 0
+    assert own.keys() == found.keys() and all(torch.equal(own[k], found[k]) for k in own)
+    for rows, one in zip(learn.heads.boxes.activation(pred), theirs.eval()(list(x))):
+        n = len(one["labels"])
+        assert torch.equal(rows[:n, 5], one["scores"]) and torch.equal(rows[:n, 4].long(), one["labels"]) and n
+        assert torch.allclose(to_pixels(rows[:n, :4], 32, 32), one["boxes"], rtol=0, atol=1e-5)
+
+
+def test_a_few_epochs_find_the_digits(tmp_path, quiet):
+    pytest.importorskip("pycocotools")
+    dls = digits_dls(("boxes",), bs=8, path=tmp_path / "s", n=60, size=32, digits_per_scene=(1, 2))
+    head = DetectionHead(kind="fcos", channels=64, tap=(4, 8), extra_levels=0, metrics=[MeanAP(0.5)])
+    learn = quiet(multihead_learner(dls, "test_resnet", heads={"boxes": head}, pretrained=False))
+    learn.fit_one_cycle(8, 5e-3)
+    assert learn.validate(ds_idx=0)[1] > 0.3
 
 
 def test_get_preds_is_batch_by_batch_and_in_the_datasets_order(make):
