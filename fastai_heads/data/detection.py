@@ -32,6 +32,7 @@ __all__ = [
     "TensorDetections",
     "pad_detections",
     "same_count",
+    "tidied",
     "to_pixels",
 ]
 
@@ -271,11 +272,19 @@ def pad_detections(samples: list):
 
 
 def _tidy(pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    boxes, labels = tidied(*pair)
+    return TensorBBox(boxes), BoxLabels(labels)
+
+
+def tidied(
+    boxes: Tensor,  # (n, 4) of one item, from −1 to 1
+    labels: Tensor,  # (n,)
+) -> tuple[Tensor, Tensor]:  # plain tensors, as many rows or fewer
     "The boxes that are left after the item's transforms, their corners in order (fastai's flip of an item swaps them)."
-    boxes, labels = pair[0].as_subclass(Tensor), pair[1].as_subclass(Tensor)
+    boxes, labels = boxes.as_subclass(Tensor).view(-1, 4), labels.as_subclass(Tensor)
     boxes = torch.cat([torch.minimum(boxes[:, :2], boxes[:, 2:]), torch.maximum(boxes[:, :2], boxes[:, 2:])], 1)
     kept = (labels != NO_BOX) & ~_without_area(boxes.clamp(-1, 1))
-    return TensorBBox(boxes[kept]), BoxLabels(labels[kept])
+    return boxes[kept], labels[kept]
 
 
 def _without_area(boxes: Tensor) -> Tensor:

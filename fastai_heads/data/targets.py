@@ -19,6 +19,7 @@ from fastai.vision.core import AddMaskCodes, PILMask, TensorBBox, TensorPoint
 from fasttransform import Pipeline, Transform
 from torch import Tensor
 
+from fastai_heads.data.bbox_blocks import ReadPair
 from fastai_heads.data.blocks import MakeBox
 from fastai_heads.data.detection import BoxesReader, MakeBoxes
 from fastai_heads.data.missing import labelled
@@ -158,4 +159,6 @@ def _column(tl: TfmdLists) -> str | None:
 
 
 def _flat(pipeline: Pipeline) -> list[Transform]:
-    return [g for f in pipeline.fs for g in (_flat(f) if isinstance(f, Pipeline) else [f])]
+    "All transforms; of two blocks that became one target those of the boxes."
+    inner = ((f.boxes if isinstance(f, ReadPair) else f) for f in pipeline.fs)
+    return [g for f in inner for g in (_flat(f) if isinstance(f, Pipeline) else [f])]

@@ -26,6 +26,13 @@ __all__ = ["DetectionHead"]
 KINDS = ("retinanet", "fcos")
 
 
+def group_norm(
+    channels: int,  # of a map, a multiple of 32
+) -> nn.GroupNorm:
+    "The norm that FCOS has in its head, and torchvision's `retinanet_resnet50_fpn_v2`: without it little is learned."
+    return nn.GroupNorm(32, channels)
+
+
 @dataclass(frozen=True, kw_only=True)
 class DetectionHead(HeadSpec):
     """Boxes with labels. torchvision's pyramid, heads, matching, losses and suppression over any body: with the same
@@ -39,10 +46,10 @@ class DetectionHead(HeadSpec):
     tap: str | int | tuple[str | int, ...] = (8, 16, 32)  # the maps under the pyramid, fine to coarse
     pyramid: bool = True  # torchvision's feature pyramid over the maps; False: they are one, as a pyramid `Trunk` gives
     extra_levels: int | None = None  # of its pyramid on top: 0, 1 (pooled) or 2 (strided convolutions); None: 2
-    channels: int | None = None  # width of its pyramid, None: 256; for 'fcos' a multiple of 64
+    channels: int | None = None  # width of its pyramid, a multiple of 64 for the norm; None: 256
     anchor_scale: float = 4.0  # 'retinanet': the smallest anchor's side in strides of its level
     aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)  # 'retinanet': heights over widths of the anchors
-    norm_layer: Callable[..., nn.Module] | None = None  # 'retinanet': after each convolution of the head; None: none
+    norm_layer: Callable[[int], nn.Module] | None = group_norm  # 'retinanet': in its head; as in torchvision's v2
     score_thresh: float | None = None  # least score of a detection; None: torchvision's 0.05 and 0.2
     nms_thresh: float | None = None  # IoU from which on boxes of one class are one; None: torchvision's 0.5 and 0.6
     detections_per_img: int = 100  # at most
@@ -72,8 +79,9 @@ class DetectionHead(HeadSpec):
         ratios = isinstance(self.aspect_ratios, tuple) and bool(self.aspect_ratios)
         ratios = ratios and all(is_number(r, least=0.01) for r in self.aspect_ratios)
         self.check("aspect_ratios", ratios, "a tuple of numbers above 0")
-        plain = self.norm_layer is None or (callable(self.norm_layer) and self.kind == "retinanet")
-        self.check("norm_layer", plain, "a function of the channels for 'retinanet', and None for 'fcos'")
+        fits = self.norm_layer is None or callable(self.norm_layer)
+        fits = fits and (self.kind == "retinanet" or self.norm_layer is group_norm)
+        self.check("norm_layer", fits, "a function of the channels or None, for 'retinanet' alone: 'fcos' has its own")
         for field in ("score_thresh", "nms_thresh", "decode_score"):
             value = getattr(self, field)
             optional = value is None and field != "decode_score"
@@ -93,8 +101,8 @@ class DetectionHead(HeadSpec):
 
     @property
     def _group(self) -> int:
-        "What the width of the maps is a multiple of: two to a group of FCOS, as torch refuses a group of one cell."
-        return 1 if self.kind == "retinanet" else 64
+        "What the width of the maps is a multiple of: two to a group, as torch refuses a group of one cell."
+        return 64 if self.norm_layer is group_norm else 1
 
     def build(self, taps: tuple[TapShape, ...]) -> nn.Module:
         maps = taps[:-1]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fastai_heads.archs.records import Level
 from fastai_heads.body import Body, cut_body
+from fastai_heads.data.bbox_blocks import joined_boxes
 from fastai_heads.data.partial import check_complete
 from fastai_heads.data.targets import Target, dls_targets
 from fastai_heads.errors import HeadsError, did_you_mean
@@ -69,6 +70,7 @@ def multihead_learner(
     their default head, and `'age': None` leaves one out. Raises `HeadsError`, before any training, for whatever does
     not fit: it names the parameter, what was expected and what was found."""
     _check_kwargs(learner_kwargs)
+    dls = joined_boxes(dls)
     targets = dls_targets(dls)
     check_items(dls)
     check_complete(dls)

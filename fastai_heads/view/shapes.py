@@ -31,6 +31,7 @@ __all__ = [
 TARGET, PREDICTION = "#2ca02c", "#ff7f0e"  # what is true, what is predicted
 _OUTLINE = [patheffects.Stroke(linewidth=3, foreground="black"), patheffects.Normal()]
 _ALPHA = 0.5  # of a mask over its image
+_LABEL = 0.06  # of an image's height that a text at a box needs
 
 
 def is_mask(value: Any) -> bool:
@@ -55,7 +56,9 @@ def draw_shape(
             box = ax.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=color, lw=1.5))
             box.set_path_effects(_OUTLINE)
         for (x1, y1, _, _), text in zip(value.view(-1, 4).tolist(), getattr(value, "texts", ())):
-            ax.text(x1, y1, text, color=color, fontsize=8, va="bottom", clip_on=True, path_effects=_OUTLINE)
+            over = y1 - min(limits[1]) > _LABEL * abs(limits[1][1] - limits[1][0])  # else it would be cut off
+            side = "bottom" if over else "top"
+            ax.text(x1, y1, text, color=color, fontsize=8, va=side, clip_on=True, path_effects=_OUTLINE)
     else:
         x, y = value.view(-1, 2).t().tolist()
         ax.scatter(x, y, s=70, marker="+" if color == TARGET else "x", c=color, linewidths=1.8, path_effects=_OUTLINE)
