@@ -72,8 +72,8 @@ class OneHeadLoss(CombinedLoss):
         return next(iter(self.heads.values())).decode(preds)
 
 
-class NumberLearner(Learner):
-    "A plain `Learner` whose target is a number, which fastai 2.8's `show_results` cannot draw beside an image."
+class ShowingLearner(Learner):
+    "A plain `Learner` of numbers or of boxes with labels, which fastai 2.8's `show_results` cannot draw on an image."
 
     def show_results(
         self,
@@ -83,7 +83,7 @@ class NumberLearner(Learner):
         shuffle: bool = True,  # drawn at random, or from the start
         **kwargs,  # to `show_samples`: `ncols`, `imsize`
     ) -> Figure:
-        "Images with the number predicted, and the true one behind it."
+        "Images with what is predicted, and what is true."
         dl = self.dls[ds_idx].new(shuffle=shuffle) if dl is None else dl
         batch = dl.one_batch()
         decoded = self.get_preds(dl=[batch], with_decoded=True)[2]
@@ -105,7 +105,7 @@ def head_learner(
     alone = BoundHead(name, head.spec, replace(head.target, index=0), heads)
     loaders = [of_targets(dl, [head.target.index]) for dl in learn.dls.loaders]
     dls = DataLoaders(*loaders, path=learn.dls.path, device=learn.dls.device)
-    cls = NumberLearner if head.target.kind == "regression" else Learner
+    cls = ShowingLearner if head.target.kind in ("regression", "detection") else Learner
     return cls(
         dls,
         nn.Sequential(BodyToHead(body, heads, name), module),
