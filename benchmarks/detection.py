@@ -89,7 +89,7 @@ def main() -> None:
 
         print(f"{ARCH}, {SIDE}×{SIDE}, 1 to 5 digits, batches of 16, one thread")
         for kind in ("fcos", "retinanet"):
-            learn = learner(kind, data(100))
+            learn = learner(kind, data(200))
             steps = {"ours": learner_steps(learn), "theirs": their_steps(theirs(kind, learn), learn.dls)}
             times = seconds_per_step(steps)
             print(f"{kind}: a step is {times['ours'] / times['theirs']:.3f} of torchvision's (at most {LIMIT})")

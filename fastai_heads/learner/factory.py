@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from fastai_heads.archs.records import Level
 from fastai_heads.body import Body, cut_body
 from fastai_heads.data.bbox_blocks import joined_boxes
+from fastai_heads.data.in_image import check_boxes_in_images
 from fastai_heads.data.partial import check_complete
 from fastai_heads.data.targets import Target, dls_targets
 from fastai_heads.errors import HeadsError, did_you_mean
 from fastai_heads.heads.spec import HeadSpec
-from fastai_heads.learner.guards import check_items, sample_inputs
+from fastai_heads.learner.guards import check_dense, check_items, sample_inputs
 from fastai_heads.learner.learner import MultiHeadLearner
 from fastai_heads.learner.resolve import resolve_heads
 from fastai_heads.model import Trunk, multihead_model
@@ -74,12 +75,14 @@ def multihead_learner(
     targets = dls_targets(dls)
     check_items(dls)
     check_complete(dls)
+    check_boxes_in_images(dls)
     specs = resolve_heads(heads, targets, dls, metrics)
     trunks = _check_trunks(trunk or {}, specs)
     body = _body(arch, _needed_taps(specs, trunks), pretrained, weights, n_in, dict(body_kwargs or {}))
     inputs = _check_inputs(dls, body)
     model = multihead_model(body, {name: spec for name, (spec, _) in specs.items()}, trunks, inputs)
     learn = MultiHeadLearner(dls, model, specs, targets, **learner_kwargs)
+    check_dense(learn.heads, model, dls)
     if normalize:
         _add_normalize(dls, body)
     if body.weights:

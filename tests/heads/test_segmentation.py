@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 from fastai.data.block import DataBlock
-from fastai.data.transforms import ColReader, ColSplitter
+from fastai.data.transforms import ColReader, ColSplitter, IndexSplitter
 from fastai.metrics import JaccardCoeff
 from fastai.vision.core import PILImage, PILMask
 from fastai.vision.data import ImageBlock, MaskBlock
@@ -191,6 +191,23 @@ def test_a_decoder_that_needs_more_levels_than_there_are():
         fitted(decoder="dynamic_unet", decoder_options={"widht": 3}).build(TAPS)
 
 
+def test_images_that_are_too_small_for_a_decoder(digits):
+    said = r"image size: `heads\['mask'\]` cannot take what the body gives for 48×48 pixels; it takes 128×128"
+    with pytest.raises(HeadsError, match=said):
+        multihead_learner(digits, "test_resnet", heads={"mask": SegmentationHead(decoder="pan")}, pretrained=False)
+
+
+def test_one_image_to_a_batch_norm_is_refused_before_training(path, make):
+    "The pooled branch of ASPP has one value per channel and image; that of PSP has no batch norm in SMP."
+    dls = digits_dls(("mask",), n=40, size=48, bs=31, path=path)
+    dls.train.drop_last = False
+    learn = make(dls=dls, decoder="deeplabv3plus")
+    with pytest.raises(HeadsError, match=r"the last of 2 training batches .* holds one image.*Pass `drop_last=True`"):
+        learn.fit(1)
+    assert learn.get_preds(dl=learn.test_dl(dls.valid_ds.items[:1]))[0].mask.shape == (1, 11, 48, 48)
+    make(dls=dls, decoder="pspnet").fit(1)
+
+
 def test_masks_that_do_not_fit_are_refused():
     spec = fitted()
     loss, pred = spec.loss_func(), torch.randn(2, 3, 8, 8)
@@ -200,16 +217,33 @@ def test_masks_that_do_not_fit_are_refused():
         spec.train_loss(loss, pred, torch.zeros(2, 8, 9, dtype=torch.long))
 
 
-def test_codes_that_are_not_named_stop_the_training(tmp_path):
-    block = DataBlock(
+def block_of_masks(mask, item_tfms=None):
+    "Grey images of 32 × 32 pixels whose masks are made of their numbers."
+    return DataBlock(
         blocks=(ImageBlock, MaskBlock(["paper", "ink"])),
         get_x=lambda i: PILImage.create(np.full((32, 32, 3), i, dtype=np.uint8)),
-        get_y=lambda i: np.full((32, 32), 5, dtype=np.uint8),
-    )
-    dls = block.dataloaders(list(range(8)), bs=2, num_workers=0)
+        get_y=mask,
+        splitter=IndexSplitter([7]),
+    ).dataloaders(list(range(8)), bs=2, num_workers=0)
+
+
+def test_codes_that_are_not_named_are_refused_before_training():
+    dls = block_of_masks(lambda i: np.full((32, 32), 5, dtype=np.uint8))
+    with pytest.raises(HeadsError, match=r"`heads\['mask'\]`: a mask holds codes from 0 to 1.*found 5"):
+        multihead_learner(dls, "test_resnet", pretrained=False, heads={"mask": SegmentationHead()})
+
+
+def test_a_code_that_is_not_named_in_one_mask_stops_the_training():
+    dls = block_of_masks(lambda i: np.full((32, 32), 5 if i == 3 else 1, dtype=np.uint8))
     learn = multihead_learner(dls, "test_resnet", pretrained=False, heads={"mask": SegmentationHead()})
     with pytest.raises(HeadsError, match="found 5"), learn.no_bar(), learn.no_logging():
         learn.fit(1)
+
+
+def test_masks_of_another_size_are_refused_before_training():
+    dls = block_of_masks(lambda i: np.zeros((16, 32), dtype=np.uint8))
+    with pytest.raises(HeadsError, match=r"`heads\['mask'\]`: a mask has the size of its image.*\(1, 16, 32\)"):
+        multihead_learner(dls, "test_resnet", pretrained=False, heads={"mask": SegmentationHead()})
 
 
 def test_without_smp_the_error_says_how_to_install_it(monkeypatch):
