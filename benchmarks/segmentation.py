@@ -38,15 +38,18 @@ def learner(name: str, dls: DataLoaders, seed: int) -> Learner:
 
 
 @torch.no_grad()
-def foreground_iou(learn: Learner) -> float:
+def foreground_iou(
+    learn: Learner,  # fastai's or ours
+    place: int = 0,  # of the mask among the targets and the heads
+) -> float:
     "Of all pixels that either mask says are ink, the share on which both agree that they are."
     learn.model.eval()
     both = either = 0
-    for x, y in learn.dls.valid:
-        pred = learn.model(x)
-        found = (pred[0] if isinstance(pred, tuple) else pred).argmax(1) > 0
-        both += (found & (y > 0)).sum().item()
-        either += (found | (y > 0)).sum().item()
+    for x, *targets in learn.dls.valid:
+        pred, truth = learn.model(x), targets[place] > 0
+        found = (pred[place] if isinstance(pred, tuple) else pred).argmax(1) > 0
+        both += (found & truth).sum().item()
+        either += (found | truth).sum().item()
     return both / either
 
 
