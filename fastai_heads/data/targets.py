@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -38,7 +38,7 @@ class Target:
     index: int  # its place among the targets
     # 'category', 'multilabel', 'regression', 'point', 'box', 'detection', 'boxes', 'box_labels', 'mask' or 'unknown'
     kind: str
-    n_out: int | None = None  # numbers per image that describe it; None where the data does not tell
+    n_out: int | None = None  # numbers per image that describe it; None where the data does not tell for sure
     vocab: tuple[Any, ...] | None = None  # the classes, in the order of their indices
     partial: bool = False  # some of its labels may be missing
 
@@ -58,6 +58,8 @@ def dls_targets(
     found: list[Target] = []
     for index, tl in enumerate(ds.tls[ds.n_inp :]):
         found.append(_describe(tl, index, [t.name for t in found], dls))
+    if sum(t.kind == "mask" for t in found) > 1:  # a DataBlock keeps the codes of one `MaskBlock`, the last
+        found = [replace(t, n_out=None) if t.kind == "mask" else t for t in found]
     return tuple(found)
 
 

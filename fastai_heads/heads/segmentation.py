@@ -95,9 +95,10 @@ class SegmentationHead(HeadSpec):
         return tuple(tap for tap in taps if self.decoder != DPT or tap != Level(2, optional=True))
 
     def infer_n_out(self, target: Target) -> int | None:
-        "A channel per code; one for code 1 alone where `mode='binary'`."
+        "A channel per code; one for code 1 alone where `mode='binary'`. Of several masks, `n_out` may say how many."
         if self.mode != "binary":
-            return target.n_out
+            of_another = target.n_out is None and target.vocab is not None and self.n_out is None
+            return len(target.vocab) if of_another else target.n_out
         if target.n_out not in (None, 2):
             raise HeadsError(f"`mode='binary'` of {self.label} is for two codes; {target.name!r} has {target.n_out}.")
         return 1
@@ -172,7 +173,8 @@ class SegmentationHead(HeadSpec):
             codes = ", ".join(map(str, wrong.unique().tolist()[:5]))
             raise HeadsError(
                 f"a mask holds codes from 0 to {n - 1}, or {self.ignore_index} for a pixel without a label; found "
-                f"{codes}. Name all codes, `MaskBlock(codes=…)`, or map the masks to their places."
+                f"{codes}. Name all codes, `MaskBlock(codes=…)`, or map the masks to their places; of several masks "
+                "pass `n_out=`, as fastai keeps the codes of one block alone."
             )
         return super().train_loss(loss_func, pred, targ)
 

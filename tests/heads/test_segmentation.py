@@ -1,5 +1,7 @@
 """Masks: SMP's decoders and fastai's U-Net on any body, their losses, and what is refused."""
 
+from types import SimpleNamespace
+
 import fastai.vision.all  # noqa: F401  users import it: `fit_one_cycle` comes with it
 import numpy as np
 import pandas as pd
@@ -16,9 +18,11 @@ from fastai_heads.data.digits import digit_scenes, digits_dls
 from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError
 from fastai_heads.heads.defaults import default_head
+from fastai_heads.heads.mask_metrics import BoundaryF1, MaskIoU
 from fastai_heads.heads.segmentation import BoundaryRefine, MaskModule, SegmentationHead
 from fastai_heads.heads.spec import TapShape
 from fastai_heads.learner import multihead_learner
+from fastai_heads.view.interpret import HeadsInterpretation
 
 MASK = Target("mask", 0, "mask", 3, ("paper", "ink", "blot"))
 TAPS = tuple(TapShape(f"t{s}", c, s) for s, c in ((1, 3), (2, 4), (4, 6), (8, 8), (16, 10), (32, 12)))
@@ -244,6 +248,57 @@ def test_masks_of_another_size_are_refused_before_training():
     dls = block_of_masks(lambda i: np.zeros((16, 32), dtype=np.uint8))
     with pytest.raises(HeadsError, match=r"`heads\['mask'\]`: a mask has the size of its image.*\(1, 16, 32\)"):
         multihead_learner(dls, "test_resnet", pretrained=False, heads={"mask": SegmentationHead()})
+
+
+def test_two_masks_may_have_codes_of_their_own(tmp_path):
+    "fastai's DataBlock keeps the codes of the last `MaskBlock` alone."
+    block = DataBlock(
+        blocks=(ImageBlock, MaskBlock(list("abcdef")), MaskBlock(["paper", "ink"])),
+        getters=[
+            lambda i: PILImage.create(np.full((32, 32, 3), i, dtype=np.uint8)),
+            lambda i: np.full((32, 32), 5, dtype=np.uint8),
+            lambda i: np.full((32, 32), 1, dtype=np.uint8),
+        ],
+        n_inp=1,
+        splitter=IndexSplitter([6, 7]),
+    )
+    dls = block.dataloaders(list(range(8)), bs=2, num_workers=0, path=tmp_path)
+    small = {"decoder": "dynamic_unet", "metrics": []}
+    with pytest.raises(HeadsError, match=r"`heads\['mask'\]`.*found 5.*pass `n_out=`"):
+        multihead_learner(dls, "test_resnet", pretrained=False, heads={"mask": SegmentationHead(**small)})
+    heads = {"mask": SegmentationHead(n_out=6, **small), "mask_2": SegmentationHead(**small)}
+    learn = multihead_learner(dls, "test_resnet", pretrained=False, heads=heads)
+    assert (learn.heads.mask.vocab, learn.heads.mask_2.vocab) == (None, ("paper", "ink"))
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1)
+        matrix = HeadsInterpretation.from_learner(learn).confusion_matrix("mask")
+    assert matrix.shape == (6, 6) and matrix[5].sum() == 2 * 32 * 32
+
+
+def test_refinement_sharpens_boundaries():
+    "Masks that the decoder makes too thin: the overlap gains a little of it, the boundaries nearly all."
+    yy, xx = torch.meshgrid(torch.arange(48), torch.arange(48), indexing="ij")
+    centres = torch.rand(24, 2, 1, 1) * 24 + 12
+    truth = (((yy - centres[:, 0]) ** 2 + (xx - centres[:, 1]) ** 2) < 81).long()
+    ink = torch.nn.functional.avg_pool2d(truth[:, None].float(), 4)
+    ink = torch.nn.functional.interpolate(ink, scale_factor=4, mode="bilinear") - 0.8
+    logits = torch.cat([-ink, ink], 1) * 8
+    refine, loss = BoundaryRefine(2), torch.nn.CrossEntropyLoss()
+    opt = torch.optim.Adam(refine.parameters(), 1e-2)
+
+    def measured(metric, maps):
+        metric.reset()
+        metric.accumulate(SimpleNamespace(pred=maps, y=truth[16:]))
+        return metric.value
+
+    before = [measured(m, refine(logits[16:]).detach()) for m in (MaskIoU(), BoundaryF1(tolerance=0))]
+    for _ in range(60):
+        opt.zero_grad()
+        loss(refine(logits[:16]), truth[:16]).backward()
+        opt.step()
+    after = [measured(m, refine(logits[16:]).detach()) for m in (MaskIoU(), BoundaryF1(tolerance=0))]
+    assert before[0] > 0.7 and before[1] < 0.3
+    assert after[0] > before[0] and after[1] > 0.6
 
 
 def test_without_smp_the_error_says_how_to_install_it(monkeypatch):

@@ -2,22 +2,27 @@
 
 from collections import OrderedDict
 from functools import partial
+from math import isfinite
 
 import matplotlib.pyplot as plt
+import pandas as pd
 import pytest
 import torch
+from fastai.data.block import DataBlock
+from fastai.data.transforms import ColReader, ColSplitter
 from fastai.learner import load_learner
 from fastai.torch_core import TensorBase
+from fastai.vision.data import ImageBlock
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.ops import FeaturePyramidNetwork
 
-from fastai_heads.data.detection import LabeledBoxes, to_pixels
+from fastai_heads.data.detection import BoxesReader, DetectionBlock, LabeledBoxes, to_pixels
 from fastai_heads.data.digits import digits_dls
-from fastai_heads.errors import HeadsError
+from fastai_heads.errors import HeadsError, HeadsWarning
 from fastai_heads.heads.anchors import anchor_generator
 from fastai_heads.heads.detection import DetectionHead
-from fastai_heads.heads.mean_ap import MeanAP
+from fastai_heads.heads.mean_ap import MeanAP, has_torchmetrics
 from fastai_heads.learner import multihead_learner
 from fastai_heads.model import Trunk
 from fastai_heads.view.interpret import HeadsInterpretation
@@ -195,3 +200,51 @@ def test_bfloat16_gives_losses_in_float32(make):
     learn = make().to_bf16()
     learn.fit(1)
     assert learn.head_losses[0].dtype == torch.float32 and torch.isfinite(learn.head_losses[0])
+
+
+@pytest.fixture
+def empty_scenes(scenes, make):
+    "A function: rows whose boxes are taken away → `DataLoaders` of boxes alone, read from a column with a blank."
+    make()  # writes the scenes
+    table = pd.read_csv(scenes / "labels.csv").rename(columns={"boxes": "the boxes"})
+
+    def load(rows):
+        changed = table.copy()
+        changed.loc[rows, ["the boxes", "labels"]] = "[]"
+        block = DataBlock(
+            (ImageBlock, lambda: DetectionBlock(range(10))),
+            getters=[ColReader("image", pref=scenes), BoxesReader("the boxes", "labels")],
+            n_inp=1,
+            splitter=ColSplitter("is_valid"),
+        )
+        return block.dataloaders(changed, bs=4, num_workers=0, shuffle=False)
+
+    return load
+
+
+@pytest.mark.parametrize("kind", ["retinanet", "fcos"])
+@pytest.mark.parametrize("rows", [slice(0, 7), slice(None)], ids=["a batch and a part", "all"])
+def test_images_without_any_object_train(empty_scenes, quiet, kind, rows):
+    head = DetectionHead(kind=kind, channels=64, tap=(4, 8), extra_levels=0)
+    with pytest.warns(HeadsWarning, match="'the boxes' is named 'the_boxes'"):
+        learn = quiet(multihead_learner(empty_scenes(rows), "test_resnet", {"the_boxes": head}, pretrained=False))
+    learn.fit(1)
+    row = dict(zip(learn.recorder.metric_names, learn.rows[0], strict=True))
+    assert isfinite(row["train_loss"]) and isfinite(row["valid_loss"])
+    assert all(torch.isfinite(p).all() for p in learn.model.parameters())
+    if rows == slice(None) and has_torchmetrics():
+        assert row["the_boxes_map"] is None
+    learn.show_batch(max_n=2)
+    learn.show_results(max_n=2)
+    assert learn.predict(learn.dls.valid_ds.items.iloc[0])[0].the_boxes.shape[1] == 4
+
+
+def test_a_vit_has_boxes_on_a_pyramid_that_is_made(make, quiet, scenes):
+    dls = digits_dls(("boxes",), bs=4, path=scenes, n=N, size=32, digits_per_scene=(1, 5))
+    fields = {"channels": 64, "extra_levels": 1, "metrics": []}
+    learn = multihead_learner(
+        dls, "test_vit", {"boxes": DetectionHead(**fields)}, pretrained=False, body_kwargs={"img_size": 32}
+    )
+    assert learn.model[1].reads["boxes"] == ("stride_8", "stride_16", "stride_32", "input")
+    quiet(learn).fit(1)
+    assert isfinite(learn.rows[0][1])
