@@ -68,12 +68,12 @@ def main() -> None:
         times = seconds_per_step({name: learner_steps(learn) for name, learn in zip(names, few)}, rounds=3)
         sizes = {name: sum(p.numel() for p in learn.model.parameters()) for name, learn in zip(names, few)}
         one, three = names[0], names[1:]
-        print(f"{ARCH}, {SIDE}×{SIDE}, batches of 16, {EPOCHS} epochs of 800 scenes, seed {SEED}")
+        print(f"{ARCH}, {SIDE}×{SIDE}, batches of 16, {EPOCHS} epochs of 640 scenes, seed {SEED}")
         print(f"a step of one network is {times[one] / sum(times[n] for n in three):.2f} of the three steps")
         print(f"parameters: {sizes[one]:,} of {sum(sizes[n] for n in three):,}")
         figures = []
         for targets in sets:
-            learn = learner(scenes(folder, targets, 1000))
+            learn = learner(scenes(folder, targets, 800))
             quiet_fit(learn, lambda: learn.fit_one_cycle(EPOCHS, LR))  # noqa: B023
             figures.append(reached(learn))
         what = {"count_": "accuracy", "mask": "foreground IoU", "boxes": "mAP@.5"}

@@ -208,9 +208,12 @@ def _not_reduced(loss_func: Callable) -> Callable:
     def not_reduced(pred: Tensor, targ: Tensor) -> Tensor:
         own, loss_func.reduction = loss_func.reduction, "none"
         try:
-            return loss_func(pred, targ)
+            found = loss_func(pred, targ)
         finally:
             loss_func.reduction = own
+        return (
+            found if found.ndim else _one_by_one(loss_func, pred, targ)
+        )  # torch's base class has one that is not used
 
     return not_reduced
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from fastai.data.block import CategoryBlock, DataBlock
-from fastai.data.transforms import ColReader, ColSplitter, IndexSplitter
+from fastai.data.transforms import ColReader, ColSplitter
 from fastai.vision.augment import Flip, Resize, aug_transforms
 from fastai.vision.data import ImageBlock
 from PIL import Image
@@ -22,12 +22,10 @@ from fastai_heads.data.detection import (
     to_pixels,
 )
 from fastai_heads.data.digits import digits_dls
-from fastai_heads.data.in_image import check_boxes_in_images
 from fastai_heads.data.missing import labelled
 from fastai_heads.data.partial import PartialBlock
 from fastai_heads.data.targets import dls_targets
 from fastai_heads.errors import HeadsError
-from fastai_heads.learner import multihead_learner
 
 BOXES = [[[4, 8, 20, 24], [10, 2, 30, 12]], [], [[0, 0, 64, 32]], [[1, 1, 5, 5]]]
 LABELS = [["cat", "dog"], [], ["cat"], ["fox"]]
@@ -175,29 +173,6 @@ def test_a_box_outside_its_image_is_refused_with_row_and_file(make, table):
     table.loc[2, "boxes"] = "[[30, 10, 90, 30]]"
     with pytest.raises(HeadsError, match=r"row 2 \(2.png\): box \[30.0, 10.0, 90.0, 30.0\] lies outside .* 64×32"):
         batch_of(make(table, with_vocab))
-
-
-def test_a_box_outside_its_image_is_refused_before_training(make, table):
-    check_boxes_in_images(make(table, with_vocab))
-    table.loc[3, "boxes"] = "[[30, 10, 90, 30]]"  # the last one, which validates
-    with pytest.raises(HeadsError, match=r"row 3 \(3.png\): box \[30.0, 10.0, 90.0, 30.0\] lies outside .* 64×32"):
-        multihead_learner(make(table, with_vocab), "test_resnet", pretrained=False)
-    table["boxes"] = table["boxes"].astype(object)
-    table.loc[3, "boxes"] = None
-    check_boxes_in_images(make(table, lambda: PartialBlock(with_vocab())))
-
-
-def test_boxes_of_images_that_are_no_files_are_looked_at_when_they_are_read(tmp_path):
-    block = DataBlock(
-        (ImageBlock, lambda: DetectionBlock(["a"]), CategoryBlock),
-        getters=[lambda i: np.zeros((8, 8, 3), dtype=np.uint8), lambda i: ([[0, 0, 9 * i, 4]], ["a"]), lambda i: "b"],
-        n_inp=1,
-        splitter=IndexSplitter([1]),
-    )
-    dls = block.dataloaders([1, 2, 1, 1], bs=1, num_workers=0)
-    check_boxes_in_images(dls)
-    with pytest.raises(HeadsError, match=r"item 1: box .* lies outside its image of 8×8"):
-        dls.valid.one_batch()
 
 
 def test_batches_of_other_counts_are_brought_to_one():

@@ -6,9 +6,11 @@ import fastai.vision.all  # noqa: F401  users import it: `fit_one_cycle` comes w
 import numpy as np
 import pandas as pd
 import pytest
+import segmentation_models_pytorch as smp
 import torch
 from fastai.data.block import DataBlock
 from fastai.data.transforms import ColReader, ColSplitter, IndexSplitter
+from fastai.losses import CrossEntropyLossFlat, DiceLoss, FocalLoss, FocalLossFlat
 from fastai.metrics import JaccardCoeff
 from fastai.vision.core import PILImage, PILMask
 from fastai.vision.data import ImageBlock, MaskBlock
@@ -248,6 +250,25 @@ def test_masks_of_another_size_are_refused_before_training():
     dls = block_of_masks(lambda i: np.zeros((16, 32), dtype=np.uint8))
     with pytest.raises(HeadsError, match=r"`heads\['mask'\]`: a mask has the size of its image.*\(1, 16, 32\)"):
         multihead_learner(dls, "test_resnet", pretrained=False, heads={"mask": SegmentationHead()})
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        CrossEntropyLossFlat(axis=1),
+        FocalLossFlat(axis=1),
+        DiceLoss(axis=1),
+        lambda pred, targ: FocalLoss()(pred, targ) + DiceLoss(axis=1, reduction="mean")(pred, targ),
+        smp.losses.TverskyLoss("multiclass"),
+    ],
+    ids=["cross-entropy", "focal", "dice", "a sum", "SMP's Tversky"],
+)
+def test_losses_of_fastai_and_smp_train(make, loss):
+    learn = make(decoder="dynamic_unet", loss=loss, metrics=[])
+    learn.fit(1)
+    assert np.isfinite(learn.rows[0][1])
+    each = learn.get_preds(with_loss=True)[-1].mask
+    assert each.shape == (8,) and each.isfinite().all()
 
 
 def test_two_masks_may_have_codes_of_their_own(tmp_path):
