@@ -11,6 +11,7 @@ from fastai_heads.data import (
     PartialBlock,
     digit_scenes,
     digits_dls,
+    pad_boxes,
 )
 from fastai_heads.errors import HeadsError, HeadsWarning
 from fastai_heads.head_tuple import HeadTuple
@@ -69,6 +70,7 @@ __all__ = [
     "digits_dls",
     "list_archs",
     "multihead_learner",
+    "pad_boxes",
     "register_arch",
     "show_targets",
 ]

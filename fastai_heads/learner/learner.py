@@ -21,6 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import nn
 
+from fastai_heads.data.bbox_blocks import joined_boxes
 from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError, HeadsWarning
 from fastai_heads.heads.spec import HeadSpec
@@ -98,6 +99,7 @@ class MultiHeadLearner(HeadPredictions):
 
     @dls.setter
     def dls(self, dls: DataLoaders) -> None:
+        dls = joined_boxes(dls)
         if hasattr(self, "_dls"):
             self.data_targets = same_targets(dls, self.data_targets)
             for head in self.heads.values():

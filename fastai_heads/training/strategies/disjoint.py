@@ -70,8 +70,8 @@ class Disjoint(RowsStrategy):
         super().backward(learn)
         if any(param.grad is not None for param in self._variables):
             raise HeadsError(
-                "`cbs`: a callback adds to the loss what is no head's, and under `Disjoint` every loss has an optimizer. "
-                "Make it a head's loss, or use another strategy."
+                "`cbs`: a callback adds to the loss what is no head's, and under `Disjoint` each loss has an "
+                "optimizer. Make it a head's loss, or use another strategy."
             )
 
     def before_step(self, learn: Learner) -> None:
