@@ -28,13 +28,14 @@ from fastai_heads.body import Body
 
 ALL = {**CHECKS, "training": training_step}
 "Every check by name, in the order in which they run."
-FIELDS = ["arch", "zoo", "family", "mparams", "build", *ALL, "note", "seconds"]
+FIELDS = ["arch", "zoo", "family", "mparams", "shrunken", "build", *ALL, "note", "seconds"]
 Row = dict[str, str]
 
 
 def as_row(report: Report) -> Row:
     "A report as a row of the CSV; no cell of a check is empty."
-    row = {"arch": report.arch, "zoo": report.zoo, "family": report.family, "mparams": f"{report.params / 1e6:.2f}"}
+    row = {"arch": report.arch, "zoo": report.zoo, "family": report.family, "mparams": f"{report.params / 1e6:.2f}",
+           "shrunken": report.shrunken}  # fmt: skip
     cells = {check: report.results.get(check, NOT_RUN) for check in ALL}
     return {**row, "build": OK, **cells, "note": report.note, "seconds": f"{report.seconds:.1f}"}
 
