@@ -14,28 +14,26 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-import timm
 import torch
-from torchvision import models
-from torchvision.models import list_models
 
-from benchmarks.sweep.page import page
+from benchmarks.sweep.names import every_name, family_name, in_turn, size_of, zoo_of
+from benchmarks.sweep.page import Place, page
 from benchmarks.sweep.training import training_step
 from fastai_heads.archs.checks import CHECKS, FAULT, NOT_RUN, OK, Report, check_arch
-from fastai_heads.archs.registry import arch_by_name, list_archs
-from fastai_heads.archs.smallest import SMALLEST, SMALLEST_TORCHVISION
 from fastai_heads.body import Body
 
 ALL = {**CHECKS, "training": training_step}
 "Every check by name, in the order in which they run."
 FIELDS = ["arch", "zoo", "family", "mparams", "shrunken", "build", *ALL, "note", "seconds"]
+STOCK = Path("docs/stock_fastai.csv")
+"What stock fastai's cut did, a row per arch that was tried."
 Row = dict[str, str]
 
 
 def as_row(report: Report) -> Row:
     "A report as a row of the CSV; no cell of a check is empty."
-    row = {"arch": report.arch, "zoo": report.zoo, "family": report.family, "mparams": f"{report.params / 1e6:.2f}",
-           "shrunken": report.shrunken}  # fmt: skip
+    row = {"arch": report.arch, "zoo": report.zoo, "family": family_name(report.arch)}
+    row |= {"mparams": f"{report.params / 1e6:.2f}", "shrunken": report.shrunken}
     cells = {check: report.results.get(check, NOT_RUN) for check in ALL}
     return {**row, "build": OK, **cells, "note": report.note, "seconds": f"{report.seconds:.1f}"}
 
@@ -119,40 +117,6 @@ def read(path: Path) -> list[Row]:
         return list(csv.DictReader(f))
 
 
-def every_name() -> list[str]:
-    "All names, and torchvision's once more where timm has the same."
-    own = list_models(module=models)
-    return sorted({*list_archs(), *(f"torchvision:{n}" for n in own if timm.is_model(n))})
-
-
-def in_turn(names: Iterable[str]) -> list[list[str]]:
-    "One arch of every family, then the rest of torchvision's and fastai's, then the rest of timm's."
-    ranks: tuple[list[str], ...] = ([], [], [])
-    first = {*SMALLEST.values(), *SMALLEST_TORCHVISION.values()}
-    first |= {f"torchvision:{n}" for n in SMALLEST_TORCHVISION.values()}
-    for name in names:
-        ranks[0 if name in first else 1 if zoo_of(name) != "timm" else 2].append(name)
-    return list(ranks)
-
-
-def zoo_of(name: str) -> str:
-    "The zoo that a name of the sweep is found in."
-    row = arch_by_name(name.rpartition(":")[2])
-    return row.zoo if row and (":" in name or not timm.is_model(name)) else "timm"
-
-
-def size_of(name: str) -> float:
-    "The numbers in its parameters, counted on the meta device; 0 where that cannot be built."
-    try:
-        with torch.device("meta"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            plain = name.rpartition(":")[2]
-            net = timm.create_model(name) if zoo_of(name) == "timm" else arch_by_name(plain).build()
-    except Exception:  # the sweep says what is wrong with it
-        return 0.0
-    return float(sum(p.numel() for p in net.parameters()))
-
-
 def main() -> None:
     "The command."
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -169,7 +133,8 @@ def main() -> None:
         for wanted in in_turn(dict.fromkeys(n for p in args.patterns for n in fnmatch.filter(names, p))):
             sweep(wanted, args.csv, args.jobs, tuple(args.checks.split(",")), args.limit)
     if args.table:
-        args.table.write_text(page(read(args.csv), {n: zoo_of(n) for n in names}, ("build", *ALL)))
+        places = {n: Place(zoo_of(n), family_name(n)) for n in names}
+        args.table.write_text(page(read(args.csv), read(STOCK), places, ("build", *ALL)))
 
 
 if __name__ == "__main__":

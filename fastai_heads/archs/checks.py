@@ -1,6 +1,7 @@
 """What is claimed of every arch, checked on one: what the sweep over both zoos and the tests run."""
 
 import copy
+import math
 import pickle
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -16,6 +17,7 @@ from fastai_heads.archs.records import FEATURES, PRE_LOGITS, Measured, Network
 from fastai_heads.archs.shrunken import smaller
 from fastai_heads.archs.source import Request, find_empty, find_network
 from fastai_heads.archs.surgery import get_path
+from fastai_heads.archs.timm_rows import NOT_EXPORTED, RESIZED
 
 __all__ = ["CHECKS", "FAULT", "NOT_RUN", "OK", "Case", "NotRun", "Report", "check_arch"]
 
@@ -27,6 +29,8 @@ ON_META = ("shapes", "second_size")
 "The checks that need no values."
 SMALLEST_SIDE = 64
 "Sides of an image below which none is halved to save time."
+SIZES_APART = 256
+"Pixels, at least, between the two sizes at which strides are measured."
 TOLERANCE = 1e-3
 "For the same sums in another order, as a part of the largest value."
 LAYOUT_TOLERANCE = 0.1
@@ -43,7 +47,6 @@ class Report:
 
     arch: str
     zoo: str = ""
-    family: str = ""
     params: int = 0
     shrunken: str = ""  # the smaller configuration that the values were checked in, '' for the arch itself
     results: dict[str, str] = field(default_factory=dict)  # by check: 'ok', 'fault: …', 'not run', 'not run: …'
@@ -129,19 +132,20 @@ def shapes(case: Case) -> str:
 
 
 def second_size(case: Case) -> str:
-    "256 pixels more make the map larger by 256 / stride, where the arch takes other sizes."
-    if case.network.fixed_size:
-        raise NotRun(f"takes {case.network.fixed_size} pixels only")
-    if not all(256 % (p.stride or 1) == 0 for p in case.measured.taps):
-        raise NotRun("256 pixels are no multiple of a stride")
-    n, c, height, width = case.network.shape
-    shape = (n, c, height + 256, width + 256)
+    "At a larger size every tap has the same stride, where the arch takes other sizes."
+    network = case.network
+    if network.fixed_size:
+        raise NotRun(f"takes {network.fixed_size} pixels only")
+    if type(network.net) in RESIZED:
+        raise NotRun(RESIZED[type(network.net)])
+    whole = math.lcm(*(p.stride or 1 for p in case.measured.taps))
+    side = network.size + whole * math.ceil(SIZES_APART / whole)  # whole cells more of every map
     try:
-        there = {p.name: p for p in case.network.cut.measure(case.network.net, shape).taps}
+        there = {p.name: p for p in network.cut.measure(network.net, (2, network.n_in, side, side)).taps}
     except (RuntimeError, AssertionError, ValueError) as e:
-        raise NotRun(f"does not take {height + 256} pixels") from e
+        raise NotRun(f"does not take {side} pixels") from e
     wrong = [p.name for p in case.measured.taps if there[p.name].stride != p.stride]
-    return f"stride of {', '.join(wrong)} differs at {height + 256} pixels" if wrong else ""
+    return f"stride of {', '.join(wrong)} differs at {side} pixels" if wrong else ""
 
 
 def one_by_one(case: Case) -> str:
@@ -193,7 +197,12 @@ def export(case: Case) -> str:
     "`torch.export` gives the same."
     body, x = case.body([FEATURES]).eval(), case.little[:1]
     with torch.no_grad():
-        program = torch.export.export(body, (x,)).module()
+        try:
+            program = torch.export.export(body, (x,)).module()
+        except Exception as e:  # whatever it is that torch says of such code
+            if type(case.network.net) in NOT_EXPORTED:
+                raise NotRun(NOT_EXPORTED[type(case.network.net)]) from e
+            raise
         there, want = program(x)[FEATURES], body(x)[FEATURES]
     return "" if _apart(there, want) <= TOLERANCE else f"differs by {_apart(there, want):.1e}"
 
@@ -241,7 +250,6 @@ def _begun(whole: Network, name: str, checks: Iterable[str]) -> Report:
     return Report(
         name,
         zoo=whole.zoo,
-        family=type(whole.net).__module__.rpartition(".")[2],
         params=sum(p.numel() for p in whole.net.parameters()),
         results=dict.fromkeys(checks, NOT_RUN),
         note=whole.cut.unproved or whole.cut.no_vector,

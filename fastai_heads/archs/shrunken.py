@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from timm.models.beit import Beit
+from timm.models.byobnet import ByoBlockCfg
 from timm.models.cait import Cait
 from timm.models.coat import CoaT
 from timm.models.convnext import ConvNeXt
@@ -93,6 +94,10 @@ STAND_INS: dict[str, str] = {
 "A smaller arch of the same class, for those whose own function fixes depth and width."
 
 SHRUNKEN_ARCHS: dict[str, Mapping[str, Any]] = {
+    "halonet_h1": {
+        "stem_chs": 16,
+        "blocks": tuple(ByoBlockCfg(type="self_attn", d=1, c=c, s=s, gs=0, br=1.0) for c, s in zip((32, 64), (1, 2))),
+    },
     "fastvit_mci4": {"layers": (1, 1, 1, 1, 1), "embed_dims": (32, 64, 128, 128, 128)},
     "vit_5b_patch16_sapiens2": {"num_kv_heads": (2, 1)},
     "vit_giant_patch16_sapiens2": {"num_kv_heads": (2, 1)},
