@@ -9,14 +9,14 @@ import fnmatch
 import multiprocessing
 import time
 import warnings
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, as_completed, wait
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
 
-from benchmarks.sweep.names import every_name, family_name, in_turn, size_of, zoo_of
+from benchmarks.sweep.names import every_name, family_name, in_turn, zoo_of
 from benchmarks.sweep.page import Place, page
 from benchmarks.sweep.training import training_step
 from fastai_heads.archs.checks import CHECKS, FAULT, NOT_RUN, OK, Report, check_arch
@@ -85,15 +85,13 @@ def watched(
 
 
 def sweep(
-    names: Iterable[str],
+    names: Iterable[str],  # in the order in which they are to run
     path: Path,  # of the CSV
     jobs: int,  # processes
     checks: tuple[str, ...],
     limit: float,  # seconds for one arch
 ) -> None:
-    "Runs what the CSV does not have yet, the smallest first."
-    done = {row["arch"] for row in read(path)}
-    todo = sorted((n for n in names if n not in done), key=lambda n: (size_of(n), n))
+    "Runs what the CSV does not have yet."
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = not path.exists()
     multiprocessing.get_context("forkserver").set_forkserver_preload(["benchmarks.sweep.training", "fastai_heads.body"])
@@ -101,12 +99,22 @@ def sweep(
         writer = csv.DictWriter(f, FIELDS, lineterminator="\n")
         if fresh:
             writer.writeheader()
-        for n, future in enumerate(as_completed([pool.submit(watched, name, checks, limit) for name in todo]), 1):
-            row = future.result()
+        for n, row in enumerate(_rows(names, pool, jobs, checks, limit), 1):
             writer.writerow(row)
             f.flush()
             wrong = [c for c in ("build", *ALL) if row[c].startswith(FAULT)]
-            print(f"{n}/{len(todo)} {row['arch']} {' '.join(wrong) or OK} {row['seconds']} s", flush=True)
+            print(f"{n} {row['arch']} {' '.join(wrong) or OK} {row['seconds']} s", flush=True)
+
+
+def _rows(names: Iterable[str], pool: Executor, jobs: int, checks: tuple[str, ...], limit: float) -> Iterator[Row]:
+    "A row as each is done, with as many under way as there are jobs: the next names may take time to be found."
+    under_way: set[Future[Row]] = set()
+    for name in names:
+        under_way.add(pool.submit(watched, name, checks, limit))
+        if len(under_way) == jobs:
+            done, under_way = wait(under_way, return_when=FIRST_COMPLETED)
+            yield from (future.result() for future in done)
+    yield from (future.result() for future in as_completed(under_way))
 
 
 def read(path: Path) -> list[Row]:
@@ -130,8 +138,9 @@ def main() -> None:
     args = parser.parse_args()
     names = every_name()
     if not args.no_run:
-        for wanted in in_turn(dict.fromkeys(n for p in args.patterns for n in fnmatch.filter(names, p))):
-            sweep(wanted, args.csv, args.jobs, tuple(args.checks.split(",")), args.limit)
+        done = {row["arch"] for row in read(args.csv)}
+        wanted = dict.fromkeys(n for p in args.patterns for n in fnmatch.filter(names, p) if n not in done)
+        sweep(in_turn(wanted), args.csv, args.jobs, tuple(args.checks.split(",")), args.limit)
     if args.table:
         places = {n: Place(zoo_of(n), family_name(n)) for n in names}
         args.table.write_text(page(read(args.csv), read(STOCK), places, ("build", *ALL)))

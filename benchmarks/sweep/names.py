@@ -1,7 +1,7 @@
 """The names that the sweep runs, where they are found, and in which order."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 
 import timm
@@ -22,14 +22,16 @@ def every_name() -> list[str]:
     return sorted({*list_archs(), *(f"torchvision:{n}" for n in own if timm.is_model(n))})
 
 
-def in_turn(names: Iterable[str]) -> list[list[str]]:
-    "One arch of every family, then the rest of torchvision's and fastai's, then the rest of timm's."
+def in_turn(names: Iterable[str]) -> Iterator[str]:
+    """One arch of every family, then the rest of torchvision's and fastai's, then the rest of timm's; of each the smallest
+    first."""
     ranks: tuple[list[str], ...] = ([], [], [])
     first = {*SMALLEST.values(), *SMALLEST_TORCHVISION.values()}
     first |= {f"torchvision:{n}" for n in SMALLEST_TORCHVISION.values()}
     for name in names:
         ranks[0 if name in first else 1 if zoo_of(name) != "timm" else 2].append(name)
-    return list(ranks)
+    for rank in ranks:
+        yield from sorted(rank, key=lambda n: (size_of(n), n))
 
 
 def zoo_of(name: str) -> str:

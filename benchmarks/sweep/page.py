@@ -1,5 +1,6 @@
 """The rows of the sweep as a page: what has run, by family and by check, and what it found."""
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -89,6 +90,8 @@ def _against_stock(
     return lines
 
 
+_NUMBERS = re.compile(r"(?<= )\d+(?= )|(?<= )\d+$")
+"Numbers in an error, which differ by the arch."
 _STOCK_TEXT = (
     "What `fastai.vision.learner.create_body` (fastai 2.8.12) did: cut right, lost trained layers or an operation "
     "without a word, or raised. Each arch that was tried has a row in [stock_fastai.csv](stock_fastai.csv); "
@@ -102,7 +105,8 @@ def _stock_cells(theirs: Counter[str], ours: Counter[str]) -> str:
 
 
 def _stock_faults(stock: Sequence[Row]) -> Iterable[tuple[str, str]]:
-    return ((f"{r['verdict']}, {r['what']}", r["arch"]) for r in stock if r["verdict"] in ("lost", "raised"))
+    wrong = [r for r in stock if r["verdict"] in ("lost", "raised")]
+    return ((f"{r['verdict']}, {_NUMBERS.sub('…', r['what'])}", r["arch"]) for r in wrong)
 
 
 def _by_check(rows: Sequence[Row], checks: Sequence[str]) -> list[str]:
