@@ -23,7 +23,7 @@ def every_name() -> list[str]:
 
 
 def in_turn(names: Iterable[str]) -> Iterator[str]:
-    """One arch of every family, then the rest of torchvision's and fastai's, then the rest of timm's; of each the smallest
+    """One arch of every family, then the rest of torchvision and fastai, then the rest of timm; of each the smallest
     first."""
     ranks: tuple[list[str], ...] = ([], [], [])
     first = {*SMALLEST.values(), *SMALLEST_TORCHVISION.values()}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fastai_heads.archs.probe import measure_taps
 from fastai_heads.archs.proof import logits_from_taps
-from fastai_heads.archs.records import FEATURES, PRE_LOGITS, Measured, Network
+from fastai_heads.archs.records import FEATURES, INPUT, PRE_LOGITS, Measured, Network
 from fastai_heads.archs.shrunken import smaller
 from fastai_heads.archs.source import Request, find_empty, find_network
 from fastai_heads.archs.surgery import get_path
@@ -112,10 +112,11 @@ def equality(case: Case) -> str:
     "The arch's own classifier on the taps gives the arch's own logits, bit for bit."
     net = case.network.net
     with torch.no_grad():
-        said = logits_from_taps(case.network, case.every)
+        said = logits_from_taps(case.network, {**case.every, INPUT: case.x})
         if said is None:
             raise NotRun(case.network.cut.unproved or case.network.cut.no_vector)
         own = net(case.x)
+        own = own["out"] if isinstance(own, dict) else own  # of a network that gives a mask
     if said.shape != own.shape:
         return f"logits {tuple(said.shape)}, the arch gives {tuple(own.shape)}"
     return "" if torch.equal(said, own) else f"logits differ by {(said - own).abs().max().item():.1e}"

@@ -9,6 +9,7 @@ from torchvision import models
 from benchmarks.sweep.training import training_step
 from fastai_heads.archs.checks import CHECKS, check_arch
 from fastai_heads.archs.registry import _FAMILIES
+from fastai_heads.archs.segmentation_rows import SEGMENTATION
 from fastai_heads.archs.smallest import SMALLEST, SMALLEST_TORCHVISION
 from fastai_heads.archs.torchvision_rows import TORCHVISION
 from fastai_heads.body import Body, cut_points
@@ -46,7 +47,7 @@ def test_every_module_of_timm_has_an_arch_here():
 
 
 def test_every_row_of_torchvision_has_an_arch_here():
-    assert {f.name for f in TORCHVISION} == set(SMALLEST_TORCHVISION)
+    assert {f.name for f in (*TORCHVISION, *SEGMENTATION)} == set(SMALLEST_TORCHVISION)
 
 
 def test_every_classification_arch_of_torchvision_has_a_row():
