@@ -28,7 +28,7 @@ demo: install  ## the main job on real digits: trains, prints the table, writes 
 test: lint  ## the linter and every test (ARGS='-k heads' for some)
 	$(BIN)/python $(PYTEST) $(ARGS)
 
-test-archs: install  ## the archs that are too large for `make test`, the smallest of each family
+test-archs: install  ## the smallest arch of each family as it is, which `make test` shrinks where it is large
 	$(BIN)/python $(PYTEST) -m zoo tests/archs $(ARGS)
 
 lint: install  ## what the linter and the formatter object to
