@@ -5,7 +5,7 @@ VENV := .venv
 LOWER := .venv-lower
 BIN := $(VENV)/bin
 PIP := -m pip --disable-pip-version-check
-BENCHMARKS = $(filter-out zoo __init__,$(basename $(notdir $(wildcard benchmarks/*.py))))
+BENCHMARKS = $(filter-out zoo steps __init__,$(basename $(notdir $(wildcard benchmarks/*.py))))
 PYTEST := -m pytest -n auto --maxprocesses 4 --dist worksteal -m "not zoo"
 
 .DEFAULT_GOAL := help
@@ -28,7 +28,7 @@ demo: install  ## the main job on real digits: trains, prints the table, writes 
 test: lint  ## the linter and every test (ARGS='-k heads' for some)
 	$(BIN)/python $(PYTEST) $(ARGS)
 
-test-archs: install  ## the archs that are too large for `make test`, the smallest of each family
+test-archs: install  ## the smallest arch of each family as it is, which `make test` shrinks where it is large
 	$(BIN)/python $(PYTEST) -m zoo tests/archs $(ARGS)
 
 lint: install  ## what the linter and the formatter object to

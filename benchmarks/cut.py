@@ -19,7 +19,7 @@ def ratio(
     theirs: Callable[[], object],
     repeats: int = REPEATS,
     warm: bool = True,  # run each once before, uncounted
-) -> tuple[float, float]:  # the ratio of medians, seconds of theirs
+) -> tuple[float, float]:  # the median of the ratios of each turn, seconds of theirs
     "Processor time of both in turn, which other processes disturb less."
     if warm:
         ours(), theirs()
@@ -29,8 +29,7 @@ def ratio(
             start = time.process_time()
             fn()
             into.append(time.process_time() - start)
-    mine, other = (statistics.median(t) for t in times)
-    return mine / other, other
+    return statistics.median(mine / other for mine, other in zip(*times)), statistics.median(times[1])
 
 
 def build_ratios(name: str) -> tuple[float, float]:  # of the first build in this process, and of builds after it

@@ -9,32 +9,31 @@ import fnmatch
 import multiprocessing
 import time
 import warnings
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, as_completed, wait
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-import timm
 import torch
-from torchvision import models
-from torchvision.models import list_models
 
-from benchmarks.sweep.page import page
+from benchmarks.sweep.names import every_name, family_name, in_turn, zoo_of
+from benchmarks.sweep.page import Place, page
 from benchmarks.sweep.training import training_step
 from fastai_heads.archs.checks import CHECKS, FAULT, NOT_RUN, OK, Report, check_arch
-from fastai_heads.archs.registry import arch_by_name, list_archs
-from fastai_heads.archs.smallest import SMALLEST, SMALLEST_TORCHVISION
 from fastai_heads.body import Body
 
 ALL = {**CHECKS, "training": training_step}
 "Every check by name, in the order in which they run."
-FIELDS = ["arch", "zoo", "family", "mparams", "build", *ALL, "note", "seconds"]
+FIELDS = ["arch", "zoo", "family", "mparams", "shrunken", "build", *ALL, "note", "seconds"]
+STOCK = Path("docs/stock_fastai.csv")
+"What stock fastai's cut did, a row per arch that was tried."
 Row = dict[str, str]
 
 
 def as_row(report: Report) -> Row:
     "A report as a row of the CSV; no cell of a check is empty."
-    row = {"arch": report.arch, "zoo": report.zoo, "family": report.family, "mparams": f"{report.params / 1e6:.2f}"}
+    row = {"arch": report.arch, "zoo": report.zoo, "family": family_name(report.arch)}
+    row |= {"mparams": f"{report.params / 1e6:.2f}", "shrunken": report.shrunken}
     cells = {check: report.results.get(check, NOT_RUN) for check in ALL}
     return {**row, "build": OK, **cells, "note": report.note, "seconds": f"{report.seconds:.1f}"}
 
@@ -86,15 +85,13 @@ def watched(
 
 
 def sweep(
-    names: Iterable[str],
+    names: Iterable[str],  # in the order in which they are to run
     path: Path,  # of the CSV
     jobs: int,  # processes
     checks: tuple[str, ...],
     limit: float,  # seconds for one arch
 ) -> None:
-    "Runs what the CSV does not have yet, the smallest first."
-    done = {row["arch"] for row in read(path)}
-    todo = sorted((n for n in names if n not in done), key=lambda n: (size_of(n), n))
+    "Runs what the CSV does not have yet."
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = not path.exists()
     multiprocessing.get_context("forkserver").set_forkserver_preload(["benchmarks.sweep.training", "fastai_heads.body"])
@@ -102,12 +99,22 @@ def sweep(
         writer = csv.DictWriter(f, FIELDS, lineterminator="\n")
         if fresh:
             writer.writeheader()
-        for n, future in enumerate(as_completed([pool.submit(watched, name, checks, limit) for name in todo]), 1):
-            row = future.result()
+        for n, row in enumerate(_rows(names, pool, jobs, checks, limit), 1):
             writer.writerow(row)
             f.flush()
             wrong = [c for c in ("build", *ALL) if row[c].startswith(FAULT)]
-            print(f"{n}/{len(todo)} {row['arch']} {' '.join(wrong) or OK} {row['seconds']} s", flush=True)
+            print(f"{n} {row['arch']} {' '.join(wrong) or OK} {row['seconds']} s", flush=True)
+
+
+def _rows(names: Iterable[str], pool: Executor, jobs: int, checks: tuple[str, ...], limit: float) -> Iterator[Row]:
+    "A row as each is done, with as many under way as there are jobs: the next names may take time to be found."
+    under_way: set[Future[Row]] = set()
+    for name in names:
+        under_way.add(pool.submit(watched, name, checks, limit))
+        if len(under_way) == jobs:
+            done, under_way = wait(under_way, return_when=FIRST_COMPLETED)
+            yield from (future.result() for future in done)
+    yield from (future.result() for future in as_completed(under_way))
 
 
 def read(path: Path) -> list[Row]:
@@ -116,40 +123,6 @@ def read(path: Path) -> list[Row]:
         return []
     with path.open(newline="") as f:
         return list(csv.DictReader(f))
-
-
-def every_name() -> list[str]:
-    "All names, and torchvision's once more where timm has the same."
-    own = list_models(module=models)
-    return sorted({*list_archs(), *(f"torchvision:{n}" for n in own if timm.is_model(n))})
-
-
-def in_turn(names: Iterable[str]) -> list[list[str]]:
-    "One arch of every family, then the rest of torchvision's and fastai's, then the rest of timm's."
-    ranks: tuple[list[str], ...] = ([], [], [])
-    first = {*SMALLEST.values(), *SMALLEST_TORCHVISION.values()}
-    first |= {f"torchvision:{n}" for n in SMALLEST_TORCHVISION.values()}
-    for name in names:
-        ranks[0 if name in first else 1 if zoo_of(name) != "timm" else 2].append(name)
-    return list(ranks)
-
-
-def zoo_of(name: str) -> str:
-    "The zoo that a name of the sweep is found in."
-    row = arch_by_name(name.rpartition(":")[2])
-    return row.zoo if row and (":" in name or not timm.is_model(name)) else "timm"
-
-
-def size_of(name: str) -> float:
-    "The numbers in its parameters, counted on the meta device; 0 where that cannot be built."
-    try:
-        with torch.device("meta"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            plain = name.rpartition(":")[2]
-            net = timm.create_model(name) if zoo_of(name) == "timm" else arch_by_name(plain).build()
-    except Exception:  # the sweep says what is wrong with it
-        return 0.0
-    return float(sum(p.numel() for p in net.parameters()))
 
 
 def main() -> None:
@@ -165,10 +138,12 @@ def main() -> None:
     args = parser.parse_args()
     names = every_name()
     if not args.no_run:
-        for wanted in in_turn(dict.fromkeys(n for p in args.patterns for n in fnmatch.filter(names, p))):
-            sweep(wanted, args.csv, args.jobs, tuple(args.checks.split(",")), args.limit)
+        done = {row["arch"] for row in read(args.csv)}
+        wanted = dict.fromkeys(n for p in args.patterns for n in fnmatch.filter(names, p) if n not in done)
+        sweep(in_turn(wanted), args.csv, args.jobs, tuple(args.checks.split(",")), args.limit)
     if args.table:
-        args.table.write_text(page(read(args.csv), {n: zoo_of(n) for n in names}, ("build", *ALL)))
+        places = {n: Place(zoo_of(n), family_name(n)) for n in names}
+        args.table.write_text(page(read(args.csv), read(STOCK), places, ("build", *ALL)))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from fastai_heads.archs import cut_points, list_archs, register_arch
 from fastai_heads.body import cut_body
+from fastai_heads.compare import compare_to_single
 from fastai_heads.data import (
     BoxBlock,
     BoxesReader,
@@ -10,6 +11,7 @@ from fastai_heads.data import (
     PartialBlock,
     digit_scenes,
     digits_dls,
+    pad_boxes,
 )
 from fastai_heads.errors import HeadsError, HeadsWarning
 from fastai_heads.head_tuple import HeadTuple
@@ -28,7 +30,7 @@ from fastai_heads.heads import (
 )
 from fastai_heads.learner import MultiHeadLearner, multihead_learner
 from fastai_heads.model import Trunk
-from fastai_heads.training import Balance, Disjoint, HeadsMonitor, LossWeightScheduler
+from fastai_heads.training import Balance, ConflictRecorder, Disjoint, HeadsMonitor, LossWeightScheduler
 from fastai_heads.view import HeadsInterpretation, show_targets
 
 __version__ = "0.1.0"
@@ -39,6 +41,7 @@ __all__ = [
     "BoxHead",
     "BoxesReader",
     "ClassificationHead",
+    "ConflictRecorder",
     "CustomHead",
     "DetectionBlock",
     "DetectionHead",
@@ -60,12 +63,14 @@ __all__ = [
     "SegmentationHead",
     "TapShape",
     "Trunk",
+    "compare_to_single",
     "cut_body",
     "cut_points",
     "digit_scenes",
     "digits_dls",
     "list_archs",
     "multihead_learner",
+    "pad_boxes",
     "register_arch",
     "show_targets",
 ]

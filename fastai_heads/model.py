@@ -1,6 +1,7 @@
 """The heads of a network, the trunks they share, and both behind a body."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +13,21 @@ from fastai_heads.body import Body
 from fastai_heads.errors import HeadsError, unknown
 from fastai_heads.heads.levels import LevelFrom, PyramidLevel
 from fastai_heads.heads.pooled import PooledHead
-from fastai_heads.heads.spec import HeadSpec, TapShape
+from fastai_heads.heads.spec import HeadSpec, TapShape, is_tap, read_as
 
-__all__ = ["PREFIX", "STRATEGY", "Heads", "Trunk", "body_and_heads", "in_eval", "multihead_model", "read_by"]
+__all__ = [
+    "PREFIX",
+    "STRATEGY",
+    "Heads",
+    "Trunk",
+    "body_and_heads",
+    "in_eval",
+    "multihead_model",
+    "named_maps",
+    "read_by",
+    "run_trunk",
+    "trunk_input",
+]
 
 PREFIX = "head_"  # nn.ModuleDict refuses keys such as 'type' or 'values'
 STRATEGY = "strategy."  # before the names of what a strategy learns
@@ -24,23 +37,33 @@ STRATEGY = "strategy."  # before the names of what a strategy learns
 class Trunk:
     """Layers shared by some heads, between a tap and the heads that name the trunk: `trunk={'neck': Trunk(module)}`.
 
-    Its output is a tap by its own name. It stands with the heads in `model[1]` and trains when the body is frozen."""
+    Its output is a tap by its own name. It stands with the heads in `model[1]` and trains when the body is frozen.
+
+    Over a tuple of taps it takes an `OrderedDict` of tap to map, as torchvision's `FeaturePyramidNetwork` does:
+    `Trunk(partial(FeaturePyramidNetwork, out_channels=64), tap=(8, 16, 32))`. A trunk that gives a dictionary of maps
+    is a pyramid: `tap='neck'` reads all of its levels, `tap='neck.16'` the one at stride 16."""
 
     module: (
-        nn.Module | Callable[[int], nn.Module]
-    )  # takes the tap's tensor; or a function of its channels that makes it
-    tap: str | int = "features"  # what it reads: a tap's name or stride, or a trunk that stands before it
+        nn.Module | Callable[..., nn.Module]
+    )  # takes the tap's tensor, or of several taps a dictionary; or a function of the channels (of several: a list)
+    tap: str | int | tuple[str | int, ...] = "features"  # a tap's name or stride, a trunk before it, or a tuple of them
 
     def __post_init__(self) -> None:
         if not callable(self.module):
             raise HeadsError(
                 f"`module` of Trunk is an nn.Module or a function of the tap's channels, found {self.module!r}."
             )
-        if not isinstance(self.tap, str | int) or isinstance(self.tap, bool):
-            raise HeadsError(f"`tap` of Trunk is a tap's name or a stride, found {self.tap!r}.")
+        several = isinstance(self.tap, tuple)
+        if not (is_tap(self.tap) or (several and len(self.tap) > 1 and all(map(is_tap, self.tap)))):
+            raise HeadsError(f"`tap` of Trunk is a tap's name or a stride, or a tuple of several, found {self.tap!r}.")
 
-    def build(self, channels: int) -> nn.Module:
-        "The module itself, or what the function makes of the tap's channels."
+    @property
+    def reads(self) -> tuple[str | int | Level, ...]:
+        "What it reads, as the body resolves it: the strides of a tuple are levels, made where the arch has none."
+        return read_as(self.tap)
+
+    def build(self, channels: int | list[int]) -> nn.Module:
+        "The module itself, or what the function makes of the channels."
         module = self.module if isinstance(self.module, nn.Module) else self.module(channels)
         if not isinstance(module, nn.Module):
             raise HeadsError(f"`module` of Trunk is a function that makes an nn.Module, and it made {module!r}.")
@@ -57,12 +80,13 @@ class Heads(nn.Module):
         heads: Mapping[str, nn.Module],  # name → module
         reads: Mapping[str, tuple[str, ...]],  # name → the taps (or trunks) that it takes, canonical names
         trunks: Mapping[str, nn.Module] | None = None,  # name → module, each after the trunks that it reads
-        trunk_reads: Mapping[str, str] | None = None,  # trunk → the tap (or trunk) that it takes
+        trunk_reads: Mapping[str, tuple[str, ...]] | None = None,  # trunk → the taps (or trunks) that it takes
         shapes: Mapping[str, TapShape] | None = None,  # of every tap and trunk, for heads that are added later
     ):
         super().__init__()
         self.shapes = dict(shapes or {})
         self.reads, self.trunk_reads = dict(reads), dict(trunk_reads or {})
+        self.trunk_gives: dict[str, tuple[str, ...]] = {name: (name,) for name in self.trunk_reads}
         self.trunks = nn.ModuleDict({PREFIX + name: m for name, m in (trunks or {}).items()})
         self.heads = nn.ModuleDict({PREFIX + name: m for name, m in heads.items()})
         self.strategy: nn.Module | None = None  # what a strategy learns while training; no prediction needs it
@@ -97,10 +121,13 @@ class Heads(nn.Module):
         self,
         name: str,  # of the new trunk, the last in the order
         module: nn.Module,  # its layers
-        tap: str,  # the tap or trunk that it takes, canonical name
+        reads: tuple[str, ...],  # the taps or trunks that it takes, canonical names
+        shapes: Sequence[TapShape],  # of the taps that its output is: one by its own name, or a pyramid's levels
     ) -> None:
         "One trunk more."
-        self.trunks[PREFIX + name], self.trunk_reads[name] = module, tap
+        self.trunks[PREFIX + name], self.trunk_reads[name] = module, reads
+        self.trunk_gives[name] = tuple(shape.name for shape in shapes)
+        self.shapes |= {shape.name: shape for shape in shapes}
 
     def drop(
         self,
@@ -108,6 +135,12 @@ class Heads(nn.Module):
     ) -> None:
         "One head less; the others stay as they are."
         del self.heads[PREFIX + name], self.reads[name]
+
+    def drop_unread(self) -> None:
+        "The trunks that no head reads, be it through another trunk, go."
+        for name in reversed(tuple(self.trunk_reads)):
+            if all(name not in reads for reads in self.reads.values()) and name not in self.trunk_reads.values():
+                del self.trunks[PREFIX + name], self.trunk_reads[name], self.shapes[name]
 
     def trunk(self, name: str) -> nn.Module:
         "One trunk's module."
@@ -118,8 +151,8 @@ class Heads(nn.Module):
         taps: dict[str, Tensor],  # what the body gives
     ) -> tuple[Tensor, ...]:  # one prediction per head, in order
         tensors = dict(taps)
-        for name, tap in self.trunk_reads.items():
-            tensors[name] = self.trunk(name)(tensors[tap])
+        for name, reads in self.trunk_reads.items():
+            tensors |= run_trunk(self.trunk(name), reads, self.trunk_gives[name], tensors)
         pooled: dict[tuple[str, str | None], Tensor] = {}
         return tuple(self._predict(self[name], reads, tensors, pooled) for name, reads in self.reads.items())
 
@@ -157,8 +190,8 @@ def multihead_model(
 ) -> nn.Sequential:  # (body, heads)
     "The network: `model[0]` is the body, `model[1]['digit']` one head."
     shapes = {tap: TapShape(tap, body.channels[tap], body.strides[tap]) for tap in body.taps}
-    modules, trunk_reads = _build_trunks(body, trunks or {}, shapes, sample)
-    model_heads = Heads({}, {}, modules, trunk_reads, shapes)
+    model_heads = Heads({}, {}, shapes=shapes)
+    _add_trunks(body, trunks or {}, model_heads, sample)
     for name, spec in specs.items():
         reads = read_by(spec, body, model_heads)
         model_heads.add(name, spec.build(tuple(model_heads.shapes[tap] for tap in reads)), reads)
@@ -171,13 +204,33 @@ def read_by(
     heads: Heads,  # has the trunks; levels that the arch does not have are added to them
 ) -> tuple[str, ...]:  # canonical names of taps and trunks
     "What a head reads. A level that has to be made is made once, and shared by every head that reads it."
-    found = (_read(tap, body, heads) for tap in spec.reads)
-    return tuple(name for name in found if name is not None)
+    return _canonical(spec.reads, body, heads)
 
 
-def _read(tap: str | int | Level, body: Body, heads: Heads) -> str | None:
-    if not isinstance(tap, Level):
-        return _canonical(tap, heads.shapes, body)
+def _canonical(taps: Iterable[str | int | Level], body: Body, heads: Heads) -> tuple[str, ...]:
+    "Names of taps and trunks; of a pyramid those of its levels."
+    found: list[str] = []
+    for tap in taps:
+        if tap in heads.trunk_gives:
+            found += heads.trunk_gives[tap]
+        elif isinstance(tap, Level):
+            level = _level(tap, body, heads)
+            found += [] if level is None else [level]
+        else:
+            found.append(tap if tap in heads.shapes else _tap_name(tap, body, heads))
+    return tuple(found)
+
+
+def _tap_name(tap: str | int, body: Body, heads: Heads) -> str:
+    "The body's name of a tap. Raises `HeadsError` for one that neither the body nor a trunk has."
+    pyramid = tap.rpartition(".")[0] if isinstance(tap, str) else ""
+    if pyramid in heads.trunk_gives:
+        raise HeadsError(f"`tap={tap!r}`: trunk {pyramid!r} gives {', '.join(heads.trunk_gives[pyramid])}.")
+    return body.tap_name(tap)
+
+
+def _level(tap: Level, body: Body, heads: Heads) -> str | None:
+    "The tap or trunk that a level is; None for an optional one that the arch does not have."
     source = body.level_source(tap)
     if source is None or (not body.one_stride and body.strides[source] == tap.stride):
         return source
@@ -186,8 +239,7 @@ def _read(tap: str | int | Level, body: Body, heads: Heads) -> str | None:
     if made is None:
         kind = PyramidLevel if body.one_stride else LevelFrom
         made = kind(before.channels, before.stride, tap.stride)
-        heads.add_trunk(name, made, source)
-        heads.shapes[name] = TapShape(name, made.n_out, tap.stride)
+        heads.add_trunk(name, made, (source,), [TapShape(name, made.n_out, tap.stride)])
     elif not isinstance(made, LevelFrom):
         raise HeadsError(f"`trunk` {name!r} has the name of the level that stands for stride {tap.stride}: rename it.")
     return name
@@ -200,36 +252,73 @@ def body_and_heads(
     return [*model[0].groups(), list(model[1].parameters())]
 
 
-def _canonical(tap: str | int, shapes: Mapping[str, TapShape], body: Body) -> str:
-    return tap if tap in shapes else body.tap_name(tap)
+def run_trunk(
+    module: nn.Module,  # of the trunk
+    reads: tuple[str, ...],  # the taps (or trunks) that it takes
+    gives: tuple[str, ...],  # the taps that its output is
+    tensors: Mapping[str, Tensor],  # of taps and of the trunks before it
+) -> dict[str, Tensor]:  # by the names in `gives`
+    "What a trunk makes of the tensors."
+    return named_maps(module(trunk_input(reads, tensors)), gives)
 
 
-def _build_trunks(
-    body: Body,
-    trunks: Mapping[str, Trunk],
-    shapes: dict[str, TapShape],  # of the taps; the trunks' are added
-    sample: tuple[Tensor, ...],
-) -> tuple[dict[str, nn.Module], dict[str, str]]:  # the modules, and what each reads
-    modules: dict[str, nn.Module] = {}
-    reads: dict[str, str] = {}
+def trunk_input(
+    reads: tuple[str, ...],  # the taps (or trunks) that a trunk takes
+    tensors: Mapping[str, Tensor],  # of taps and of the trunks before it
+) -> Tensor | OrderedDict[str, Tensor]:
+    "One tap's tensor, or of several an `OrderedDict`."
+    return tensors[reads[0]] if len(reads) == 1 else OrderedDict((tap, tensors[tap]) for tap in reads)
+
+
+def named_maps(
+    found: Tensor | Mapping[str, Tensor],  # what a trunk's module gives
+    gives: tuple[str, ...],  # the taps that it is
+) -> dict[str, Tensor]:
+    "A trunk's output by the names of its taps."
+    return dict(zip(gives, found.values() if isinstance(found, Mapping) else (found,)))
+
+
+def _add_trunks(body: Body, trunks: Mapping[str, Trunk], heads: Heads, sample: tuple[Tensor, ...]) -> None:
+    "Builds the trunks, and the levels that they read; what they give is measured on a sample."
     if not trunks:
-        return modules, reads
+        return
     tensors = in_eval(body, *sample)
     for name, trunk in trunks.items():
-        if any(point.name == name for point in body.points):
-            raise HeadsError(f"`trunk` {name!r} has the name of a tap of {body.arch}: call it something else.")
-        if trunk.tap in trunks and trunk.tap not in shapes:
-            raise HeadsError(f"`trunk` {name!r} reads trunk {trunk.tap!r}: put that one before it.")
-        reads[name] = _canonical(trunk.tap, shapes, body)
-        before = shapes[reads[name]]
-        modules[name] = trunk.build(before.channels)
-        tensors[name] = in_eval(modules[name], tensors[reads[name]])
-        shapes[name] = _measured(name, tensors[name], tensors[reads[name]], before)
-    return modules, reads
+        _check_name(name, trunk, trunks, body, heads)
+        reads, known = _canonical(trunk.reads, body, heads), set(tensors)
+        for level in (tap for tap in reads if tap not in known):
+            source = heads.trunk_reads[level][0]
+            tensors[level] = in_eval(heads.trunk(level), tensors[source])
+        channels = [heads.shapes[tap].channels for tap in reads]
+        module = trunk.build(channels if len(reads) > 1 else channels[0])
+        found = in_eval(module, trunk_input(reads, tensors))
+        shapes = _shapes(name, found, heads.shapes[reads[0]], tensors[reads[0]])
+        heads.add_trunk(name, module, reads, shapes)
+        tensors |= named_maps(found, heads.trunk_gives[name])
 
 
-def _measured(name: str, after: Tensor, before: Tensor, shape: TapShape) -> TapShape:
-    "What a trunk's output is, measured on a sample."
+def _shapes(name: str, found: Any, shape: TapShape, before: Tensor) -> list[TapShape]:
+    "The taps that a trunk's output is: one by its name, or of a pyramid a level by its name and stride."
+    if not isinstance(found, Mapping):
+        return [_measured(name, found, shape, before)]
+    levels = [_measured(name, level, shape, before) for level in found.values()]
+    strides = [level.stride for level in levels]
+    if None in strides or len(set(strides)) < len(strides):
+        raise HeadsError(f"`trunk` {name!r} gives maps of different strides, found {strides}.")
+    return [TapShape(f"{name}.{level.stride}", level.channels, level.stride) for level in levels]
+
+
+def _check_name(name: str, trunk: Trunk, trunks: Mapping[str, Trunk], body: Body, heads: Heads) -> None:
+    "Refuses a trunk that bears a tap's name, or that stands before a trunk that it reads."
+    if any(point.name == name or point.name.startswith(f"{name}.") for point in body.points):
+        raise HeadsError(f"`trunk` {name!r} has the name of a tap of {body.arch}: call it something else.")
+    for tap in trunk.tap if isinstance(trunk.tap, tuple) else (trunk.tap,):
+        if tap in trunks and tap not in heads.trunk_gives and tap not in heads.shapes:
+            raise HeadsError(f"`trunk` {name!r} reads trunk {tap!r}: put that one before it.")
+
+
+def _measured(name: str, after: Tensor, shape: TapShape, before: Tensor) -> TapShape:
+    "What a trunk's output is, measured on a sample against the first tap that it reads."
     if not isinstance(after, Tensor) or after.ndim not in (2, 4):
         found = tuple(after.shape) if isinstance(after, Tensor) else type(after).__name__
         raise HeadsError(f"`trunk` {name!r} gives a map (B, C, H, W) or a vector (B, C), found {found}.")

@@ -2,11 +2,14 @@
 
 import copy
 import pickle
+from collections import OrderedDict
+from functools import partial
 
 import pytest
 import torch
 from fastai.vision.learner import add_head
 from torch import nn
+from torchvision.ops import FeaturePyramidNetwork
 
 from fastai_heads.body import cut_body
 from fastai_heads.errors import HeadsError
@@ -103,7 +106,7 @@ def test_other_heads_get_their_taps_as_plain_arguments_in_order():
 def test_any_name_has_a_place_and_the_keys_of_the_state_are_stable():
     names = ["type", "values", "train", "forward", "a"]
     heads = Heads(
-        {n: nn.Linear(2, 1) for n in names}, dict.fromkeys(names, ("v",)), {"items": nn.Linear(2, 2)}, {"items": "v"}
+        {n: nn.Linear(2, 1) for n in names}, dict.fromkeys(names, ("v",)), {"items": nn.Linear(2, 2)}, {"items": ("v",)}
     )
     assert heads.names == tuple(heads) == tuple(names) and len(heads) == 5
     keys = ["trunks.head_items.weight", "trunks.head_items.bias"]
@@ -191,6 +194,49 @@ def test_a_trunk_is_a_tap_whose_shape_is_measured(body, sample):
     assert torch.equal(b, model[1]["b"](neck)) and c.shape == (2, 2)
 
 
+def fpn(width: int = 8, taps=(8, 16, 32)) -> Trunk:
+    return Trunk(partial(FeaturePyramidNetwork, out_channels=width), tap=taps)
+
+
+def test_a_pyramid_over_several_taps_is_read_whole_or_by_stride(sample):
+    body = cut_body("test_resnet", (8, 16, 32), pretrained=False)
+    specs = {"all": Shapes(tap="neck"), "some": Shapes(tap=("neck.32", "neck.8")), "one": head(tap="neck.16")}
+    model = multihead_model(body, specs, {"neck": fpn()}, sample).eval()
+    assert told(model, "all") == [(f"neck.{s}", 8, s) for s in (8, 16, 32)]
+    assert told(model, "some") == [("neck.32", 8, 32), ("neck.8", 8, 8)]
+    x, runs = torch.randn(2, 3, 64, 64), []
+    neck = model[1].trunk("neck")
+    neck.register_forward_hook(lambda *_: runs.append(1))
+    finest, coarsest, one = model(x)
+    assert len(runs) == 1, "computed once for all that read it"
+    maps = list(neck(OrderedDict(body(x))).values())
+    assert torch.equal(finest, maps[0]) and torch.equal(coarsest, maps[2])
+    assert torch.equal(one, model[1]["one"](maps[1]))
+
+
+def test_a_pyramid_of_a_pyramid_and_several_maps_made_one(sample):
+    class Summed(nn.Module):
+        def forward(self, maps):
+            first, *others = maps.values()
+            return first + sum(nn.functional.interpolate(m, first.shape[-2:]) for m in others)
+
+    body = cut_body("test_resnet", (8, 16, 32), pretrained=False)
+    trunks = {"neck": fpn(8), "again": fpn(6, ("neck.8", "neck.32")), "fused": Trunk(Summed(), tap=("neck", "neck.32"))}
+    model = multihead_model(body, {"a": Shapes(tap=("again", "fused"))}, trunks, sample)
+    assert told(model) == [("again.8", 6, 8), ("again.32", 6, 32), ("fused", 8, 8)]
+    assert model[1].trunk_reads["fused"] == ("neck.8", "neck.16", "neck.32", "neck.32")
+
+
+def test_a_trunk_on_one_tap_may_give_a_pyramid_too(body, sample):
+    class Halved(nn.Module):
+        def forward(self, x):
+            return {"fine": x, "coarse": nn.functional.max_pool2d(x, 2)}
+
+    model = multihead_model(body, {"a": Shapes(tap="neck")}, {"neck": Trunk(Halved(), tap="layer2")}, sample)
+    channels = body.channels["layer2"]
+    assert told(model) == [("neck.8", channels, 8), ("neck.16", channels, 16)]
+
+
 def test_measuring_moves_no_statistic_and_no_mode(body, sample):
     norm = nn.BatchNorm2d(96)
     frozen = nn.Sequential(nn.BatchNorm2d(96).eval(), nn.Dropout())
@@ -240,6 +286,27 @@ def test_trunks_that_cannot_be_are_refused(body, sample, trunks, says):
         multihead_model(body, {"a": head(tap="t")}, trunks, sample)
 
 
+class Twice(nn.Module):
+    def forward(self, maps):
+        first = next(iter(maps.values()))
+        return {"a": first, "b": first}
+
+
+@pytest.mark.parametrize(
+    ("trunks", "tap", "says"),
+    [
+        ({"t": fpn()}, "t", r"`tap='t'` of ClassificationHead: .*'t.8', 't.16', 't.32'"),
+        ({"t": fpn()}, "t.4", r"`tap='t.4'`: trunk 't' gives t.8, t.16, t.32"),
+        ({"t": Trunk(Twice(), tap=(8, 16))}, "t", r"`trunk` 't' gives maps of different strides, found \[8, 8\]"),
+    ],
+    ids=["a pooled head on all levels", "a level that is not there", "two levels of one stride"],
+)
+def test_pyramids_that_cannot_be_read_are_refused(sample, trunks, tap, says):
+    body = cut_body("test_resnet", (8, 16, 32), pretrained=False)
+    with pytest.raises(HeadsError, match=says):
+        multihead_model(body, {"a": head(tap=tap)}, trunks, sample)
+
+
 def test_a_trunk_that_gives_several_tensors_is_refused(body, sample):
     class Two(nn.Module):
         def forward(self, x):
@@ -253,8 +320,8 @@ def test_a_trunk_that_gives_several_tensors_is_refused(body, sample):
     ("options", "says"),
     [
         ({"module": 3}, r"`module` of Trunk is an nn.Module or a function.*found 3"),
-        ({"module": nn.Identity(), "tap": None}, r"`tap` of Trunk is a tap's name or a stride, found None"),
-        ({"module": nn.Identity(), "tap": ("a", "b")}, r"`tap` of Trunk.*found \('a', 'b'\)"),
+        ({"module": nn.Identity(), "tap": None}, r"`tap` of Trunk is a tap's name or a stride.*found None"),
+        ({"module": nn.Identity(), "tap": ("a",)}, r"`tap` of Trunk.*a tuple of several, found \('a',\)"),
         ({"module": nn.Identity(), "tap": True}, r"`tap` of Trunk.*found True"),
     ],
     ids=str,
@@ -277,3 +344,21 @@ def test_survives_copy_pickle_and_state(body, sample):
     x = torch.randn(2, 3, 32, 32)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), again):
         assert all(torch.equal(a, b) for a, b in zip(other(x), model(x), strict=True))
+
+
+def test_trunks_that_nothing_reads_go(body, sample):
+    def trunk(tap):
+        return Trunk(nn.Identity(), tap=tap)
+
+    trunks = {"neck": trunk("features"), "necktie": trunk("neck"), "other": trunk("features")}
+    specs = {"a": head(tap="necktie"), "b": head(tap="other"), "c": head()}
+    model = multihead_model(body, specs, trunks, sample)
+    model[1].drop_unread()
+    assert list(model[1].trunk_reads) == ["neck", "necktie", "other"]
+    model[1].drop("b")
+    model[1].drop_unread()
+    assert list(model[1].trunk_reads) == ["neck", "necktie"] and len(model[1].trunks) == 2
+    model[1].drop("a")
+    model[1].drop_unread()
+    assert not model[1].trunk_reads and not len(model[1].trunks) and "neck" not in model[1].shapes
+    assert len(in_eval(model, *sample)) == 1

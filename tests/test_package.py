@@ -30,6 +30,7 @@ LAYERS = {
     "training": {*LEAVES, "archs", "data", "body", "heads", "model"},
     "view": {*LEAVES, "archs", "data", "body", "heads", "model", "training"},
     "learner": {*LEAVES, "archs", "data", "body", "heads", "model", "training", "view"},
+    "compare": {*LEAVES, "archs", "data", "body", "heads", "model", "training", "view", "learner"},
 }
 ANYTHING = {"__init__", "__main__", "demo"}  # the doors: may import every layer, no layer imports them
 

@@ -42,7 +42,7 @@ def training_step(case: Case) -> str:
     inner = next((t for t in reversed(case.ends()) if t not in (FEATURES, PRE_LOGITS)), FEATURES)
     body = case.body([inner, FEATURES])
     heads = {"kind": ClassificationHead(target=0, tap=FEATURES), "value": RegressionHead(target=1, tap=inner)}
-    learn = multihead_learner(random_dls(case.network.n_in, case.network.size), body, heads, metrics=[])
+    learn = multihead_learner(random_dls(case.network.n_in, case.little.shape[-1]), body, heads, metrics=[])
     learn.remove_cbs([cb for cb in learn.cbs if cb.name == "progress"])
     learn.add_cb(NoValidation())
     learn.logger = lambda row: None

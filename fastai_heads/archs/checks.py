@@ -1,27 +1,36 @@
 """What is claimed of every arch, checked on one: what the sweep over both zoos and the tests run."""
 
 import copy
+import math
 import pickle
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
+from fastai_heads.archs.probe import measure_taps
 from fastai_heads.archs.proof import logits_from_taps
-from fastai_heads.archs.records import FEATURES, PRE_LOGITS, Measured, Network
+from fastai_heads.archs.records import FEATURES, INPUT, PRE_LOGITS, Measured, Network
+from fastai_heads.archs.shrunken import smaller
 from fastai_heads.archs.source import Request, find_empty, find_network
 from fastai_heads.archs.surgery import get_path
+from fastai_heads.archs.timm_rows import NOT_EXPORTED, RESIZED
 
 __all__ = ["CHECKS", "FAULT", "NOT_RUN", "OK", "Case", "NotRun", "Report", "check_arch"]
 
 OK, FAULT, NOT_RUN = "ok", "fault", "not run"
 "What a check came to; the last two may be followed by a colon and a reason."
 LARGE = 300_000_000
-"Numbers of parameters above which only shapes are checked, on the meta device."
+"Numbers of parameters above which shapes are checked on the meta device, and values in a smaller configuration."
 ON_META = ("shapes", "second_size")
 "The checks that need no values."
+SMALLEST_SIDE = 64
+"Sides of an image below which none is halved to save time."
+SIZES_APART = 256
+"Pixels, at least, between the two sizes at which strides are measured."
 TOLERANCE = 1e-3
 "For the same sums in another order, as a part of the largest value."
 LAYOUT_TOLERANCE = 0.1
@@ -38,8 +47,8 @@ class Report:
 
     arch: str
     zoo: str = ""
-    family: str = ""
     params: int = 0
+    shrunken: str = ""  # the smaller configuration that the values were checked in, '' for the arch itself
     results: dict[str, str] = field(default_factory=dict)  # by check: 'ok', 'fault: …', 'not run', 'not run: …'
     note: str = ""  # why a claim is not made
     seconds: float = 0.0
@@ -72,6 +81,26 @@ class Case:
         "A body of a copy of the network."
         return self.make(replace(self.network, net=copy.deepcopy(self.network.net)), taps, self.measured)
 
+    @cached_property
+    def every(self) -> dict[str, Tensor]:
+        "What all taps together give, in evaluation mode."
+        with torch.no_grad():
+            return self.body(self.taps).eval()(self.x)
+
+    @cached_property
+    def little(self) -> Tensor:
+        """Images of half the side where the arch takes them: a quarter of the time for what does not depend on the
+        size, as whether a parameter gets a gradient or a body survives."""
+        side = -(-self.network.size // 64) * 32  # half, in whole cells of the coarsest maps
+        shape = (*self.x.shape[:2], side, side)
+        if self.network.fixed_size or side >= self.network.size or side < SMALLEST_SIDE:
+            return self.x
+        try:
+            self.network.cut.measure(self.network.net, shape)
+        except (RuntimeError, AssertionError, ValueError):
+            return self.x
+        return self.x[..., :side, :side].contiguous()
+
     def ends(self) -> list[str]:
         "The first tap, one half-way, the last map and the vector."
         inner = [t for t in self.taps if t not in (FEATURES, PRE_LOGITS)]
@@ -83,47 +112,48 @@ def equality(case: Case) -> str:
     "The arch's own classifier on the taps gives the arch's own logits, bit for bit."
     net = case.network.net
     with torch.no_grad():
-        taps = case.body(case.taps).eval()(case.x)
-        said = logits_from_taps(case.network, taps)
+        said = logits_from_taps(case.network, {**case.every, INPUT: case.x})
         if said is None:
             raise NotRun(case.network.cut.unproved or case.network.cut.no_vector)
         own = net(case.x)
+        own = own["out"] if isinstance(own, dict) else own  # of a network that gives a mask
     if said.shape != own.shape:
         return f"logits {tuple(said.shape)}, the arch gives {tuple(own.shape)}"
     return "" if torch.equal(said, own) else f"logits differ by {(said - own).abs().max().item():.1e}"
 
 
 def shapes(case: Case) -> str:
-    "Every tap has the declared width, a map is NCHW of floats and fits its stride."
-    with torch.no_grad():
-        taps = case.body(case.taps).eval()(case.x)
-    points = {p.name: p for p in case.measured.taps}
-    wrong = [t for t, v in taps.items() if v.shape[1] != points[t].channels]
-    wrong += [t for t, v in taps.items() if v.ndim != (2 if points[t].stride is None else 4)]
-    return f"width or dimensions of {', '.join(wrong)}" if wrong else ""
+    "Every tap has the declared width and stride; a map has four dimensions and a vector two."
+    declared = case.measured.taps
+    shown = {t: tuple(v.shape) for t, v in case.every.items()}
+    found = measure_taps(tuple((p.name, p.module) for p in declared), shown, tuple(case.x.shape), {})
+    wrong = [p.name for p, f in zip(declared, found) if (p.channels, p.stride) != (f.channels, f.stride)]
+    wrong += [p.name for p in declared if len(shown[p.name]) != (2 if p.stride is None else 4)]
+    return f"width, stride or dimensions of {', '.join(wrong)}" if wrong else ""
 
 
 def second_size(case: Case) -> str:
-    "256 pixels more make the map larger by 256 / stride, where the arch takes other sizes."
-    if case.network.fixed_size:
-        raise NotRun(f"takes {case.network.fixed_size} pixels only")
-    if not all(256 % (p.stride or 1) == 0 for p in case.measured.taps):
-        raise NotRun("256 pixels are no multiple of a stride")
-    n, c, height, width = case.network.shape
-    shape = (n, c, height + 256, width + 256)
+    "At a larger size every tap has the same stride, where the arch takes other sizes."
+    network = case.network
+    if network.fixed_size:
+        raise NotRun(f"takes {network.fixed_size} pixels only")
+    if type(network.net) in RESIZED:
+        raise NotRun(RESIZED[type(network.net)])
+    whole = math.lcm(*(p.stride or 1 for p in case.measured.taps))
+    side = network.size + whole * math.ceil(SIZES_APART / whole)  # whole cells more of every map
     try:
-        there = {p.name: p for p in case.network.cut.measure(case.network.net, shape).taps}
+        there = {p.name: p for p in network.cut.measure(network.net, (2, network.n_in, side, side)).taps}
     except (RuntimeError, AssertionError, ValueError) as e:
-        raise NotRun(f"does not take {height + 256} pixels") from e
+        raise NotRun(f"does not take {side} pixels") from e
     wrong = [p.name for p in case.measured.taps if there[p.name].stride != p.stride]
-    return f"stride of {', '.join(wrong)} differs at {height + 256} pixels" if wrong else ""
+    return f"stride of {', '.join(wrong)} differs at {side} pixels" if wrong else ""
 
 
 def one_by_one(case: Case) -> str:
     "A tap alone, with the rest of the network taken off, gives what it gives among all."
     with torch.no_grad():
-        every = case.body(case.taps).eval()(case.x)
-        wrong = [t for t in case.ends() if not torch.equal(case.body([t]).eval()(case.x)[t], every[t])]
+        every = case.body(case.taps).eval()(case.little)
+        wrong = [t for t in case.ends() if not torch.equal(case.body([t]).eval()(case.little)[t], every[t])]
     return f"{', '.join(wrong)} alone differs" if wrong else ""
 
 
@@ -131,7 +161,7 @@ def gradients(case: Case) -> str:
     "In training every kept parameter that is not frozen receives a gradient, and belongs to one group."
     for tap in case.ends():
         body = case.body([tap]).train()
-        out = body(case.x)[tap].float()
+        out = body(case.little)[tap].float()
         (out * torch.randn_like(out)).sum().backward()
         dead = [k for k, p in body.named_parameters() if p.grad is None and p.requires_grad]
         if dead:
@@ -146,29 +176,35 @@ def gradients(case: Case) -> str:
 
 def survival(case: Case) -> str:
     "Pickle, deepcopy, state_dict, bfloat16 and channels_last."
-    body = case.body([FEATURES]).eval()
+    body, x = case.body([FEATURES]).eval(), case.little[:1]
     other = case.body([FEATURES]).eval()
+    for t in other.state_dict().values():
+        t.zero_()
     other.load_state_dict(body.state_dict())
     with torch.no_grad():
-        want = body(case.x)[FEATURES]
+        want = body(x)[FEATURES]
         for name, again in (("pickle", pickle.loads(pickle.dumps(body))), ("deepcopy", copy.deepcopy(body)),
                             ("state_dict", other)):  # fmt: skip
-            if not torch.equal(again(case.x)[FEATURES], want):
+            if not torch.equal(again(x)[FEATURES], want):
                 return f"{name} differs"
-        last = copy.deepcopy(body).to(memory_format=torch.channels_last)
-        there = last(case.x.contiguous(memory_format=torch.channels_last))[FEATURES]
+        there = other.to(memory_format=torch.channels_last)(x.contiguous(memory_format=torch.channels_last))[FEATURES]
         if _apart(there, want) > LAYOUT_TOLERANCE:
             return f"channels_last differs by {_apart(there, want):.1e}"
-        body.to(torch.bfloat16)(case.x.to(torch.bfloat16))
-    return ""
+        half = body.to(torch.bfloat16)(x.to(torch.bfloat16))[FEATURES]
+    return "" if half.dtype == torch.bfloat16 and half.shape == want.shape else f"bfloat16 gives {half.dtype}"
 
 
 def export(case: Case) -> str:
     "`torch.export` gives the same."
-    body = case.body([FEATURES]).eval()
+    body, x = case.body([FEATURES]).eval(), case.little[:1]
     with torch.no_grad():
-        program = torch.export.export(body, (case.x,)).module()
-        there, want = program(case.x)[FEATURES], body(case.x)[FEATURES]
+        try:
+            program = torch.export.export(body, (x,)).module()
+        except Exception as e:  # whatever it is that torch says of such code
+            if type(case.network.net) in NOT_EXPORTED:
+                raise NotRun(NOT_EXPORTED[type(case.network.net)]) from e
+            raise
+        there, want = program(x)[FEATURES], body(x)[FEATURES]
     return "" if _apart(there, want) <= TOLERANCE else f"differs by {_apart(there, want):.1e}"
 
 
@@ -189,31 +225,44 @@ def check_arch(
     checks: Mapping[str, Callable[[Case], str]] = CHECKS,  # which to run: a fault, or '' if the claim holds
     batch: int = 2,  # images
     tell: Callable[[Report], object] = lambda report: None,  # is called with the report after each check
+    shrink: bool = False,  # take the smaller configuration where there is one, however large the arch is
 ) -> Report:
-    "Runs the checks on a random network of that name; one that raises is a fault, and the rest still runs."
+    """Runs the checks on a random network of that name; one that raises is a fault, and the rest still runs. Of a large
+    arch the shapes are checked on the meta device and the values in a smaller configuration."""
     start = time.perf_counter()
-    report = Report(name, results=dict.fromkeys(checks, NOT_RUN))
-    empty = find_empty(Request(name, pretrained=False))
-    report.zoo, report.params = empty.zoo, sum(p.numel() for p in empty.net.parameters())
-    report.family = type(empty.net).__module__.rpartition(".")[2]
+    request = Request(name, pretrained=False)
+    whole = find_empty(request)
+    report = _begun(whole, name, checks)
     large = report.params > LARGE
+    less = smaller(whole) if large or shrink else None
+    report.shrunken = str(less or "")
     torch.manual_seed(0)
-    network = empty if large else find_network(Request(name, pretrained=False))
-    measured = network.cut.measure(network.net, network.shape)
-    report.note = network.cut.unproved or network.cut.no_vector
-    device = next((p.device for p in network.net.parameters()), "cpu")
-    case = Case(network, measured, make, torch.randn(batch, *network.shape[1:], device=device))
-    if large:
-        report.note = "more than 300 M parameters: shapes on the meta device, no values"
-        report.results = dict.fromkeys(checks, f"{NOT_RUN}: more than 300 M parameters")
-    else:
-        _wake(network)
-    for check in [c for c in checks if c in ON_META or not large]:
-        report.results[check] = _run(checks[check], case)
+    on_paper = _case(whole, make, batch) if large else None
+    valued = None if large and not less else _case(find_network(less.request if less else request), make, batch)
+    for check, claim in checks.items():
+        case = on_paper if check in ON_META and on_paper else valued
+        report.results[check] = _run(claim, case) if case else f"{FAULT}: it is large and has no smaller configuration"
         report.seconds = time.perf_counter() - start
         tell(report)
-    report.seconds = time.perf_counter() - start
     return report
+
+
+def _begun(whole: Network, name: str, checks: Iterable[str]) -> Report:
+    return Report(
+        name,
+        zoo=whole.zoo,
+        params=sum(p.numel() for p in whole.net.parameters()),
+        results=dict.fromkeys(checks, NOT_RUN),
+        note=whole.cut.unproved or whole.cut.no_vector,
+    )
+
+
+def _case(network: Network, make: Callable[[Network, list[str], Measured], nn.Module], batch: int) -> Case:
+    measured = network.cut.measure(network.net, network.shape)
+    device = next((p.device for p in network.net.parameters()), torch.device("cpu"))
+    if device.type != "meta":
+        _wake(network)
+    return Case(network, measured, make, torch.randn(batch, *network.shape[1:], device=device))
 
 
 def _wake(network: Network) -> None:

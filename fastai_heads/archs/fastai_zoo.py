@@ -2,11 +2,14 @@
 
 from fastai.vision.models import xresnet
 from fastai.vision.models.xresnet import XResNet
+from torch import nn
+from torch.hub import load_state_dict_from_url
 
 from fastai_heads.archs.family import Family
 from fastai_heads.archs.steps import Step, step
+from fastai_heads.errors import HeadsError
 
-__all__ = ["FASTAI", "FASTAI_BUILDERS", "FASTAI_WEIGHTS"]
+__all__ = ["BROKEN", "FASTAI", "FASTAI_BUILDERS", "FASTAI_WEIGHTS", "load_fastai_weights"]
 
 
 def xresnet_steps(net: XResNet) -> tuple[Step, ...]:
@@ -30,8 +33,36 @@ FASTAI = (
 )
 "A row per family of fastai's networks."
 
-FASTAI_BUILDERS = {name: getattr(xresnet, name) for name in xresnet.__all__ if name.startswith(("xres", "xse"))}
+BROKEN = frozenset({"xsenet154"})
+"Those of fastai's functions that raise whatever they are given: this one leaves out the layers."
+
+FASTAI_BUILDERS = {
+    name: getattr(xresnet, name) for name in xresnet.__all__ if name.startswith(("xres", "xse")) and name not in BROKEN
+}
 "fastai's functions by name."
 
-FASTAI_WEIGHTS = frozenset({"xresnet50"})
+FASTAI_WEIGHTS = {"xresnet50": "https://s3.amazonaws.com/fast-ai-modelzoo/xrn50_940.pth"}
 "Those for which fastai has weights; its other functions take `pretrained` and drop it, or load the wrong file."
+
+
+def load_fastai_weights(
+    net: nn.Module,  # built without weights, changed in place
+    name: str,  # of its function
+) -> None:
+    """Loads what fastai's function would load, which passes over keys that do not match without a word; here they are a
+    `HeadsError`."""
+    state = load_state_dict_from_url(FASTAI_WEIGHTS[name], map_location="cpu")["model"]
+    try:
+        missing, unexpected = net.load_state_dict(state, strict=False)
+    except RuntimeError as e:  # shapes
+        raise HeadsError(f"`pretrained=True`: the checkpoint of {name} does not fit: {e}") from e
+    missing = [k for k in missing if not k.endswith("num_batches_tracked")]
+    if missing or unexpected:
+        raise HeadsError(
+            f"`pretrained=True`: the checkpoint of {name} does not fit. "
+            f"Keys that it lacks: {_some(missing)}; keys that the network does not have: {_some(unexpected)}."
+        )
+
+
+def _some(keys: list[str]) -> str:
+    return f"{', '.join(keys[:5]) or 'none'}{f' and {len(keys) - 5} more' if len(keys) > 5 else ''}"

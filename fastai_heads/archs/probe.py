@@ -165,15 +165,13 @@ def read_aside(
 def paused(net: nn.Module) -> Iterator[None]:
     "Evaluation mode inside, every module's own mode after."
     modes = {m: m.training for m in net.modules()}
-    training = net.training
     net.eval()
     try:
         yield
     finally:
         net.train()  # modules that cache in evaluation mode clear that cache here
-        net.train(training)
         for m, mode in modes.items():
-            m.training = mode
+            vars(m)["training"] = mode
 
 
 @contextmanager

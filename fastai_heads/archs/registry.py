@@ -11,10 +11,19 @@ from torchvision.models import get_model_builder, list_models
 
 from fastai_heads.archs.family import Family
 from fastai_heads.archs.fastai_zoo import FASTAI, FASTAI_BUILDERS
+from fastai_heads.archs.segmentation_rows import SEGMENTATION
 from fastai_heads.archs.torchvision_rows import TORCHVISION
 from fastai_heads.errors import HeadsError, did_you_mean
 
 __all__ = ["Arch", "arch_by_function", "arch_by_name", "family_of", "list_archs", "register_arch", "unknown_arch"]
+
+
+NO_ARCHS = {
+    "video": "take clips, and a body takes images",
+    "detection": "have no single map; a `DetectionHead` reads the levels of any body",
+    "optical_flow": "take two images, and a body takes one",
+}
+"Torchvision's modules without an arch, and why."
 
 
 @dataclass(frozen=True)
@@ -28,7 +37,7 @@ class Arch:
     std: tuple[float, ...] | None = None
 
 
-_FAMILIES: dict[type[nn.Module], Family] = {family.module: family for family in (*TORCHVISION, *FASTAI)}
+_FAMILIES: dict[type[nn.Module], Family] = {family.module: family for family in (*TORCHVISION, *SEGMENTATION, *FASTAI)}
 _ARCHS: dict[str, Arch] = {}
 
 
@@ -82,10 +91,13 @@ def family_of(net: nn.Module) -> Family | None:
 def unknown_arch(name: object) -> HeadsError:
     "What is said about a name that no zoo has."
     near = did_you_mean(name, list_archs())
+    for kind, why in NO_ARCHS.items():
+        if name in list_models(module=getattr(models, kind)):
+            return HeadsError(f"`arch={name!r}` is of torchvision.models.{kind}, whose networks {why}.{near}")
     return HeadsError(f"`arch={name!r}` is neither in timm nor in torchvision nor registered.{near}")
 
 
-for _name in list_models(module=models):
+for _name in (*list_models(module=models), *list_models(module=models.segmentation)):
     _add(Arch(_name, "torchvision", get_model_builder(_name)))
 for _name, _build in FASTAI_BUILDERS.items():
     _add(Arch(_name, "fastai", _build))

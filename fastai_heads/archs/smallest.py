@@ -107,10 +107,13 @@ SMALLEST = {
 SMALLEST_TORCHVISION = {
     "alexnet": "alexnet",
     "convnext": "convnext_tiny",
+    "deeplabv3": "deeplabv3_mobilenet_v3_large",
     "densenet": "densenet121",
     "efficientnet": "efficientnet_b0",
+    "fcn": "fcn_resnet50",
     "googlenet": "googlenet",
     "inception": "inception_v3",
+    "lraspp": "lraspp_mobilenet_v3_large",
     "maxvit": "maxvit_t",
     "mnasnet": "mnasnet0_5",
     "mobilenetv2": "mobilenet_v2",

@@ -14,7 +14,7 @@ from fastai.vision.core import imagenet_stats
 from torch import nn
 
 from fastai_heads.archs.channels import adapt_input, first_conv
-from fastai_heads.archs.fastai_zoo import FASTAI_WEIGHTS
+from fastai_heads.archs.fastai_zoo import FASTAI_WEIGHTS, load_fastai_weights
 from fastai_heads.archs.records import Network
 from fastai_heads.archs.registry import Arch, arch_by_function, arch_by_name, family_of, unknown_arch
 from fastai_heads.archs.timm_zoo import build_timm, is_timm, timm_network
@@ -141,8 +141,9 @@ def _fastai(row: Arch, request: Request) -> Network:
         raise HeadsError(f"`weights={request.weights!r}`: fastai's {row.name} has no named weights.")
     if request.pretrained and row.name not in FASTAI_WEIGHTS:
         raise HeadsError(f"`pretrained=True`: fastai has no weights for {row.name}; say pretrained=False.")
-    network = _describe(_load(row, pretrained=request.pretrained, **request.kwargs), row.name, "fastai")
+    network = _describe(_load(row, **request.kwargs), row.name, "fastai")
     if request.pretrained:
+        load_fastai_weights(network.net, row.name)
         network.mean, network.std = (tuple(s) for s in imagenet_stats)
         network.weights = "imagenet"
     return network

@@ -9,9 +9,9 @@ from timm.models.crossvit import CrossVit
 from timm.models.deepseek_vit import DeepseekVitEncoder
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.efficientvim import EfficientViM, EfficientViMDistilled
-from timm.models.gemma4_vit import Gemma4VitEncoder
+from timm.models.gemma4_vit import Gemma4VitClassifier, Gemma4VitEncoder
 from timm.models.hrnet import HighResolutionNet
-from timm.models.mobilenetv5 import MobileNetV5Encoder
+from timm.models.mobilenetv5 import MobileNetV5, MobileNetV5Encoder
 from timm.models.pit import PoolingVisionTransformer
 from timm.models.qwen3_vit import Qwen3VitEncoder
 from timm.models.volo import VOLO
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fastai_heads.archs.records import FEATURES, PRE_LOGITS
 
-__all__ = ["ENCODERS", "SIDEWAYS", "TIMM_ROWS", "TimmRow"]
+__all__ = ["ENCODERS", "NOT_EXPORTED", "RESIZED", "SIDEWAYS", "TIMM_ROWS", "TimmRow"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,3 +87,13 @@ ENCODERS = frozenset({DeepseekVitEncoder, Gemma4VitEncoder, MobileNetV5Encoder, 
 SIDEWAYS = frozenset({CoaT, CrossVit, EfficientViM, EfficientViMDistilled, HighResolutionNet, PoolingVisionTransformer})
 """Networks whose forward code computes branches beside the way to a tap. What has no effect there cannot be taken off
 without rewriting that code; it is frozen, so that no parameter waits for a gradient."""
+
+RESIZED: dict[type[nn.Module], str] = dict.fromkeys(
+    (MobileNetV5, MobileNetV5Encoder), "its last map has 16×16 cells, whatever the image's size"
+)
+"Networks whose last map is resized, so that its stride is the declared one at the arch's own size only."
+
+NOT_EXPORTED: dict[type[nn.Module], str] = dict.fromkeys(
+    (Gemma4VitClassifier, Gemma4VitEncoder), "its forward code asks for the largest position with `.item()`"
+)
+"Networks that `torch.export` does not take."

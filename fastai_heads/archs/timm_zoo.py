@@ -1,7 +1,7 @@
 """Cutting timm's networks through timm's own interface."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import timm
@@ -79,11 +79,11 @@ class TimmCut:
             return shapes, tuple(first), frozenset(then)
 
         shapes, order, then = on_meta(net, shape, follow)
-        params = {name: _params_upto(net, order, name) for name in self.levels if name in order}
         first = frozenset(order)
         first |= self._read(net, shape, first, (FEATURES,))
         if not self.no_vector:
             then |= self._read(net, shape, first | then, (FEATURES, PRE_LOGITS))
+        params = _params_by_tap(net, order, [name for name in self.levels if name in order])
         params[FEATURES] = _count(net, first)
         params[PRE_LOGITS] = _count(net, first | then)
         return Measured(measure_taps(self.taps(net), shapes, shape, params), first, then - first)
@@ -146,16 +146,24 @@ class TimmCut:
         return halves(by_depth, math.ceil(len(by_depth) / 2))
 
 
-def _params_upto(net: nn.Module, order: tuple[str, ...], path: str) -> int:
-    "Numbers in the modules that run before, or in, the one at `path`."
-    last = max(i for i, p in enumerate(order) if p == path or p.startswith(f"{path}."))
-    return _count(net, frozenset(order[: last + 1]))
+def _params_by_tap(net: nn.Module, order: tuple[str, ...], taps: Sequence[str]) -> dict[str, int]:
+    "Numbers in the modules that run before, or in, the one that is a tap."
+    turn: dict[str, int] = {"": 0}
+    for i, path in enumerate(order):
+        for part in with_parents([path]) - turn.keys():
+            turn[part] = i
+    never = len(order)
+    sizes = [(min(turn.get(k, never), turn.get(k.rpartition(".")[0], never)), p.numel())
+             for k, p in net.named_parameters()]  # fmt: skip
+    ends = {tap: max(i for i, p in enumerate(order) if p == tap or p.startswith(f"{tap}.")) for tap in taps}
+    return {tap: sum(n for i, n in sizes if i <= end) for tap, end in ends.items()}
 
 
 def _count(net: nn.Module, used: frozenset[str]) -> int:
     "Numbers in the parameters of the modules that ran, in parameters named, and in those of the network itself."
     live = with_parents(used)
-    return sum(p.numel() for k, p in net.named_parameters() if k in live or k.rpartition(".")[0] in {"", *live})
+    live |= {""}
+    return sum(p.numel() for k, p in net.named_parameters() if k in live or k.rpartition(".")[0] in live)
 
 
 def as_map(

@@ -4,14 +4,16 @@ from collections.abc import Callable
 from enum import Enum
 
 from torch import nn
-from torchvision.models import get_model_weights
+from torchvision.models import get_model_weights, list_models, segmentation
 
 from fastai_heads.errors import HeadsError, did_you_mean
 
 __all__ = ["BUILD_ARGS", "choose_weights", "weights_stats"]
 
 BUILD_ARGS: dict[str, dict[str, object]] = {"googlenet": {"init_weights": True}, "inception_v3": {"init_weights": True}}
-"What a random network is built with: torchvision's own default, said aloud, as it warns when it is left out."
+BUILD_ARGS |= {name: {"weights_backbone": None} for name in list_models(module=segmentation)}
+"""What a random network is built with: torchvision's own default, said aloud, as it warns when it is left out; and no
+weights in the backbone of a segmentation network, which has them by default."""
 
 
 def choose_weights(
@@ -47,6 +49,7 @@ def weights_stats(
     if weights is None:
         return None, None, None, None
     preset = weights.transforms()
-    side = preset.crop_size[0] if isinstance(preset.crop_size, list | tuple) else preset.crop_size
+    side = getattr(preset, "crop_size", None)  # of segmentation only the resizing is known
+    side = side[0] if isinstance(side, list | tuple) else side
     least = weights.meta.get("min_size", (None,))[0]
     return tuple(preset.mean), tuple(preset.std), side, least

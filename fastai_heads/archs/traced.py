@@ -157,6 +157,10 @@ def _example(seen: _Seen) -> str:
 
 def _run_once(net: nn.Module, n_in: int, name: str) -> tuple[_Seen, int]:
     p = next(net.parameters(), torch.empty(0))
+    if any(isinstance(m, nn.Conv3d) for m in net.modules()):
+        raise HeadsError(
+            f"`arch`: {name} has convolutions in three dimensions: it takes clips, and a body takes images."
+        )
     failures = []
     for side in SIDES:
         x = torch.rand(2, n_in, side, side, device=p.device, dtype=p.dtype)
@@ -205,7 +209,7 @@ def _classifier(net: nn.Module, seen: _Seen) -> str | None:
         if not isinstance(layer, nn.Linear) or seen.calls[path] > 1:
             continue
         vector = seen.took[path][0] if seen.took[path] else None
-        same = out.shape == seen.out.shape and torch.equal(out, seen.out)
+        same = isinstance(seen.out, Tensor) and out.shape == seen.out.shape and torch.equal(out, seen.out)
         return path if same and isinstance(vector, Tensor) and vector.ndim == 2 else None
     return None
 

@@ -1,5 +1,6 @@
 """What the heads learn from: target blocks, what the targets of a `DataLoaders` are, and scenes of real digits."""
 
+from fastai_heads.data.bbox_blocks import pad_boxes
 from fastai_heads.data.blocks import BoxBlock, NumbersReader
 from fastai_heads.data.detection import BoxesReader, DetectionBlock, LabeledBoxes
 from fastai_heads.data.digits import digit_scenes, digits_dls
@@ -17,4 +18,5 @@ __all__ = [
     "digit_scenes",
     "digits_dls",
     "dls_targets",
+    "pad_boxes",
 ]

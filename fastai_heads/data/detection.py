@@ -30,8 +30,11 @@ __all__ = [
     "LabeledBoxes",
     "MakeBoxes",
     "TensorDetections",
+    "check_in_image",
     "pad_detections",
+    "row_name",
     "same_count",
+    "tidied",
     "to_pixels",
 ]
 
@@ -139,14 +142,14 @@ class MakeBoxes(ItemTransform):
         for i, (_, labels) in enumerate(pairs):
             unknown = [label for label in labels if label not in self.vocab.o2i]
             if unknown and items.split_idx is None and self._in_training(items, i):
-                raise HeadsError(f"{_row_name(items, i)}: {self._unknown(unknown[0])}")
+                raise HeadsError(f"{row_name(items, i)}: {self._unknown(unknown[0])}")
 
     @staticmethod
     def _in_training(items: TfmdLists, i: int) -> bool:
         return not getattr(items, "splits", None) or i in items.splits[0]
 
     def _checked(self, items: TfmdLists, i: int) -> tuple[list, list]:
-        name = _row_name(items, i)
+        name = row_name(items, i)
         try:
             boxes, labels = parse_boxes(items[i])
         except HeadsError as error:
@@ -189,7 +192,10 @@ def _key(boxes: Sequence[Sequence[float]]) -> tuple[float, ...]:
     return tuple(round(float(v), 3) for box in boxes for v in box)
 
 
-def _row_name(items: TfmdLists, i: int) -> str:
+def row_name(
+    items: TfmdLists,  # of a target or an input
+    i: int,  # which item
+) -> str:
     "An item, for messages: its row and file, as far as they can be told."
     held = items.items
     if isinstance(held, pd.DataFrame):
@@ -213,19 +219,26 @@ class BoxesInImage(ItemTransform):
 
     def encodes(self, x: list):
         for boxes, labels in (o for o in x if is_pair(o)):
-            width, height = _size(x)
             pixels = boxes.as_subclass(Tensor)[labels.as_subclass(Tensor) >= 0]
-            limits = pixels.new_tensor([width, height, width, height])
-            out = ((pixels < -SLACK) | (pixels > limits + SLACK)).any(1)
-            if out.any():
-                raise HeadsError(
-                    f"{self.make.row(pixels)}box {pixels[out][0].tolist()} lies outside its image of "
-                    f"{width}×{height} pixels: boxes are x1, y1, x2, y2 in pixels of the image as it is on disk."
-                )
+            check_in_image(pixels, _size(x), self.make.row(pixels))
         return x
 
     def decodes(self, x: list):
         return [_in_pixels(o, _size(x)) if isinstance(o, TensorDetections) else o for o in x]
+
+
+def check_in_image(
+    boxes: Tensor,  # (n, 4) in pixels
+    size: tuple[int, int],  # width and height of the image
+    who: str = "",  # whose boxes they are, before the message
+) -> None:
+    "Raises `HeadsError` for a box that stands out of its image by more than `SLACK`."
+    out = ((boxes < -SLACK) | (boxes > boxes.new_tensor([*size, *size]) + SLACK)).any(1)
+    if out.any():
+        raise HeadsError(
+            f"{who}box {boxes[out][0].tolist()} lies outside its image of {size[0]}×{size[1]} pixels: boxes are "
+            "x1, y1, x2, y2 in pixels of the image as it is on disk."
+        )
 
 
 def is_pair(
@@ -271,11 +284,19 @@ def pad_detections(samples: list):
 
 
 def _tidy(pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    boxes, labels = tidied(*pair)
+    return TensorBBox(boxes), BoxLabels(labels)
+
+
+def tidied(
+    boxes: Tensor,  # (n, 4) of one item, from −1 to 1
+    labels: Tensor,  # (n,)
+) -> tuple[Tensor, Tensor]:  # plain tensors, as many rows or fewer
     "The boxes that are left after the item's transforms, their corners in order (fastai's flip of an item swaps them)."
-    boxes, labels = pair[0].as_subclass(Tensor), pair[1].as_subclass(Tensor)
+    boxes, labels = boxes.as_subclass(Tensor).view(-1, 4), labels.as_subclass(Tensor)
     boxes = torch.cat([torch.minimum(boxes[:, :2], boxes[:, 2:]), torch.maximum(boxes[:, :2], boxes[:, 2:])], 1)
     kept = (labels != NO_BOX) & ~_without_area(boxes.clamp(-1, 1))
-    return TensorBBox(boxes[kept]), BoxLabels(labels[kept])
+    return boxes[kept], labels[kept]
 
 
 def _without_area(boxes: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -44,6 +45,8 @@ class _Target:
 
 TARGETS: dict[str, _Target] = {
     "digit": _Target(lambda: CategoryBlock(vocab=DIGITS), lambda path: ColReader("digit")),
+    "left": _Target(lambda: CategoryBlock(vocab=DIGITS), lambda path: ColReader("left")),
+    "right": _Target(lambda: CategoryBlock(vocab=DIGITS), lambda path: ColReader("right")),
     "tags": _Target(lambda: MultiCategoryBlock(vocab=TAGS), lambda path: ColReader("tags", label_delim=" ")),
     "ink": _Target(RegressionBlock, lambda path: ColReader("ink")),
     "centre": _Target(lambda: PointBlock, lambda path: NumbersReader("centre")),
@@ -55,7 +58,16 @@ TARGETS: dict[str, _Target] = {
 
 
 def _ink_mm2(inks: np.ndarray) -> float:
-    return float(inks.sum()) * (CANVAS_MM / inks.shape[-1]) ** 2
+    "What ink covers; where two digits overlap it covers once."
+    return float((1 - (1 - inks).prod(0)).sum()) * (CANVAS_MM / inks.shape[-1]) ** 2
+
+
+def _codes(scene: Scene) -> np.ndarray:
+    "(size, size) uint8, the mask: `MASK_CODES`, where two digits overlap that of the one on top."
+    mask = np.zeros(scene.inks.shape[1:], dtype=np.uint8)
+    for ink, digit in zip(scene.inks, scene.digits):
+        mask[ink >= INK] = digit + 1
+    return mask
 
 
 def _single(scene: Scene) -> dict[str, object]:
@@ -82,12 +94,14 @@ def _single(scene: Scene) -> dict[str, object]:
     }
 
 
-def _row(scene: Scene, name: str, single: bool) -> dict[str, object]:
+def _row(scene: Scene, name: str, params: SceneParams) -> dict[str, object]:
     "One row of the CSV."
+    single, pair = params.digits_per_scene == (1, 1), params.overlap is not None
     return {
         "image": f"images/{name}",
         "mask": f"masks/{name}",
         **(_single(scene) if single else {}),
+        **(dict(zip(("left", "right"), scene.digits)) if pair else {}),
         "ink": round(_ink_mm2(scene.inks), 2),
         "count": len(scene.digits),
         "boxes": json.dumps([ink_box(ink) for ink in scene.inks]),
@@ -104,11 +118,9 @@ def _write(path: Path, params: SceneParams) -> None:
     rows = []
     for i, scene in enumerate(scenes(params)):
         name = f"{i:05d}.png"
-        codes = np.array(scene.digits, dtype=np.uint8)[:, None, None] + 1
-        mask = ((scene.inks >= INK) * codes).max(0).astype(np.uint8)
         Image.fromarray(scene.image).save(path / "images" / name, compress_level=1)
-        Image.fromarray(mask).save(path / "masks" / name, compress_level=1)
-        rows.append(_row(scene, name, params.digits_per_scene == (1, 1)))
+        Image.fromarray(_codes(scene)).save(path / "masks" / name, compress_level=1)
+        rows.append(_row(scene, name, params))
     pd.DataFrame(rows).to_csv(path / "labels.csv", index=False)
     (path / RECORD).write_text(json.dumps(asdict(params)))
 
@@ -120,23 +132,32 @@ def _is_there(path: Path, params: SceneParams) -> bool:
     record = path / RECORD
     if not record.is_file():
         raise HeadsError(f"`path` {path} is in use and holds no digit scenes; give an empty or a new folder.")
-    old, new = json.loads(record.read_text()), json.loads(json.dumps(asdict(params)))
+    new = json.loads(json.dumps(asdict(params)))
+    old = {"overlap": None} | json.loads(record.read_text())  # older records do not name it
     other = [f"{k}={old.get(k)} there, {k}={v} asked for" for k, v in new.items() if old.get(k) != v]
     if other:
         raise HeadsError(f"`path` {path} holds other digit scenes ({'; '.join(other)}); give another folder.")
     return True
 
 
-def _params(n: int = 2400, size: int = 64, digits_per_scene: int | tuple[int, int] = 1, seed: int = 0) -> SceneParams:
+def _params(
+    n: int = 2400,
+    size: int = 64,
+    digits_per_scene: int | tuple[int, int] = 1,
+    seed: int = 0,
+    overlap: float | None = None,
+) -> SceneParams:
     "What `digit_scenes` was asked for."
     span = (digits_per_scene,) * 2 if isinstance(digits_per_scene, int) else tuple(digits_per_scene)
-    return SceneParams(n, size, span, seed)
+    return SceneParams(n, size, span, seed, None if overlap is None else float(overlap))
 
 
 def _default_path(params: SceneParams) -> Path:
     "A folder of its own for every set of parameters, below fastai's data folder."
     least, most = params.digits_per_scene
     name = f"n{params.n}-size{params.size}-digits{least}to{most}-seed{params.seed}"
+    if params.overlap is not None:
+        name += f"-overlap{params.overlap:g}"
     return fastai_cfg().path("data") / "digit_scenes" / name
 
 
@@ -146,6 +167,7 @@ def digit_scenes(
     size: int = 64,  # width and height in pixels, 32 at least
     digits_per_scene: int | tuple[int, int] = 1,  # how many digits are on one canvas, or fewest and most
     seed: int = 0,  # the same scenes for the same seed
+    overlap: float | None = None,  # None: digits stand apart; for two digits, the share of a width that both cover
 ) -> pd.DataFrame:  # `labels.csv`, one row per scene
     """Scenes of real handwritten digits (scikit-learn's `load_digits`) in `path`: `images/`, `masks/`, `labels.csv`.
 
@@ -155,9 +177,15 @@ def digit_scenes(
     high, `left` and `right` by the centre, `faint` for pale ink), `centre` ('x y', the ink's centre of gravity), `box`
     ('x1 y1 x2 y2', tight around the mask) and `source`. Coordinates are pixels, pixel i running from i to i + 1; mask
     codes are `MASK_CODES`. No handwritten digit (`source`) is in a training and in a validation scene; digits do not
-    overlap. A folder that holds these very scenes is read and not written again; one that holds anything else raises
+    overlap.
+
+    With `digits_per_scene=2` and `overlap` from 0 to 0.8 two digits stand side by side, as in MultiMNIST (Sabour et al.
+    2017). Their squares share that part of their width, the right one lies over the left one in picture and mask, boxes
+    are each digit's own, and the columns `left` and `right` ('0' … '9') say which is where.
+
+    A folder that holds these very scenes is read and not written again; one that holds anything else raises
     `HeadsError`."""
-    params, path = _params(n, size, digits_per_scene, seed), Path(path)
+    params, path = _params(n, size, digits_per_scene, seed, overlap), Path(path)
     if not _is_there(path, params):
         path.parent.mkdir(parents=True, exist_ok=True)
         # made aside and renamed, so that a run that is killed leaves nothing that looks whole
@@ -171,7 +199,7 @@ def digit_scenes(
                 raise
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-    return pd.read_csv(path / "labels.csv", dtype={"digit": str})
+    return pd.read_csv(path / "labels.csv", dtype=dict.fromkeys(("digit", "left", "right"), str))
 
 
 def blank_labels(
@@ -201,8 +229,10 @@ def _check_targets(targets: Sequence[str], columns: Iterable[str] | None = None)
                 f"`targets`: unknown target {name!r}.{did_you_mean(name, TARGETS)} Known: {', '.join(TARGETS)}."
             )
         if columns is not None and name not in columns:
+            there = ", ".join(target for target in TARGETS if target in columns)
+            side = " Two digits side by side, `digits_per_scene=2, overlap=0.3`, have it."
             raise HeadsError(
-                f"`targets`: scenes of several digits have no {name!r}, only `boxes`, `count`, `ink` and `mask`."
+                f"`targets`: these scenes have no {name!r}, only {there}.{side if name in ('left', 'right') else ''}"
             )
     if not targets or len(set(targets)) < len(targets):
         raise HeadsError(f"`targets`: expected one name or more, each once, found {tuple(targets)}.")
@@ -210,7 +240,7 @@ def _check_targets(targets: Sequence[str], columns: Iterable[str] | None = None)
 
 def digits_block(
     path: str | Path,  # the folder of the scenes
-    targets: Sequence[str] = ("digit",),  # of digit, tags, ink, centre, box, mask, count, boxes
+    targets: Sequence[str] = ("digit",),  # of digit, tags, ink, centre, box, mask, count, boxes, left, right
     partial: bool = False,  # labels may be missing: the blocks are put in `PartialBlock`
     item_tfms: Sequence | None = None,  # as in `DataBlock`
     batch_tfms: Sequence
@@ -232,12 +262,12 @@ def digits_block(
 
 @delegates(digit_scenes)
 def digits_dls(
-    targets: str | Sequence[str] = ("digit",),  # any of digit, tags, ink, centre, box, mask, count, boxes
+    targets: str | Sequence[str] = ("digit",),  # any of digit, tags, ink, centre, box, mask, count, boxes, left, right
     bs: int = 64,  # batch size
     missing: float = 0.0,  # share of the training rows without a label, drawn for each target on its own
     path: str | Path | None = None,  # folder of the scenes; by default one below fastai's data folder
     batch_tfms: Sequence | None = None,  # as in `DataBlock`, e.g. `aug_transforms(do_flip=False, max_zoom=1.)`
-    **scene_kwargs: int | tuple[int, int],  # `n`, `size`, `digits_per_scene`, `seed` of `digit_scenes`
+    **scene_kwargs: Any,  # `n`, `size`, `digits_per_scene`, `seed`, `overlap` of `digit_scenes`
 ) -> DataLoaders:
     """`DataLoaders` over digit scenes with the targets asked for, in that order; not normalised, no workers.
 

@@ -24,6 +24,9 @@ class SceneParams:
     size: int = 64  # width and height of the canvas in pixels, 32 at least
     digits_per_scene: tuple[int, int] = (1, 1)  # fewest and most digits on one canvas, at most 9
     seed: int = 0
+    overlap: float | None = (
+        None  # None: digits stand apart; two digits may stand side by side, 0 to 0.8 of a width shared
+    )
 
     def __post_init__(self):
         least, most = self.digits_per_scene
@@ -32,9 +35,19 @@ class SceneParams:
             ("size", self.size, self.size >= 32, "32 pixels at least"),
             ("digits_per_scene", self.digits_per_scene, 1 <= least <= most <= 9, "(fewest, most) from 1 to 9"),
             ("seed", self.seed, self.seed >= 0, "a seed of 0 or more"),
+            (
+                "overlap",
+                self.overlap,
+                self.overlap is None or 0 <= self.overlap <= 0.8,
+                "a share from 0 to 0.8, or None",
+            ),
         ):
             if not ok:
                 raise HeadsError(f"`{name}`: expected {want}, found {value}.")
+        if self.overlap is not None and (least, most) != (2, 2):
+            raise HeadsError(
+                f"`overlap` puts two digits side by side and needs `digits_per_scene=2`, found {self.digits_per_scene}."
+            )
 
 
 @dataclass(frozen=True)
@@ -42,7 +55,7 @@ class Scene:
     "One picture and its truth. Coordinates are pixels on the edges' scale: pixel i runs from i to i + 1."
 
     image: np.ndarray  # (size, size, 3) uint8
-    digits: list[int]  # the classes, in the order in which they were drawn
+    digits: list[int]  # the classes, in the order in which they were drawn; side by side the left one first
     sources: list[int]  # their indices in `sklearn.datasets.load_digits`
     inks: np.ndarray  # (k, size, size) float, share of each pixel that a digit's ink covers
     faint: bool  # the ink is pale
@@ -103,6 +116,23 @@ def _place(
     return places + (sides * MARGIN)[:, None]
 
 
+def _apart(k: int, size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    "(k,) sides, the largest first, and (k, 2) left and top of digits that do not overlap, in pixels; see `_place`."
+    narrowest, widest = (0.25, 0.6) if k == 1 else (0.2, max(0.21, 0.52 / np.sqrt(k)))
+    sides = np.sort(rng.uniform(narrowest, widest, k))[::-1] * size
+    return sides, _place(sides, size, rng)
+
+
+def _side_by_side(overlap: float, size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    "(2,) sides and (2, 2) left and top in pixels of two digits that share `overlap` of their mean width."
+    sides = rng.uniform(0.3, 0.44, 2) * size  # at 0.44 two of them just fit beside one another
+    reach, apart = sides * (0.5 + MARGIN), (1 - overlap) * sides.mean()  # from a centre to the edge; of the centres
+    x = rng.uniform(max(reach[0], reach[1] - apart), size - max(reach[0], reach[1] + apart))
+    y = rng.uniform(reach.max(), size - reach.max()) + rng.uniform(-0.25, 0.25, 2) * sides
+    centres = np.stack([[x, x + apart], np.clip(y, reach, size - reach)], 1)
+    return sides, centres - sides[:, None] / 2
+
+
 def _paint(inks: np.ndarray, pale: float, rng: np.random.Generator) -> np.ndarray:
     "(size, size, 3) uint8: dark ink on light paper, both tinted a little, with noise on every pixel."
     picture = np.ones((*inks.shape[1:], 1)) * (rng.uniform(170, 230) + rng.uniform(-12, 12, 3))
@@ -119,7 +149,11 @@ def scenes(
 
     Another size gives the same scenes in other pixels. The 1797 handwritten digits are split first, so that none stands
     in a training and in a validation scene. Alone, a digit's square is 0.25 to 0.6 of the canvas wide; among k digits
-    0.2 to 0.52 / √k. Digits do not overlap: one for which no place is free is left out."""
+    0.2 to 0.52 / √k. Digits do not overlap: one for which no place is free is left out.
+
+    With `overlap` two digits of 0.3 to 0.44 stand side by side, the centre of either at most a quarter of its side from
+    a common height, and their squares share that part of their mean width. Source of the task: Sabour et al. 2017,
+    sec. 6 (MultiMNIST)."""
     rng, number = np.random.default_rng(params.seed), 0
     written = load_digits()
     order = rng.permutation(len(written.target))
@@ -129,9 +163,10 @@ def scenes(
         counts = rng.integers(least, most + 1, n)
         sources = np.split(_deal(pool, counts.sum(), rng), np.cumsum(counts)[:-1])
         for source in sources:
-            narrowest, widest = (0.25, 0.6) if len(source) == 1 else (0.2, max(0.21, 0.52 / np.sqrt(len(source))))
-            sides = np.sort(rng.uniform(narrowest, widest, len(source)))[::-1] * params.size
-            places = _place(sides, params.size, rng)
+            if params.overlap is None:
+                sides, places = _apart(len(source), params.size, rng)
+            else:
+                sides, places = _side_by_side(params.overlap, params.size, rng)
             kept = ~np.isnan(places[:, 0])
             source, sides, places = source[kept], sides[kept], places[kept]
             inks = render(written.images[source] / 16, places[:, 0], places[:, 1], sides, params.size)

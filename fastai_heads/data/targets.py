@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from fastai.vision.core import AddMaskCodes, PILMask, TensorBBox, TensorPoint
 from fasttransform import Pipeline, Transform
 from torch import Tensor
 
+from fastai_heads.data.bbox_blocks import ReadPair
 from fastai_heads.data.blocks import MakeBox
 from fastai_heads.data.detection import BoxesReader, MakeBoxes
 from fastai_heads.data.missing import labelled
@@ -37,7 +38,7 @@ class Target:
     index: int  # its place among the targets
     # 'category', 'multilabel', 'regression', 'point', 'box', 'detection', 'boxes', 'box_labels', 'mask' or 'unknown'
     kind: str
-    n_out: int | None = None  # numbers per image that describe it; None where the data does not tell
+    n_out: int | None = None  # numbers per image that describe it; None where the data does not tell for sure
     vocab: tuple[Any, ...] | None = None  # the classes, in the order of their indices
     partial: bool = False  # some of its labels may be missing
 
@@ -57,6 +58,8 @@ def dls_targets(
     found: list[Target] = []
     for index, tl in enumerate(ds.tls[ds.n_inp :]):
         found.append(_describe(tl, index, [t.name for t in found], dls))
+    if sum(t.kind == "mask" for t in found) > 1:  # a DataBlock keeps the codes of one `MaskBlock`, the last
+        found = [replace(t, n_out=None) if t.kind == "mask" else t for t in found]
     return tuple(found)
 
 
@@ -158,4 +161,6 @@ def _column(tl: TfmdLists) -> str | None:
 
 
 def _flat(pipeline: Pipeline) -> list[Transform]:
-    return [g for f in pipeline.fs for g in (_flat(f) if isinstance(f, Pipeline) else [f])]
+    "All transforms; of two blocks that became one target those of the boxes."
+    inner = ((f.boxes if isinstance(f, ReadPair) else f) for f in pipeline.fs)
+    return [g for f in inner for g in (_flat(f) if isinstance(f, Pipeline) else [f])]

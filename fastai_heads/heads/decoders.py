@@ -14,9 +14,20 @@ from torch import Tensor, nn
 
 from fastai_heads.errors import HeadsError
 
-__all__ = ["DECODERS", "DYNAMIC_UNET", "DynamicDecoder", "SmpDecoder", "SmpKind", "made_by", "smp"]
+__all__ = [
+    "DECODERS",
+    "DPT",
+    "DYNAMIC_UNET",
+    "DptDecoder",
+    "DynamicDecoder",
+    "PaddedDecoder",
+    "SmpDecoder",
+    "SmpKind",
+    "made_by",
+    "smp",
+]
 
-DYNAMIC_UNET = "dynamic_unet"
+DYNAMIC_UNET, DPT = "dynamic_unet", "dpt"
 _INSTALL = "pip install 'segmentation_models_pytorch>=0.6,<0.7'"
 
 
@@ -45,6 +56,7 @@ DECODERS: dict[str, SmpKind] = {
     "fpn": SmpKind("fpn", "FPNDecoder", divisible=True),
     "upernet": SmpKind("upernet", "UPerNetDecoder"),
     "segformer": SmpKind("segformer", "SegformerDecoder"),
+    "pan": SmpKind("pan", "PANDecoder", {"decoder_channels": 32}, 3, last=16, divisible=True),
     "pspnet": SmpKind("pspnet", "PSPDecoder", kernel=3, last=8, depth=""),
     "deeplabv3": SmpKind("deeplabv3", "DeepLabV3Decoder", {**_ASPP, "aspp_separable": False}, last=8, depth=""),
     "deeplabv3plus": SmpKind(
@@ -70,7 +82,21 @@ def smp(
         ) from None
 
 
-class SmpDecoder(nn.Module):
+class PaddedDecoder(nn.Module):
+    "A decoder that may need maps of an image whose sides 32 divides; its answer is of that image then."
+
+    divisible = True
+
+    def padded(
+        self,
+        size: Sequence[int],  # height and width of the image
+    ) -> tuple[int, int]:  # of the image that the answer is of
+        "The size of the image, or the next that 32 divides."
+        height, width = size
+        return (-(-height // 32) * 32, -(-width // 32) * 32) if self.divisible else (height, width)
+
+
+class SmpDecoder(PaddedDecoder):
     "One of SMP's decoders with its last convolution, initialised as SMP does; it may answer coarser than the image is."
 
     def __init__(
@@ -81,12 +107,10 @@ class SmpDecoder(nn.Module):
         **options: Any,  # for SMP's decoder class, instead of its defaults
     ):
         super().__init__()
-        self.kind, self.channels = kind, tuple(channels)
+        self.kind, self.channels, self.divisible = kind, tuple(channels), kind.divisible
         cls = getattr(smp(f"decoders.{kind.module}.decoder"), kind.cls)
         known = [p for p in signature(cls).parameters if p not in ("encoder_channels", "in_channels", kind.depth)]
-        for name in options:
-            if name not in known:
-                raise HeadsError(f"`decoder_options`: SMP's {kind.cls} has no {name!r}. It has: {', '.join(known)}.")
+        _check_options(kind.cls, options, known)
         given = {**kind.options, **options, **({kind.depth: kind.levels} if kind.depth else {})}
         first = {"in_channels": channels[-1]} if "in_channels" in signature(cls).parameters else None
         self.decoder = cls(**(first or {"encoder_channels": list(channels)}), **given)
@@ -109,22 +133,65 @@ class SmpDecoder(nn.Module):
         image: Tensor,  # (B, C, H, W)
         *maps: Tensor,  # the levels that there are, fine to coarse
     ) -> Tensor:  # (B, n_out, H / s, W / s) for the decoder's own s; of the padded image where it needs padding
-        sides = tuple(image.shape[-2:])
-        features = self._features(image, maps, tuple(-(-s // 32) * 32 for s in sides) if self.kind.divisible else None)
-        return self.last(self.decoder(features))
+        return self.last(self.decoder(self._features(image, maps)))
 
-    def _features(self, image: Tensor, maps: Sequence[Tensor], padded: tuple[int, int] | None) -> list[Tensor]:
+    def _features(self, image: Tensor, maps: Sequence[Tensor]) -> list[Tensor]:
         "What SMP's encoders give: the image, then a map per stride, one without channels where there is none."
-        sides, left = padded or tuple(image.shape[-2:]), list(maps)
-        found = [image if padded is None else _fitted(image, padded)]
+        sides, left = self.padded(image.shape[-2:]), list(maps)
+        found = [_fitted(image, sides) if self.divisible else image]
         for level, channels in enumerate(self.channels[1:], 1):
             size = tuple(-(-side // 2**level) for side in sides)
             x = left.pop(0) if channels else image.new_zeros(len(image), 0, *size)
-            found.append(_fitted(x, size) if padded else x)
+            found.append(_fitted(x, size) if self.divisible else x)
         if self.kind.last != 32:
             size = tuple(-(-side // self.kind.last) for side in sides)
             found[-1] = F.interpolate(found[-1], size, mode="bilinear", align_corners=False)
         return found
+
+
+class DptDecoder(PaddedDecoder):
+    """SMP's decoder of DPT (Ranftl et al. 2021, "Vision transformers for dense prediction") with its last layers.
+
+    It reads maps of any strides, four by default: the levels of a pyramid, or four depths of a ViT as
+    `tap=('input', 'blocks.2', 'blocks.5', 'blocks.8', 'blocks.11')`. A tap is a map and holds no class token, so that
+    this is SMP's `decoder_readout='ignore'`."""
+
+    def __init__(
+        self,
+        channels: Sequence[int],  # of the maps, in the order in which they are read
+        strides: Sequence[int],  # of the maps: powers of two from 4 to 32
+        n_out: int,  # channels of the answer
+        **options: Any,  # SMP's: `intermediate_channels`, one for each map, and `fusion_channels`
+    ):
+        super().__init__()
+        module, self.strides = smp("decoders.dpt.decoder"), tuple(strides)
+        _check_options("DPTDecoder", options, ("intermediate_channels", "fusion_channels"))
+        options = {"intermediate_channels": (256, 512, 1024, 1024), "fusion_channels": 256, **options}
+        if len(options["intermediate_channels"]) != len(channels) or not set(strides) <= {4, 8, 16, 32}:
+            raise HeadsError(
+                f"`decoder='dpt'` reads {len(options['intermediate_channels'])} maps, one for each of its "
+                f"`intermediate_channels`, at strides of 4, 8, 16 or 32; the taps are at {list(strides)}."
+            )
+        self.decoder = module.DPTDecoder(list(channels), list(strides), False, "ignore", **options)
+        self.last = module.DPTSegmentationHead(options["fusion_channels"], n_out).head
+        init = smp("base.initialization")
+        init.initialize_decoder(self.decoder)
+        init.initialize_head(self.last)
+
+    def forward(
+        self,
+        image: Tensor,  # (B, C, H, W)
+        *maps: Tensor,  # in the order of `strides`
+    ) -> Tensor:  # (B, n_out, H / 2, W / 2) of the padded image
+        height, width = self.padded(image.shape[-2:])
+        found = [_fitted(x, (height // stride, width // stride)) for x, stride in zip(maps, self.strides)]
+        return self.last(self.decoder(found, [None] * len(found)))
+
+
+def _check_options(decoder: str, options: Mapping[str, Any], known: Sequence[str]) -> None:
+    for name in options:
+        if name not in known:
+            raise HeadsError(f"`decoder_options`: SMP's {decoder} has no {name!r}. It has: {', '.join(known)}.")
 
 
 def _fitted(x: Tensor, size: tuple[int, int]) -> Tensor:

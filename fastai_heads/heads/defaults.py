@@ -24,6 +24,12 @@ _HEADS: dict[str, type[HeadSpec]] = {
 }
 
 
+_PAIR = {
+    "boxes": " A `BBoxBlock` has its `BBoxLblBlock` right behind it; for one box without a label there is `BoxBlock`.",
+    "box_labels": " These are labels without boxes: a `BBoxLblBlock` stands right behind its `BBoxBlock`.",
+}
+
+
 def has_default(
     target: Target,  # what is to be predicted
 ) -> bool:
@@ -39,6 +45,6 @@ def default_head(
         raise HeadsError(
             f"target {target.name!r} is of kind {target.kind}, which has no default head: pass "
             f"`heads={{{target.name!r}: CustomHead(module, loss=…)}}`, or `{target.name!r}: None` to leave it out. "
-            f"Kinds with a default: {', '.join(_HEADS)}."
+            f"Kinds with a default: {', '.join(_HEADS)}.{_PAIR.get(target.kind, '')}"
         )
     return _HEADS[target.kind]()

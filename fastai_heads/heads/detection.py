@@ -14,6 +14,7 @@ from torchvision.ops.feature_pyramid_network import (
     LastLevelP6P7,
 )
 
+from fastai_heads.archs.records import INPUT, Level
 from fastai_heads.data.detection import NO_BOX
 from fastai_heads.errors import HeadsError, did_you_mean
 from fastai_heads.heads.anchors import DetectionLoss, Detector
@@ -23,6 +24,13 @@ from fastai_heads.heads.spec import HeadSpec, TapShape, is_number
 __all__ = ["DetectionHead"]
 
 KINDS = ("retinanet", "fcos")
+
+
+def group_norm(
+    channels: int,  # of a map, a multiple of 32
+) -> nn.GroupNorm:
+    "The norm that FCOS has in its head, and torchvision's `retinanet_resnet50_fpn_v2`: without it little is learned."
+    return nn.GroupNorm(32, channels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +44,12 @@ class DetectionHead(HeadSpec):
 
     kind: str = "retinanet"  # or 'fcos', which has no anchors and a GroupNorm
     tap: str | int | tuple[str | int, ...] = (8, 16, 32)  # the maps under the pyramid, fine to coarse
-    extra_levels: int = 2  # coarser levels on top: 0, 1 (pooled) or 2 (strided convolutions), as torchvision's
-    channels: int = 256  # width of the pyramid; for 'fcos' a multiple of 64
+    pyramid: bool = True  # torchvision's feature pyramid over the maps; False: they are one, as a pyramid `Trunk` gives
+    extra_levels: int | None = None  # of its pyramid on top: 0, 1 (pooled) or 2 (strided convolutions); None: 2
+    channels: int | None = None  # width of its pyramid, a multiple of 64 for the norm; None: 256
     anchor_scale: float = 4.0  # 'retinanet': the smallest anchor's side in strides of its level
     aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)  # 'retinanet': heights over widths of the anchors
-    norm_layer: Callable[..., nn.Module] | None = None  # 'retinanet': after each convolution of the head; None: none
+    norm_layer: Callable[[int], nn.Module] | None = group_norm  # 'retinanet': in its head; as in torchvision's v2
     score_thresh: float | None = None  # least score of a detection; None: torchvision's 0.05 and 0.2
     nms_thresh: float | None = None  # IoU from which on boxes of one class are one; None: torchvision's 0.5 and 0.6
     detections_per_img: int = 100  # at most
@@ -60,15 +69,19 @@ class DetectionHead(HeadSpec):
                 + did_you_mean(str(self.kind), KINDS)
             )
         self.check("loss", self.loss is None, "torchvision's for its `kind`, and no other")
-        self.check("extra_levels", self.extra_levels in (0, 1, 2), "0, 1 or 2")
-        groups = 1 if self.kind == "retinanet" else 64  # two to a group: torch refuses a group of one cell
-        self.check("channels", _whole(self.channels, groups) and self.channels % groups == 0, f"a multiple of {groups}")
+        self.check("pyramid", isinstance(self.pyramid, bool), "True or False")
+        own = self.pyramid or (self.extra_levels is None and self.channels is None)
+        self.check("pyramid", own, "True with `extra_levels` or `channels`, which are of its own pyramid")
+        self.check("extra_levels", self.extra_levels in (None, 0, 1, 2), "0, 1 or 2")
+        width = self.channels is None or (_whole(self.channels, self._group) and self.channels % self._group == 0)
+        self.check("channels", width, f"a multiple of {self._group}")
         self.check("anchor_scale", is_number(self.anchor_scale, least=0.125), "a number of at least 0.125")
         ratios = isinstance(self.aspect_ratios, tuple) and bool(self.aspect_ratios)
         ratios = ratios and all(is_number(r, least=0.01) for r in self.aspect_ratios)
         self.check("aspect_ratios", ratios, "a tuple of numbers above 0")
-        plain = self.norm_layer is None or (callable(self.norm_layer) and self.kind == "retinanet")
-        self.check("norm_layer", plain, "a function of the channels for 'retinanet', and None for 'fcos'")
+        fits = self.norm_layer is None or callable(self.norm_layer)
+        fits = fits and (self.kind == "retinanet" or self.norm_layer is group_norm)
+        self.check("norm_layer", fits, "a function of the channels or None, for 'retinanet' alone: 'fcos' has its own")
         for field in ("score_thresh", "nms_thresh", "decode_score"):
             value = getattr(self, field)
             optional = value is None and field != "decode_score"
@@ -79,26 +92,50 @@ class DetectionHead(HeadSpec):
     @property
     def taps(self) -> tuple[str | int, ...]:
         "The maps, and last the images, whose size places the anchors."
-        return (*super().taps, "input")
+        return (*super().taps, INPUT)
+
+    @property
+    def reads(self) -> tuple[str | int | Level, ...]:
+        "The same, as the body resolves it."
+        return (*super().reads, INPUT)
+
+    @property
+    def _group(self) -> int:
+        "What the width of the maps is a multiple of: two to a group, as torch refuses a group of one cell."
+        return 64 if self.norm_layer is group_norm else 1
 
     def build(self, taps: tuple[TapShape, ...]) -> nn.Module:
         maps = taps[:-1]
+        self._check_maps(maps)
+        strides = [t.stride for t in maps]
+        width = (self.channels or 256) if self.pyramid else maps[0].channels
+        if self.pyramid:
+            extra = 2 if self.extra_levels is None else self.extra_levels
+            top = [None, LastLevelMaxPool(), LastLevelP6P7(maps[-1].channels, width)][extra]
+            pyramid: nn.Module = FeaturePyramidNetwork([t.channels for t in maps], width, top)
+            strides += [strides[-1] * 2 ** (i + 1) for i in range(extra)]
+        else:
+            pyramid = nn.Identity()
+        if self.kind == "fcos":
+            head = FCOSHead(width, 1, self.n_out)
+        else:
+            head = RetinaNetHead(width, 3 * len(self.aspect_ratios), self.n_out, self.norm_layer)
+        return Detector(pyramid, head, strides)
+
+    def _check_maps(self, maps: tuple[TapShape, ...]) -> None:
+        "Maps, fine to coarse; where they are a pyramid already, of one width."
+        found = ", ".join(f"{t.name!r} at {t.stride}" for t in maps)
         for before, tap in zip((None, *maps), maps):
             if tap.stride is None:
                 raise HeadsError(f"`tap` of {self.label}: {tap.name!r} is a vector, and boxes are looked for in maps.")
             if before is not None and tap.stride <= before.stride:
-                found = ", ".join(f"{t.name!r} at {t.stride}" for t in maps)
                 raise HeadsError(f"`tap` of {self.label} goes from fine to coarse strides, found {found}.")
-        last = maps[-1]
-        top = {0: None, 1: LastLevelMaxPool, 2: LastLevelP6P7}[self.extra_levels]
-        extra = top and (top(last.channels, self.channels) if self.extra_levels == 2 else top())
-        pyramid = FeaturePyramidNetwork([t.channels for t in maps], self.channels, extra)
-        strides = [t.stride for t in maps] + [last.stride * 2 ** (i + 1) for i in range(self.extra_levels)]
-        if self.kind == "fcos":
-            head = FCOSHead(self.channels, 1, self.n_out)
-        else:
-            head = RetinaNetHead(self.channels, 3 * len(self.aspect_ratios), self.n_out, self.norm_layer)
-        return Detector(pyramid, head, strides)
+        widths = [t.channels for t in maps]
+        if not self.pyramid and (len(set(widths)) > 1 or widths[0] % self._group):
+            raise HeadsError(
+                f"`pyramid=False` of {self.label} reads the levels of a pyramid, of one width, a multiple of "
+                f"{self._group}; found {found} with {widths} channels. `pyramid=True` makes one of them."
+            )
 
     def default_loss(self) -> DetectionLoss:
         options = {"score_thresh": self.score_thresh, "nms_thresh": self.nms_thresh}

@@ -81,6 +81,9 @@ class PooledSpec(HeadSpec):
 
     def build(self, taps: tuple[TapShape, ...]) -> nn.Module:
         "fastai's head on one tap; a vector is not pooled. A map needs a `pool`."
+        if len(taps) > 1:
+            levels = ", ".join(repr(tap.name) for tap in taps)
+            raise HeadsError(f"`tap={self.tap!r}` of {self.label}: a pooled head reads one of its levels: {levels}.")
         tap = taps[0]
         if tap.stride is not None and self.pool is None:
             raise HeadsError(

@@ -13,7 +13,16 @@ from fastai_heads.archs.records import INPUT, Level
 from fastai_heads.data.missing import IGNORE_PIXEL
 from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError, did_you_mean
-from fastai_heads.heads.decoders import DECODERS, DYNAMIC_UNET, DynamicDecoder, SmpDecoder, made_by
+from fastai_heads.heads.decoders import (
+    DECODERS,
+    DPT,
+    DYNAMIC_UNET,
+    DptDecoder,
+    DynamicDecoder,
+    PaddedDecoder,
+    SmpDecoder,
+    made_by,
+)
 from fastai_heads.heads.mask_loss import MASK_LOSSES, MODES, WEIGHTED, MaskLoss
 from fastai_heads.heads.mask_metrics import BoundaryF1, ForegroundAccuracy, MaskDice, MaskIoU, thresholded
 from fastai_heads.heads.spec import HeadSpec, TapShape, as_weights, is_number
@@ -48,7 +57,7 @@ class SegmentationHead(HeadSpec):
     def __post_init__(self) -> None:
         super().__post_init__()
         named = isinstance(self.decoder, str)
-        known = (*DECODERS, DYNAMIC_UNET)
+        known = (*DECODERS, DPT, DYNAMIC_UNET)
         if named and self.decoder not in known:
             raise HeadsError(
                 f"`decoder={self.decoder!r}` of {self.label} is none of {', '.join(known)}, nor a module."
@@ -81,13 +90,15 @@ class SegmentationHead(HeadSpec):
 
     @property
     def reads(self) -> tuple[str | int | Level, ...]:
-        "As of every head; stride 2 only where the arch has it."
-        return tuple(Level(2, optional=True) if tap == Level(2) else tap for tap in super().reads)
+        "As of every head; stride 2 only where the arch has it, and not for 'dpt', which does not read it."
+        taps = (Level(2, optional=True) if tap == Level(2) else tap for tap in super().reads)
+        return tuple(tap for tap in taps if self.decoder != DPT or tap != Level(2, optional=True))
 
     def infer_n_out(self, target: Target) -> int | None:
-        "A channel per code; one for code 1 alone where `mode='binary'`."
+        "A channel per code; one for code 1 alone where `mode='binary'`. Of several masks, `n_out` may say how many."
         if self.mode != "binary":
-            return target.n_out
+            of_another = target.n_out is None and target.vocab is not None and self.n_out is None
+            return len(target.vocab) if of_another else target.n_out
         if target.n_out not in (None, 2):
             raise HeadsError(f"`mode='binary'` of {self.label} is for two codes; {target.name!r} has {target.n_out}.")
         return 1
@@ -129,6 +140,8 @@ class SegmentationHead(HeadSpec):
                 return DynamicDecoder(channels, self.n_out, **options)
             except TypeError as error:
                 raise HeadsError(f"`decoder_options`: {error}.") from None
+        if self.decoder == DPT:
+            return DptDecoder(channels[1:], strides, self.n_out, **options)
         missing = [s for s in STRIDES[1:] if s not in strides]
         if missing or len(set(strides)) < len(strides) or not set(strides) <= set(STRIDES):
             raise HeadsError(
@@ -160,7 +173,8 @@ class SegmentationHead(HeadSpec):
             codes = ", ".join(map(str, wrong.unique().tolist()[:5]))
             raise HeadsError(
                 f"a mask holds codes from 0 to {n - 1}, or {self.ignore_index} for a pixel without a label; found "
-                f"{codes}. Name all codes, `MaskBlock(codes=…)`, or map the masks to their places."
+                f"{codes}. Name all codes, `MaskBlock(codes=…)`, or map the masks to their places; of several masks "
+                "pass `n_out=`, as fastai keeps the codes of one block alone."
             )
         return super().train_loss(loss_func, pred, targ)
 
@@ -216,9 +230,8 @@ class MaskModule(nn.Module):
         if x.shape[1] != self.n_out:
             raise HeadsError(f"`decoder` gives {x.shape[1]} channels for {self.n_out} codes.")
         height, width = image.shape[-2:]
-        if isinstance(self.decoder, SmpDecoder) and self.decoder.kind.divisible:
-            padded = [-(-side // 32) * 32 for side in (height, width)]
-            x = _resized(x, padded)[..., :height, :width]
+        if isinstance(self.decoder, PaddedDecoder):
+            x = _resized(x, self.decoder.padded((height, width)))[..., :height, :width]
         return self.refine(_resized(x, [height, width]))
 
 

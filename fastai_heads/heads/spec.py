@@ -21,7 +21,7 @@ from fastai_heads.data.missing import labelled
 from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError, did_you_mean
 
-__all__ = ["HeadSpec", "TapShape", "as_weights", "is_number", "weights_of"]
+__all__ = ["HeadSpec", "TapShape", "as_weights", "is_number", "is_tap", "read_as", "weights_of"]
 
 
 _MAKERS = (MSELossFlat, L1LossFlat, BCELossFlat)  # fastai's functions that make a loss, named as its classes are
@@ -70,9 +70,9 @@ class HeadSpec:
             self.check(field, is_number(getattr(self, field), least=0), "a finite number of at least 0")
         whole = isinstance(self.n_out, Integral) and is_number(self.n_out, least=1)
         self.check("n_out", self.n_out is None or whole, "a whole number of at least 1")
-        taps = bool(self.taps) and all(_names_or_counts(t) for t in self.taps)
+        taps = bool(self.taps) and all(is_tap(t) for t in self.taps)
         self.check("tap", taps, "a tap's name, a stride, or a tuple of either")
-        self.check("target", self.target is None or _names_or_counts(self.target), "a target's name or its index")
+        self.check("target", self.target is None or is_tap(self.target), "a target's name or its index")
         self.check("loss", self.loss is None or callable(self.loss), "a function of (pred, target)")
         metrics = self.metrics if isinstance(self.metrics, list | tuple | L) else [self.metrics]
         measures = all(callable(m) or isinstance(m, Metric) for m in metrics)
@@ -103,9 +103,7 @@ class HeadSpec:
     @property
     def reads(self) -> tuple[str | int | Level, ...]:
         "What it reads, as the body resolves it: the strides of a tuple are levels, made where the arch has none."
-        if not isinstance(self.tap, tuple):
-            return self.taps
-        return tuple(Level(tap) if isinstance(tap, int) else tap for tap in self.tap)
+        return read_as(self.tap)
 
     # what a subclass says
 
@@ -210,9 +208,12 @@ def _not_reduced(loss_func: Callable) -> Callable:
     def not_reduced(pred: Tensor, targ: Tensor) -> Tensor:
         own, loss_func.reduction = loss_func.reduction, "none"
         try:
-            return loss_func(pred, targ)
+            found = loss_func(pred, targ)
         finally:
             loss_func.reduction = own
+        return (
+            found if found.ndim else _one_by_one(loss_func, pred, targ)
+        )  # torch's base class has one that is not used
 
     return not_reduced
 
@@ -233,8 +234,20 @@ def _one_by_one(loss_func: Callable, pred: Tensor, targ: Tensor) -> Tensor:
     return torch.stack([loss_func(p[None], t[None]) for p, t in zip(pred, targ)])
 
 
-def _names_or_counts(value: object) -> bool:
+def is_tap(
+    value: object,  # what the user wrote
+) -> bool:
+    "Whether it is a name or a whole number."
     return isinstance(value, str | int) and not isinstance(value, bool)
+
+
+def read_as(
+    tap: str | int | tuple[str | int, ...],  # a tap's name, a stride, or a tuple of either
+) -> tuple[str | int | Level, ...]:
+    "What is read, as the body resolves it: the strides of a tuple are levels, made where the arch has none."
+    if not isinstance(tap, tuple):
+        return (tap,)
+    return tuple(Level(t) if isinstance(t, int) else t for t in tap)
 
 
 def is_number(

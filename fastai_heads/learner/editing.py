@@ -44,7 +44,7 @@ def add_module(
 ) -> None:
     "Builds the head's layers on taps that the body or a trunk gives, on the model's device."
     body, heads = model[0], model[1]
-    for tap in spec.reads:
+    for tap in (tap for tap in spec.reads if tap not in heads.trunk_gives):
         source = body.level_source(tap) if isinstance(tap, Level) else tap
         if source is not None and source not in heads.shapes:
             found = body.tap_also(source)

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from fastai_heads.archs.records import Level
 from fastai_heads.body import Body, cut_body
+from fastai_heads.data.bbox_blocks import joined_boxes
+from fastai_heads.data.in_image import check_boxes_in_images
 from fastai_heads.data.partial import check_complete
 from fastai_heads.data.targets import Target, dls_targets
 from fastai_heads.errors import HeadsError, did_you_mean
 from fastai_heads.heads.spec import HeadSpec
-from fastai_heads.learner.guards import check_items, sample_inputs
+from fastai_heads.learner.guards import check_dense, check_items, sample_inputs
 from fastai_heads.learner.learner import MultiHeadLearner
 from fastai_heads.learner.resolve import resolve_heads
 from fastai_heads.model import Trunk, multihead_model
@@ -71,15 +73,18 @@ def multihead_learner(
     their default head, and `'age': None` leaves one out. Raises `HeadsError`, before any training, for whatever does
     not fit: it names the parameter, what was expected and what was found."""
     _check_kwargs(learner_kwargs)
+    dls = joined_boxes(dls)
     targets = dls_targets(dls)
     check_items(dls)
     check_complete(dls)
+    check_boxes_in_images(dls)
     specs = resolve_heads(heads, targets, dls, metrics)
     trunks = _check_trunks(trunk or {}, specs)
     body = _body(arch, _needed_taps(specs, trunks), pretrained, weights, n_in, dict(body_kwargs or {}))
     inputs = _check_inputs(dls, body)
     model = multihead_model(body, {name: spec for name, (spec, _) in specs.items()}, trunks, inputs)
     learn = MultiHeadLearner(dls, model, specs, targets, strategy, **learner_kwargs)
+    check_dense(learn.heads, model, dls)
     if normalize:
         _add_normalize(dls, body)
     if body.weights:
@@ -105,19 +110,25 @@ def _check_trunks(trunks: Mapping[str, Trunk], specs: Mapping[str, tuple[HeadSpe
         check_name(name, "trunk")
         if not isinstance(trunk, Trunk):
             raise HeadsError(f"`trunk[{name!r}]` is a `Trunk(module, tap=…)`, found {type(trunk).__name__}.")
-    read = {tap for spec, _ in specs.values() for tap in spec.taps} | {t.tap for t in trunks.values()}
+    read = [*(tap for spec, _ in specs.values() for tap in spec.reads), *(t for k in trunks.values() for t in k.reads)]
     for name in trunks:
-        if name not in read:
+        if name not in {_trunk_of(tap, trunks) for tap in read}:
             raise HeadsError(f"`trunk[{name!r}]` is read by no head: pass `tap={name!r}` to the heads that share it.")
     return dict(trunks)
+
+
+def _trunk_of(tap: str | int | Level, trunks: Mapping[str, Trunk]) -> str | None:
+    "The trunk that a tap is, or is a level of."
+    names = (tap, tap.rpartition(".")[0]) if isinstance(tap, str) else ()
+    return next((name for name in names if name in trunks), None)
 
 
 def _needed_taps(
     specs: Mapping[str, tuple[HeadSpec, Target]], trunks: Mapping[str, Trunk]
 ) -> dict[str | int | Level, str]:  # tap → who reads it, for messages
     readers = {f"heads[{name!r}]": spec.reads for name, (spec, _) in specs.items()}
-    readers |= {f"trunk[{name!r}]": (trunk.tap,) for name, trunk in trunks.items()}
-    return {tap: who for who, taps in reversed(readers.items()) for tap in taps if tap not in trunks}
+    readers |= {f"trunk[{name!r}]": trunk.reads for name, trunk in trunks.items()}
+    return {tap: who for who, taps in reversed(readers.items()) for tap in taps if _trunk_of(tap, trunks) is None}
 
 
 def _body(

@@ -1,6 +1,6 @@
 """One head of a learner as a plain fastai `Learner` over the same weights."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fastai_heads.body import Body
 from fastai_heads.data.decode import of_targets
 from fastai_heads.head_tuple import HeadTuple
-from fastai_heads.model import Heads
+from fastai_heads.model import Heads, run_trunk
 from fastai_heads.training.bound import BoundHead, BoundHeads
 from fastai_heads.training.loss import CombinedLoss
 from fastai_heads.training.metrics import HeadMetric, head_metrics
@@ -32,7 +32,8 @@ class BodyToHead(nn.Module):
     ):
         super().__init__()
         self.body, self.reads = body, heads.reads[name]
-        self.trunk_reads = _needed_trunks(heads.trunk_reads, self.reads)
+        self.trunk_reads = _needed_trunks(heads, self.reads)
+        self.trunk_gives = heads.trunk_gives
         self.trunks = nn.ModuleDict({trunk: heads.trunk(trunk) for trunk in self.trunk_reads})
 
     def forward(
@@ -40,8 +41,8 @@ class BodyToHead(nn.Module):
         x: Tensor,  # (B, C, H, W)
     ) -> Tensor | tuple[Tensor, ...]:  # what the head takes; a tuple for a head on several taps
         tensors = self.body(x)
-        for trunk, tap in self.trunk_reads.items():
-            tensors[trunk] = self.trunks[trunk](tensors[tap])
+        for trunk, reads in self.trunk_reads.items():
+            tensors |= run_trunk(self.trunks[trunk], reads, self.trunk_gives[trunk], tensors)
         found = tuple(tensors[tap] for tap in self.reads)
         return found[0] if len(found) == 1 else found
 
@@ -71,8 +72,8 @@ class OneHeadLoss(CombinedLoss):
         return next(iter(self.heads.values())).decode(preds)
 
 
-class NumberLearner(Learner):
-    "A plain `Learner` whose target is a number, which fastai 2.8's `show_results` cannot draw beside an image."
+class ShowingLearner(Learner):
+    "A plain `Learner` of numbers or of boxes with labels, which fastai 2.8's `show_results` cannot draw on an image."
 
     def show_results(
         self,
@@ -82,7 +83,7 @@ class NumberLearner(Learner):
         shuffle: bool = True,  # drawn at random, or from the start
         **kwargs,  # to `show_samples`: `ncols`, `imsize`
     ) -> Figure:
-        "Images with the number predicted, and the true one behind it."
+        "Images with what is predicted, and what is true."
         dl = self.dls[ds_idx].new(shuffle=shuffle) if dl is None else dl
         batch = dl.one_batch()
         decoded = self.get_preds(dl=[batch], with_decoded=True)[2]
@@ -104,7 +105,7 @@ def head_learner(
     alone = BoundHead(name, head.spec, replace(head.target, index=0), heads)
     loaders = [of_targets(dl, [head.target.index]) for dl in learn.dls.loaders]
     dls = DataLoaders(*loaders, path=learn.dls.path, device=learn.dls.device)
-    cls = NumberLearner if head.target.kind == "regression" else Learner
+    cls = ShowingLearner if head.target.kind in ("regression", "detection") else Learner
     return cls(
         dls,
         nn.Sequential(BodyToHead(body, heads, name), module),
@@ -122,13 +123,13 @@ def split_view(
     return [*model[0].groups(), [*model[0].trunks.parameters(), *model[1].parameters()]]
 
 
-def _needed_trunks(trunk_reads: Mapping[str, str], reads: Sequence[str]) -> dict[str, str]:
-    "The trunks before a head, each after those that it reads."
+def _needed_trunks(heads: Heads, reads: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    "The trunks before a head, each after those that it reads, with what they read."
     needed, wanted = {}, set(reads)
-    for trunk in reversed(list(trunk_reads)):
-        if trunk in wanted:
-            needed[trunk] = trunk_reads[trunk]
-            wanted.add(trunk_reads[trunk])
+    for trunk in reversed(list(heads.trunk_reads)):
+        if wanted & set(heads.trunk_gives[trunk]):
+            needed[trunk] = heads.trunk_reads[trunk]
+            wanted |= set(needed[trunk])
     return dict(reversed(needed.items()))
 
 

@@ -17,9 +17,11 @@ from fastai.torch_core import distrib_barrier, get_model, to_device
 from fastcore.basics import detuplify
 from fastcore.foundation import L
 from fastcore.xtras import join_path_file
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import nn
 
+from fastai_heads.data.bbox_blocks import joined_boxes
 from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError, HeadsWarning
 from fastai_heads.heads.spec import HeadSpec
@@ -42,6 +44,7 @@ from fastai_heads.training.strategies.base import Strategy, tell
 from fastai_heads.training.strategies.callback import StrategyCallback
 from fastai_heads.training.strategies.resolve import as_strategy
 from fastai_heads.training.trackers import set_direction
+from fastai_heads.view.conflict import draw_conflict, draw_weights
 from fastai_heads.view.diagram import draw_heads
 from fastai_heads.view.summary import Summary, summarize
 
@@ -96,6 +99,7 @@ class MultiHeadLearner(HeadPredictions):
 
     @dls.setter
     def dls(self, dls: DataLoaders) -> None:
+        dls = joined_boxes(dls)
         if hasattr(self, "_dls"):
             self.data_targets = same_targets(dls, self.data_targets)
             for head in self.heads.values():
@@ -189,7 +193,7 @@ class MultiHeadLearner(HeadPredictions):
         self("after_pred")
         if len(self.yb):
             self.head_losses = batch_losses(self.loss_func, self.pred, self.yb)
-            self.loss = combined_loss(self.loss_func).total([loss.detach() for loss in self.head_losses])
+            self.loss = combined_loss(self.loss_func).total([loss.detach().float() for loss in self.head_losses])
             self.loss_grad = self.strategy.objective(self) if self.training else self.loss.clone()
         self("after_loss")
         if self.training and len(self.yb):
@@ -266,6 +270,17 @@ class MultiHeadLearner(HeadPredictions):
     def show_heads(self) -> Figure:
         "The network as a diagram: body, taps, trunks, heads, their shapes, parameters, losses, and what is frozen."
         return draw_heads(self, self._sample())
+
+    def plot_conflict(self) -> Figure:
+        "Cosines between the heads' gradients, norms and shares of the step, as a `ConflictRecorder` saw them in a fit."
+        return draw_conflict(getattr(self, "conflict", None))
+
+    def plot_weights(
+        self,
+        ax: Axes | None = None,  # to draw on; None: a new figure
+    ) -> Axes:
+        "The weight of each head after every step, as a `ConflictRecorder` saw them in a fit."
+        return draw_weights(getattr(self, "conflict", None), ax)
 
     def _sample(self) -> tuple:
         "One item's inputs where the model is; none where `export` has left no item."

@@ -1,6 +1,7 @@
 """What a learner with several heads predicts: for a data loader, for one item, under augmentation, as pictures."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -63,10 +64,19 @@ class HeadPredictions(HeadsAcrossRanks):
         "Predictions, activated, and targets; targets are None where the data has no labels."
         dl, order = self._in_order(self.dls[ds_idx].new(shuffle=False) if dl is None else dl, reorder)
         gather = GatherHeads(with_input=with_input, with_loss=with_loss, **kwargs)
-        contexts = [self.validation_context(cbs=[*L(cbs), gather], inner=inner)]
+        contexts = [self._unmeasured(), self.validation_context(cbs=[*L(cbs), gather], inner=inner)]
         with ContextManagers(contexts + [self.loss_not_reduced()] * with_loss):
             self._do_epoch_validate(dl=dl)
             return gather.answer(self.loss_func, [t.name for t in self.data_targets], act, with_decoded, order)
+
+    @contextmanager
+    def _unmeasured(self) -> Iterator[None]:
+        "Without metrics, which fastai's loop counts here, too: mean average precision takes time and holds every box."
+        metrics, self.metrics = self.metrics, []
+        try:
+            yield
+        finally:
+            self.metrics = metrics
 
     def _in_order(self, dl: Any, reorder: bool) -> tuple[Any, Tensor | None]:
         "A data loader that drops nothing, and what brings its items back into the dataset's order."

@@ -38,8 +38,10 @@ class BoundHead:
 
     @property
     def vocab(self) -> tuple[Any, ...] | None:
-        "The target's classes, or None."
-        return self.target.vocab
+        "The target's classes, or None; None, too, where `n_out` says that they are those of another mask."
+        vocab = self.target.vocab
+        foreign = vocab is not None and self.target.n_out is None and self.spec.n_out not in (1, len(vocab))
+        return None if foreign else vocab
 
     @property
     def loss_weight(self) -> float:

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -66,6 +67,9 @@ class DisjointOptimizer(ShownGroups):
         _check(first)
         self._placeless, self._decoupled = _is_placeless(first), _is_decoupled(first)
         self._fastai = isinstance(first, Optimizer)
+        self.around: Callable[[str], AbstractContextManager] = (
+            nullcontext  # entered with a head's name for its own step
+        )
         super().__init__(groups, first.hypers[0], lr)
         self.zero_grad()
 
@@ -88,7 +92,7 @@ class DisjointOptimizer(ShownGroups):
         "What the next step is made of."
         self._taken = list(variables), dict(rows), scale, list(clips)
 
-    def step(self, closure: Callable | None = None) -> None:
+    def step(self) -> None:
         "Every loss's own step, from the same place; weight decay once."
         if self._taken is None:
             raise HeadsError("the optimizer of `Disjoint` steps within its learner's training.")
@@ -99,10 +103,11 @@ class DisjointOptimizer(ShownGroups):
         moves = [torch.zeros_like(p) for p in variables] if start else []
         for name, row in rows.items():
             self._give(name)
-            _set_grads(variables, row, scale, pulls)
+            _set_grads(variables, row, scale, pulls, own=bool(clips))
             for max_norm, norm_type in clips:
                 nn.utils.clip_grad_norm_(variables, max_norm, norm_type)
-            self._opts[name].step()
+            with self.around(name):
+                self._opts[name].step()
             if start:
                 _take_back(variables, start, moves)
         for param, move in zip(variables, moves):
@@ -169,15 +174,18 @@ def _owners(heads: BoundHeads) -> dict[nn.Parameter, set[str]]:
     return owners
 
 
-def _set_grads(variables: Sequence[nn.Parameter], row: Row, scale: float, pulls: Mapping[nn.Parameter, Tensor]) -> None:
-    "One loss's gradient, without the loss scale and with its decay; a tensor of its own for every parameter."
+def _set_grads(
+    variables: Sequence[nn.Parameter],
+    row: Row,
+    scale: float,  # of the losses
+    pulls: Mapping[nn.Parameter, Tensor],  # what decay adds
+    own: bool,  # in tensors that may be written to
+) -> None:
+    "One loss's gradient, without the loss scale and with its decay."
     for param, grad in zip(variables, row):
-        if grad is None:
-            param.grad = None
-            continue
-        param.grad = grad.to(param.dtype) / scale
-        if param in pulls:
-            param.grad += pulls[param]
+        if grad is not None and (own or scale != 1.0):
+            grad = grad / scale
+        param.grad = grad + pulls[param] if grad is not None and param in pulls else grad
 
 
 def _take_back(variables: Sequence[nn.Parameter], start: Sequence[Tensor], moves: Sequence[Tensor]) -> None:

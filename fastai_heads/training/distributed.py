@@ -131,8 +131,8 @@ class HeadsTrainer(DistributedTrainer):
         super().__init__(sync_bn, **kwargs)
         if self.accelerator.num_processes != num_distrib():
             raise HeadsError(
-                f"`distrib_ctx`: {num_distrib()} processes were started, and accelerate, set up before that, knows of "
-                f"{self.accelerator.num_processes}. On CPUs pass `cpu=True` to the first `Accelerator` of a "
+                f"`distrib_ctx`: {num_distrib()} processes were started, and accelerate, set up before that, knows "
+                f"of {self.accelerator.num_processes}. On CPUs pass `cpu=True` to the first `Accelerator` of a "
                 "process; fastai's `rank0_first` makes one without."
             )
         self.sync_bn = sync_bn and self.device.type == "cuda"

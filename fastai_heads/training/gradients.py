@@ -10,8 +10,10 @@ __all__ = ["Row", "as_matrix", "combine", "gramian", "joined", "loss_gradients",
 Row = list[Tensor | None]
 "One loss's gradient, a tensor for every variable; None where the loss does not reach it."
 
-_CHUNK = 1 << 17
-"Numbers of every row that are side by side at once: small enough for a cache, large enough for one product."
+_CHUNK = {"cpu": 1 << 15}
+"Numbers of every row that are side by side at once, by device: on a processor what its cache holds."
+_LARGE_CHUNK = 1 << 22
+"On other devices: few products, of a memory that is small beside one gradient's."
 
 
 def loss_gradients(
@@ -61,8 +63,9 @@ def gramian(
 
 def _products(flat: Sequence[Tensor]) -> Tensor:
     total = torch.zeros(len(flat), len(flat), dtype=torch.float64, device=flat[0].device)
-    for start in range(0, flat[0].numel(), _CHUNK):
-        part = torch.stack([grad[start : start + _CHUNK] for grad in flat])
+    chunk = _CHUNK.get(flat[0].device.type, _LARGE_CHUNK)
+    for start in range(0, flat[0].numel(), chunk):
+        part = torch.stack([grad[start : start + chunk] for grad in flat])
         part = part.to(_whole(part.dtype))
         total += part @ part.T
     return total

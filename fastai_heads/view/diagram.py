@@ -13,7 +13,7 @@ from matplotlib.patches import FancyBboxPatch
 from matplotlib.textpath import TextPath
 from torch import Tensor, nn
 
-from fastai_heads.model import Heads, in_eval
+from fastai_heads.model import Heads, in_eval, named_maps, trunk_input
 from fastai_heads.training.bound import BoundHead
 from fastai_heads.training.loss import loss_name
 from fastai_heads.view.texts import number
@@ -74,8 +74,9 @@ def _measured(model: nn.Sequential, inputs: Sequence[Tensor]) -> dict[str, str]:
     heads: Heads = model[1]
     tensors = dict(in_eval(model[0], *inputs))
     preds = in_eval(heads, tensors)
-    for name, tap in heads.trunk_reads.items():
-        tensors[name] = in_eval(heads.trunk(name), tensors[tap])
+    for name, reads in heads.trunk_reads.items():
+        found = in_eval(heads.trunk(name), trunk_input(reads, tensors))
+        tensors |= named_maps(found, heads.trunk_gives[name])
     found = {f"tap {name}": tensor for name, tensor in tensors.items()}
     found |= {f"head {name}": pred for name, pred in zip(heads.names, preds)}
     found["input"] = inputs[0]
@@ -98,13 +99,15 @@ def _body_boxes(learn: Learner, shapes: Mapping[str, str]) -> list[Box]:
         shape = shapes.get(f"tap {tap}", f"{body.channels[tap]} channels")
         boxes.append(Box(f"tap {tap}", 2, (tap, shape, place), ("body",)))
     depth: dict[str, int] = {}
-    for name, tap in heads.trunk_reads.items():
-        depth[name] = depth.get(tap, -1) + 1
+    for name, reads in heads.trunk_reads.items():
+        before = _sources(heads, reads)
+        depth[name] = 1 + max(depth.get(tap, -1) for tap in before)
         module = heads.trunk(name)
         state, color = _state(module)
-        shape = shapes.get(f"tap {name}")
-        said = (f"{name} (trunk)", _params(module), state, *([shape] if shape else []))
-        boxes.append(Box(f"tap {name}", 3 + depth[name] / 100, said, (f"tap {tap}",), color))
+        levels = {tap: shapes.get(f"tap {tap}") for tap in heads.trunk_gives[name]}
+        sizes = [s if tap == name else f"stride {heads.shapes[tap].stride}: {s}" for tap, s in levels.items() if s]
+        said = (f"{name} (trunk)", _params(module), state, *sizes)
+        boxes.append(Box(f"tap {name}", 3 + depth[name] / 100, said, tuple(f"tap {t}" for t in before), color))
     return boxes
 
 
@@ -112,10 +115,11 @@ def _head_boxes(learn: Learner, shapes: Mapping[str, str]) -> list[Box]:
     "The heads, grouped by what they read, their losses, and the step that follows of them."
     heads = learn.model[1]
     taps = [*learn.model[0].taps, *heads.trunk_reads]
-    order = sorted(learn.heads.values(), key=lambda h: min(taps.index(t) for t in heads.reads[h.name]))
+    sources = {name: _sources(heads, reads) for name, reads in heads.reads.items()}
+    order = sorted(learn.heads.values(), key=lambda h: min(taps.index(t) for t in sources[h.name]))
     boxes = []
     for head in order:
-        boxes.append(_head_box(head, heads.reads[head.name], shapes.get(f"head {head.name}")))
+        boxes.append(_head_box(head, sources[head.name], shapes.get(f"head {head.name}")))
         weight = f"weight {head.loss_weight:g}"
         boxes.append(
             Box(
@@ -130,6 +134,12 @@ def _head_boxes(learn: Learner, shapes: Mapping[str, str]) -> list[Box]:
         opt = getattr(learn.opt_func, "__name__", type(learn.opt_func).__name__)
         boxes.append(Box("step", 6, ("weighted sum", opt), tuple(f"loss {h.name}" for h in order)))
     return boxes
+
+
+def _sources(heads: Heads, reads: Sequence[str]) -> list[str]:
+    "The taps and trunks that some taps come from, each once: a pyramid has one box for all its levels."
+    owner = {tap: trunk for trunk, gives in heads.trunk_gives.items() for tap in gives}
+    return list(dict.fromkeys(owner.get(tap, tap) for tap in reads))
 
 
 def _head_box(head: BoundHead, reads: Sequence[str], shape: str | None) -> Box:

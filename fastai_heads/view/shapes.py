@@ -31,6 +31,7 @@ __all__ = [
 TARGET, PREDICTION = "#2ca02c", "#ff7f0e"  # what is true, what is predicted
 _OUTLINE = [patheffects.Stroke(linewidth=3, foreground="black"), patheffects.Normal()]
 _ALPHA = 0.5  # of a mask over its image
+_LABEL = 0.07  # of an image's height that a text at a box needs
 
 
 def is_mask(value: Any) -> bool:
@@ -54,12 +55,25 @@ def draw_shape(
         for x1, y1, x2, y2 in value.view(-1, 4).tolist():
             box = ax.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=color, lw=1.5))
             box.set_path_effects(_OUTLINE)
-        for (x1, y1, _, _), text in zip(value.view(-1, 4).tolist(), getattr(value, "texts", ())):
-            ax.text(x1, y1, text, color=color, fontsize=8, va="bottom", clip_on=True, path_effects=_OUTLINE)
+        for box, text in zip(value.view(-1, 4).tolist(), getattr(value, "texts", ())):
+            _write_label(ax, box, text, color, limits[1])
     else:
         x, y = value.view(-1, 2).t().tolist()
         ax.scatter(x, y, s=70, marker="+" if color == TARGET else "x", c=color, linewidths=1.8, path_effects=_OUTLINE)
     ax.set(xlim=limits[0], ylim=limits[1])
+
+
+def _write_label(ax: Axes, box: list[float], text: str, color: str, y_limits: tuple[float, float]) -> None:
+    "A text at a box, of a target over it and of a prediction under it; in it where it would leave the image."
+    x1, y1, _, y2 = box
+    top, bottom = sorted(y_limits)
+    room = _LABEL * (bottom - top)
+    if color == TARGET:
+        y, side = y1, "bottom" if y1 - room > top else "top"
+    else:
+        y, side = y2, "top" if y2 + room < bottom else "bottom"
+    frame = {"facecolor": color, "edgecolor": "none", "pad": 1.0}
+    ax.text(x1, y, text, color="white", fontsize=7, va=side, clip_on=True, bbox=frame)
 
 
 def shape_keys() -> list[Artist]:

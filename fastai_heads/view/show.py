@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from fastai_heads.data.bbox_blocks import joined_boxes
 from fastai_heads.data.decode import decode_targets
 from fastai_heads.data.partial import Missing
 from fastai_heads.data.targets import dls_targets
@@ -178,6 +179,7 @@ def show_targets(
     **kwargs: Any,  # to the drawing: `ncols`, `imsize`
 ) -> Figure:
     "A batch with every target on its image, as fastai's `dls.show_batch` shows one target."
+    dls = joined_boxes(dls)
     names = [t.name for t in dls_targets(dls)] if names is None else names
     dl = dls[ds_idx].new(drop_last=False)
     if unique:

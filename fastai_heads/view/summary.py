@@ -105,7 +105,7 @@ def _params(module: nn.Module, trainable: bool = False) -> int:
 
 def _trunk_row(heads: Heads, name: str) -> tuple[str, ...]:
     module = heads.trunk(name)
-    return (f"{name} (trunk)", "", heads.trunk_reads[name], *_counts(module, ""), "", "")
+    return (f"{name} (trunk)", "", ", ".join(heads.trunk_reads[name]), *_counts(module, ""), "", "")
 
 
 def _counts(module: nn.Module, output: str) -> tuple[str, ...]:

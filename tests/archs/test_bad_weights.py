@@ -7,6 +7,7 @@ import torch
 from torchvision import models
 from torchvision.models import ResNet18_Weights
 
+from fastai_heads.archs import fastai_zoo
 from fastai_heads.archs.channels import adapted_weight
 from fastai_heads.body import cut_body
 from fastai_heads.errors import HeadsError
@@ -92,8 +93,38 @@ def test_a_size_that_cannot_be_is_named(arch, size, says):
 def fastais(monkeypatch):
     "Weights of fastai's xresnet50 that its loader would have downloaded."
     state = fastai_xresnet.xresnet50().state_dict()
-    monkeypatch.setattr(fastai_xresnet, "load_state_dict_from_url", lambda *args, **kwargs: {"model": state})
+    monkeypatch.setattr(fastai_zoo, "load_state_dict_from_url", lambda *args, **kwargs: {"model": state})
     return state
+
+
+def test_fastais_weights_are_those_that_fastai_loads(fastais, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        fastai_xresnet, "load_state_dict_from_url", lambda url, **kwargs: asked.append(url) or {"model": fastais}
+    )
+    theirs = fastai_xresnet.xresnet50(pretrained=True).state_dict()
+    body = cut_body("xresnet50")
+    assert asked == [fastai_zoo.FASTAI_WEIGHTS["xresnet50"]]
+    assert all(torch.equal(t, theirs[k]) for k, t in body.net.state_dict().items())
+
+
+def test_keys_that_fastais_checkpoint_lacks_are_named(fastais):
+    fastais["other.weight"] = fastais.pop("4.0.convpath.0.0.weight")
+    with pytest.raises(HeadsError, match=r"xresnet50 .*4\.0\.convpath\.0\.0\.weight.*other\.weight"):
+        cut_body("xresnet50")
+
+
+def test_fastais_checkpoint_of_another_shape(fastais):
+    with pytest.raises(HeadsError, match=r"(?s)checkpoint of xresnet50 does not fit.*size mismatch"):
+        cut_body("xresnet50", n_out=10)
+
+
+def test_what_fastai_cannot_build_is_no_arch():
+    for name in fastai_zoo.BROKEN:
+        with pytest.raises(TypeError):
+            getattr(fastai_xresnet, name)()
+        with pytest.raises(HeadsError, match=f"{name}.*neither"):
+            cut_body(name)
 
 
 def test_other_channels_with_fastais_weights(fastais):

@@ -11,10 +11,19 @@ from fastai.data.external import fastai_cfg
 from fastai.vision.core import PILBase
 from sklearn.datasets import load_digits
 
-from fastai_heads.data.digits import MASK_CODES, TAGS, blank_labels, digit_scenes, digits_block, digits_dls
+from fastai_heads.data.digits import (
+    DIGITS,
+    MASK_CODES,
+    RECORD,
+    TAGS,
+    blank_labels,
+    digit_scenes,
+    digits_block,
+    digits_dls,
+)
 from fastai_heads.data.missing import labelled
 from fastai_heads.data.partial import check_complete
-from fastai_heads.data.scenes import INK, SceneParams, ink_box, render, scenes
+from fastai_heads.data.scenes import INK, MARGIN, SceneParams, _side_by_side, ink_box, render, scenes
 from fastai_heads.errors import HeadsError
 
 ALL = ("digit", "tags", "ink", "centre", "box", "mask")
@@ -148,9 +157,66 @@ def test_several_digits(tmp_path):
         assert not left.any()
 
 
+@pytest.mark.parametrize("overlap", [0, 0.5])
+def test_side_by_side(tmp_path, overlap):
+    kwargs = {"n": 60, "size": 64, "digits_per_scene": 2, "overlap": overlap}
+    table = digit_scenes(tmp_path / "two", **kwargs)
+    written = load_digits()
+    shared = 0
+    for row, mask, scene in zip(
+        table.itertuples(),
+        pixels(tmp_path / "two", table["mask"]),
+        scenes(SceneParams(60, 64, (2, 2), overlap=overlap)),
+    ):
+        assert [row.left, row.right] == [str(written.target[s]) for s in json.loads(row.sources)]
+        left, right = json.loads(row.boxes)
+        assert left[0] + left[2] < right[0] + right[2] and (np.array([left, right]) >= 0).all()
+        assert max(*left, *right) <= 64 and json.loads(row.boxes) == [list(ink_box(ink)) for ink in scene.inks]
+        below, above = scene.inks >= INK
+        assert (mask[above] == int(row.right) + 1).all() and (mask[below & ~above] == int(row.left) + 1).all()
+        shared += (below & above).any()
+        assert row.ink == pytest.approx((1 - (1 - scene.inks[0]) * (1 - scene.inks[1])).sum(), abs=0.006)
+    assert shared == 0 if overlap == 0 else 30 < shared < 60
+    assert not set(table["left"]) ^ set(DIGITS) and digit_scenes(tmp_path / "two", **kwargs).equals(table)
+
+
+def test_side_by_side_shares_that_part_of_the_width():
+    for overlap in (0, 0.3, 0.8):
+        for seed in range(50):
+            sides, places = _side_by_side(overlap, 64, np.random.default_rng(seed))
+            assert ((places - MARGIN * sides[:, None]) >= -1e-9).all()
+            assert ((places + (1 + MARGIN) * sides[:, None]) <= 64 + 1e-9).all()
+            centres = places[:, 0] + sides / 2
+            assert centres[1] - centres[0] == pytest.approx((1 - overlap) * sides.mean())
+
+
+def test_left_and_right_are_targets(tmp_path):
+    kwargs = {"n": 20, "digits_per_scene": 2, "overlap": 0.4}
+    dls = digits_dls(("left", "right"), bs=4, path=tmp_path / "two", **kwargs)
+    _, left, right = next(iter(dls.valid))
+    table = digit_scenes(tmp_path / "two", **kwargs)
+    rows = table[table["is_valid"]]
+    assert left.tolist() == [int(d) for d in rows["left"]] and right.tolist() == [int(d) for d in rows["right"]]
+
+
+def test_a_record_from_before_overlaps_is_read(tmp_path):
+    digit_scenes(tmp_path / "old", n=10)
+    record = json.loads((tmp_path / "old" / RECORD).read_text())
+    del record["overlap"]
+    (tmp_path / "old" / RECORD).write_text(json.dumps(record))
+    assert len(digit_scenes(tmp_path / "old", n=10)) == 10
+
+
 @pytest.mark.parametrize(
     ("kwargs", "found"),
-    [({"n": 2}, "`n`"), ({"size": 16}, "32"), ({"digits_per_scene": (3, 2)}, r"\(3, 2\)"), ({"seed": -1}, "seed")],
+    [
+        ({"n": 2}, "`n`"),
+        ({"size": 16}, "32"),
+        ({"digits_per_scene": (3, 2)}, r"\(3, 2\)"),
+        ({"seed": -1}, "seed"),
+        ({"digits_per_scene": 2, "overlap": 0.9}, "0 to 0.8"),
+        ({"overlap": 0.3}, "digits_per_scene=2"),
+    ],
 )
 def test_bad_parameters_are_refused(tmp_path, kwargs, found):
     with pytest.raises(HeadsError, match=found):
@@ -205,8 +271,10 @@ def test_wrong_targets_are_answered(path, tmp_path):
         digits_block(path, ("ink", "ink"))
     with pytest.raises(HeadsError, match="one name or more"):
         digits_dls((), path=path, n=N)
-    with pytest.raises(HeadsError, match="several digits have no 'box'"):
+    with pytest.raises(HeadsError, match="these scenes have no 'box', only ink, mask, count, boxes"):
         digits_dls(("count", "box"), path=tmp_path / "many", n=10, digits_per_scene=2)
+    with pytest.raises(HeadsError, match=r"overlap=0\.3"):
+        digits_dls(("left", "right"), path=tmp_path / "many", n=10, digits_per_scene=2)
 
 
 # fastcore leaves the file open to which it writes fastai's config
@@ -217,4 +285,5 @@ def test_default_folder_is_below_fastais_data_and_one_per_parameters(tmp_path, m
     first, second = digits_dls("digit", n=10), digits_dls("digit", n=10, seed=1, digits_per_scene=(1, 1))
     assert tmp_path in first.path.parents and first.path != second.path
     assert digits_dls("digit", n=10, digits_per_scene=1, size=64).path == first.path
+    assert digits_dls("left", n=10, digits_per_scene=2, overlap=0.5).path.name.endswith("overlap0.5")
     fastai_cfg.cache_clear()

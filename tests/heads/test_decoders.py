@@ -9,7 +9,8 @@ from fastai.vision.models.unet import DynamicUnet
 from torchvision.models import resnet18
 
 from fastai_heads.body import cut_body
-from fastai_heads.heads.decoders import DECODERS, DynamicDecoder, SmpDecoder
+from fastai_heads.errors import HeadsError
+from fastai_heads.heads.decoders import DECODERS, DptDecoder, DynamicDecoder, SmpDecoder
 from fastai_heads.heads.segmentation import MaskModule
 
 MODELS = {
@@ -20,6 +21,7 @@ MODELS = {
     "fpn": smp.FPN,
     "upernet": smp.UPerNet,
     "segformer": smp.Segformer,
+    "pan": smp.PAN,
     "pspnet": smp.PSPNet,
     "deeplabv3": smp.DeepLabV3,
     "deeplabv3plus": smp.DeepLabV3Plus,
@@ -37,11 +39,11 @@ def test_a_decoder_is_smps(name):
     ours = MaskModule(SmpDecoder(DECODERS[name], CHANNELS, 3), 3).eval()
     ours.decoder.decoder.load_state_dict(theirs.decoder.state_dict())
     ours.decoder.last.load_state_dict(theirs.segmentation_head[0].state_dict())
-    x = torch.randn(2, 3, 64, 96)
+    x = torch.randn(2, 3, *((128, 160) if name == "pan" else (64, 96)))  # PAN halves stride 16 three times
     with torch.no_grad():
         features = theirs.encoder(x)
         if DECODERS[name].last != 32:  # ours resizes the last map to the stride at which SMP's decoder takes it
-            deep = torch.randn(2, 512, 2, 3)
+            deep = torch.randn(2, 512, *(side // 32 for side in x.shape[-2:]))
             size = [side // DECODERS[name].last for side in x.shape[-2:]]
             resized = F.interpolate(deep, size, mode="bilinear", align_corners=False)
             mine, features = [*features[1:-1], deep], [*features[:-1], resized]
@@ -64,6 +66,35 @@ def test_a_decoder_is_smps(name):
 
 def test_every_decoder_of_the_table_is_tested():
     assert set(MODELS) == set(DECODERS)
+
+
+@pytest.mark.parametrize("size", [(64, 96), (48, 80)])
+def test_dpt_is_smps(size):
+    "Four depths of a ViT: the logits of the whole of SMP's model, and of its padded image where 32 does not divide."
+    small = {"decoder_intermediate_channels": (8, 12, 16, 16), "decoder_fusion_channels": 16}
+    theirs = smp.DPT(
+        "tu-test_vit", encoder_weights=None, classes=3, decoder_readout="ignore", dynamic_img_size=True, **small
+    )
+    ours = MaskModule(DptDecoder((64,) * 4, (16,) * 4, 3, intermediate_channels=(8, 12, 16, 16), fusion_channels=16), 3)
+    ours.decoder.decoder.load_state_dict(theirs.decoder.state_dict())
+    ours.decoder.last.load_state_dict(theirs.segmentation_head.head.state_dict())
+    x = torch.randn(2, 3, *size)
+    with torch.no_grad():
+        maps, _ = theirs.eval().encoder(x)
+        padded = [
+            F.pad(m, (0, -(-size[1] // 32) * 2 - m.shape[-1], 0, -(-size[0] // 32) * 2 - m.shape[-2])) for m in maps
+        ]
+        expected = theirs.segmentation_head(theirs.decoder(padded, [None] * 4))
+        assert torch.equal(ours.eval()(x, *maps), expected[..., : size[0], : size[1]])
+
+
+def test_dpt_says_what_it_reads():
+    with pytest.raises(HeadsError, match=r"reads 4 maps.*at strides of 4, 8, 16 or 32; the taps are at \[16, 16\]"):
+        DptDecoder((8, 8), (16, 16), 3)
+    with pytest.raises(HeadsError, match=r"reads 2 maps.*the taps are at \[7, 14\]"):
+        DptDecoder((8, 8), (7, 14), 3, intermediate_channels=(8, 8))
+    with pytest.raises(HeadsError, match=r"no 'readout'. It has: intermediate_channels, fusion_channels"):
+        DptDecoder((8,) * 4, (16,) * 4, 3, readout="cat")
 
 
 @pytest.mark.parametrize("options", [{}, {"blur": True, "self_attention": True}, {"last_cross": False}])

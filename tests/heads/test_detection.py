@@ -159,8 +159,12 @@ def test_it_is_the_default_of_its_kind():
         ({"kind": "retina"}, "did you mean 'retinanet'"),
         ({"loss": nn.MSELoss()}, "`loss`"),
         ({"extra_levels": 3}, "0, 1 or 2"),
+        ({"pyramid": False, "channels": 64}, "`pyramid`.*of its own pyramid"),
+        ({"pyramid": 1}, "`pyramid`"),
         ({"kind": "fcos", "channels": 48}, "multiple of 64"),
+        ({"channels": 48}, "multiple of 64"),
         ({"kind": "fcos", "norm_layer": nn.BatchNorm2d}, "`norm_layer`"),
+        ({"norm_layer": 3}, "`norm_layer`"),
         ({"score_thresh": 1.5}, "`score_thresh`"),
         ({"detections_per_img": 0}, "`detections_per_img`"),
         ({"aspect_ratios": ()}, "`aspect_ratios`"),
@@ -177,6 +181,14 @@ def test_taps_are_maps_from_fine_to_coarse():
         made("retinanet").build((TAPS[1], TAPS[0], TAPS[3]))
     with pytest.raises(HeadsError, match="is a vector"):
         made("retinanet").build((TapShape("pre_logits", 8, None), TAPS[3]))
+
+
+def test_a_shared_pyramid_has_one_width():
+    shared = DetectionHead(pyramid=False, kind="fcos").fit(TARGET, lambda: None)
+    with pytest.raises(HeadsError, match=r"one width, a multiple of 64; found 'p3' at 8.*\[8, 12, 16\] channels"):
+        shared.build(TAPS)
+    levels = [TapShape(f"neck.{s}", 64, s) for s in (8, 16)]
+    assert shared.build((*levels, TAPS[3])).strides == (8, 16)
 
 
 def accumulated(metric: MeanAP, pred, targ):

@@ -53,7 +53,7 @@ def test_a_vit_gets_a_pyramid_shared_by_the_heads(digits):
     heads, body = learn.model[1], learn.model[0]
     assert body.taps == ("input", "features")
     assert heads.reads["mask"] == heads.reads["again"]
-    assert dict(heads.trunk_reads) == {f"stride_{s}": "features" for s in (4, 8, 16, 32)}
+    assert dict(heads.trunk_reads) == {f"stride_{s}": ("features",) for s in (4, 8, 16, 32)}
     with learn.no_bar(), learn.no_logging():
         learn.fit(1)
     assert all(p.grad is not None for p in heads.trunk("stride_4").parameters())
@@ -76,7 +76,8 @@ def test_a_head_that_is_added_reads_the_same_levels(digits):
 def test_strides_that_are_no_powers_of_two_are_resized(digits):
     learn = multihead_learner(digits, Thirds(), heads={"mask": SegmentationHead(decoder="fpn")})
     heads = learn.model[1]
-    assert heads.trunk_reads == {"stride_4": "one", "stride_8": "two", "stride_16": "three", "stride_32": "four"}
+    sources = {"stride_4": "one", "stride_8": "two", "stride_16": "three", "stride_32": "four"}
+    assert heads.trunk_reads == {name: (source,) for name, source in sources.items()}
     assert "stride 32 of 24" in str(learn.summary()) and "resized" in str(learn.summary())
     with learn.no_bar(), learn.no_logging():
         learn.fit(1)

@@ -1,12 +1,16 @@
 """Masks: SMP's decoders and fastai's U-Net on any body, their losses, and what is refused."""
 
+from types import SimpleNamespace
+
 import fastai.vision.all  # noqa: F401  users import it: `fit_one_cycle` comes with it
 import numpy as np
 import pandas as pd
 import pytest
+import segmentation_models_pytorch as smp
 import torch
 from fastai.data.block import DataBlock
-from fastai.data.transforms import ColReader, ColSplitter
+from fastai.data.transforms import ColReader, ColSplitter, IndexSplitter
+from fastai.losses import CrossEntropyLossFlat, DiceLoss, FocalLoss, FocalLossFlat
 from fastai.metrics import JaccardCoeff
 from fastai.vision.core import PILImage, PILMask
 from fastai.vision.data import ImageBlock, MaskBlock
@@ -16,9 +20,11 @@ from fastai_heads.data.digits import digit_scenes, digits_dls
 from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError
 from fastai_heads.heads.defaults import default_head
+from fastai_heads.heads.mask_metrics import BoundaryF1, MaskIoU
 from fastai_heads.heads.segmentation import BoundaryRefine, MaskModule, SegmentationHead
 from fastai_heads.heads.spec import TapShape
 from fastai_heads.learner import multihead_learner
+from fastai_heads.view.interpret import HeadsInterpretation
 
 MASK = Target("mask", 0, "mask", 3, ("paper", "ink", "blot"))
 TAPS = tuple(TapShape(f"t{s}", c, s) for s, c in ((1, 3), (2, 4), (4, 6), (8, 8), (16, 10), (32, 12)))
@@ -58,10 +64,10 @@ def make(digits):
     return learner
 
 
-@pytest.mark.parametrize("name", ["unet", "dynamic_unet", "unetplusplus", "fpn", "upernet", "pspnet", "linknet"])
+@pytest.mark.parametrize("name", ["unet", "dynamic_unet", "unetplusplus", "fpn", "upernet", "pspnet", "linknet", "dpt"])
 @pytest.mark.parametrize("skip", [True, False], ids=["stride 2", "no stride 2"])
 def test_an_answer_has_the_size_of_the_image_and_every_parameter_a_gradient(name, skip):
-    taps = TAPS if skip else (TAPS[0], *TAPS[2:])
+    taps = TAPS if skip and name != "dpt" else (TAPS[0], *TAPS[2:])
     head = fitted(decoder=name).build(taps)
     out = head(*maps(63, 50, taps))
     assert out.shape == (2, 3, 63, 50)
@@ -191,6 +197,23 @@ def test_a_decoder_that_needs_more_levels_than_there_are():
         fitted(decoder="dynamic_unet", decoder_options={"widht": 3}).build(TAPS)
 
 
+def test_images_that_are_too_small_for_a_decoder(digits):
+    said = r"image size: `heads\['mask'\]` cannot take what the body gives for 48×48 pixels; it takes 128×128"
+    with pytest.raises(HeadsError, match=said):
+        multihead_learner(digits, "test_resnet", heads={"mask": SegmentationHead(decoder="pan")}, pretrained=False)
+
+
+def test_one_image_to_a_batch_norm_is_refused_before_training(path, make):
+    "The pooled branch of ASPP has one value per channel and image; that of PSP has no batch norm in SMP."
+    dls = digits_dls(("mask",), n=40, size=48, bs=31, path=path)
+    dls.train.drop_last = False
+    learn = make(dls=dls, decoder="deeplabv3plus")
+    with pytest.raises(HeadsError, match=r"the last of 2 training batches .* holds one image.*Pass `drop_last=True`"):
+        learn.fit(1)
+    assert learn.get_preds(dl=learn.test_dl(dls.valid_ds.items[:1]))[0].mask.shape == (1, 11, 48, 48)
+    make(dls=dls, decoder="pspnet").fit(1)
+
+
 def test_masks_that_do_not_fit_are_refused():
     spec = fitted()
     loss, pred = spec.loss_func(), torch.randn(2, 3, 8, 8)
@@ -200,16 +223,103 @@ def test_masks_that_do_not_fit_are_refused():
         spec.train_loss(loss, pred, torch.zeros(2, 8, 9, dtype=torch.long))
 
 
-def test_codes_that_are_not_named_stop_the_training(tmp_path):
-    block = DataBlock(
+def block_of_masks(mask, item_tfms=None):
+    "Grey images of 32 × 32 pixels whose masks are made of their numbers."
+    return DataBlock(
         blocks=(ImageBlock, MaskBlock(["paper", "ink"])),
         get_x=lambda i: PILImage.create(np.full((32, 32, 3), i, dtype=np.uint8)),
-        get_y=lambda i: np.full((32, 32), 5, dtype=np.uint8),
-    )
-    dls = block.dataloaders(list(range(8)), bs=2, num_workers=0)
+        get_y=mask,
+        splitter=IndexSplitter([7]),
+    ).dataloaders(list(range(8)), bs=2, num_workers=0)
+
+
+def test_codes_that_are_not_named_are_refused_before_training():
+    dls = block_of_masks(lambda i: np.full((32, 32), 5, dtype=np.uint8))
+    with pytest.raises(HeadsError, match=r"`heads\['mask'\]`: a mask holds codes from 0 to 1.*found 5"):
+        multihead_learner(dls, "test_resnet", pretrained=False, heads={"mask": SegmentationHead()})
+
+
+def test_a_code_that_is_not_named_in_one_mask_stops_the_training():
+    dls = block_of_masks(lambda i: np.full((32, 32), 5 if i == 3 else 1, dtype=np.uint8))
     learn = multihead_learner(dls, "test_resnet", pretrained=False, heads={"mask": SegmentationHead()})
     with pytest.raises(HeadsError, match="found 5"), learn.no_bar(), learn.no_logging():
         learn.fit(1)
+
+
+def test_masks_of_another_size_are_refused_before_training():
+    dls = block_of_masks(lambda i: np.zeros((16, 32), dtype=np.uint8))
+    with pytest.raises(HeadsError, match=r"`heads\['mask'\]`: a mask has the size of its image.*\(1, 16, 32\)"):
+        multihead_learner(dls, "test_resnet", pretrained=False, heads={"mask": SegmentationHead()})
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        CrossEntropyLossFlat(axis=1),
+        FocalLossFlat(axis=1),
+        DiceLoss(axis=1),
+        lambda pred, targ: FocalLoss()(pred, targ) + DiceLoss(axis=1, reduction="mean")(pred, targ),
+        smp.losses.TverskyLoss("multiclass"),
+    ],
+    ids=["cross-entropy", "focal", "dice", "a sum", "SMP's Tversky"],
+)
+def test_losses_of_fastai_and_smp_train(make, loss):
+    learn = make(decoder="dynamic_unet", loss=loss, metrics=[])
+    learn.fit(1)
+    assert np.isfinite(learn.rows[0][1])
+    each = learn.get_preds(with_loss=True)[-1].mask
+    assert each.shape == (8,) and each.isfinite().all()
+
+
+def test_two_masks_may_have_codes_of_their_own(tmp_path):
+    "fastai's DataBlock keeps the codes of the last `MaskBlock` alone."
+    block = DataBlock(
+        blocks=(ImageBlock, MaskBlock(list("abcdef")), MaskBlock(["paper", "ink"])),
+        getters=[
+            lambda i: PILImage.create(np.full((32, 32, 3), i, dtype=np.uint8)),
+            lambda i: np.full((32, 32), 5, dtype=np.uint8),
+            lambda i: np.full((32, 32), 1, dtype=np.uint8),
+        ],
+        n_inp=1,
+        splitter=IndexSplitter([6, 7]),
+    )
+    dls = block.dataloaders(list(range(8)), bs=2, num_workers=0, path=tmp_path)
+    small = {"decoder": "dynamic_unet", "metrics": []}
+    with pytest.raises(HeadsError, match=r"`heads\['mask'\]`.*found 5.*pass `n_out=`"):
+        multihead_learner(dls, "test_resnet", pretrained=False, heads={"mask": SegmentationHead(**small)})
+    heads = {"mask": SegmentationHead(n_out=6, **small), "mask_2": SegmentationHead(**small)}
+    learn = multihead_learner(dls, "test_resnet", pretrained=False, heads=heads)
+    assert (learn.heads.mask.vocab, learn.heads.mask_2.vocab) == (None, ("paper", "ink"))
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1)
+        matrix = HeadsInterpretation.from_learner(learn).confusion_matrix("mask")
+    assert matrix.shape == (6, 6) and matrix[5].sum() == 2 * 32 * 32
+
+
+def test_refinement_sharpens_boundaries():
+    "Masks that the decoder makes too thin: the overlap gains a little of it, the boundaries nearly all."
+    yy, xx = torch.meshgrid(torch.arange(48), torch.arange(48), indexing="ij")
+    centres = torch.rand(24, 2, 1, 1) * 24 + 12
+    truth = (((yy - centres[:, 0]) ** 2 + (xx - centres[:, 1]) ** 2) < 81).long()
+    ink = torch.nn.functional.avg_pool2d(truth[:, None].float(), 4)
+    ink = torch.nn.functional.interpolate(ink, scale_factor=4, mode="bilinear") - 0.8
+    logits = torch.cat([-ink, ink], 1) * 8
+    refine, loss = BoundaryRefine(2), torch.nn.CrossEntropyLoss()
+    opt = torch.optim.Adam(refine.parameters(), 1e-2)
+
+    def measured(metric, maps):
+        metric.reset()
+        metric.accumulate(SimpleNamespace(pred=maps, y=truth[16:]))
+        return metric.value
+
+    before = [measured(m, refine(logits[16:]).detach()) for m in (MaskIoU(), BoundaryF1(tolerance=0))]
+    for _ in range(60):
+        opt.zero_grad()
+        loss(refine(logits[:16]), truth[:16]).backward()
+        opt.step()
+    after = [measured(m, refine(logits[16:]).detach()) for m in (MaskIoU(), BoundaryF1(tolerance=0))]
+    assert before[0] > 0.7 and before[1] < 0.3
+    assert after[0] > before[0] and after[1] > 0.6
 
 
 def test_without_smp_the_error_says_how_to_install_it(monkeypatch):

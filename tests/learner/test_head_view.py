@@ -7,12 +7,13 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 from fastai.callback.hook import hook_output
-from fastai.interpret import ClassificationInterpretation, Interpretation
+from fastai.interpret import ClassificationInterpretation, Interpretation, SegmentationInterpretation
 from fastai.layers import ConvLayer
 from fastai.learner import Learner
+from fastcore.basics import noop
 
 from fastai_heads.errors import HeadsError
-from fastai_heads.heads import BoxHead, ClassificationHead, CustomHead
+from fastai_heads.heads import BoxHead, ClassificationHead, CustomHead, DetectionHead, SegmentationHead
 from fastai_heads.model import Trunk
 
 TARGETS = ("digit", "tags", "ink", "centre", "box")
@@ -85,6 +86,32 @@ def test_classification_interpretation(learn, quiet):
     torch.testing.assert_close(torch.as_tensor(interp.top_losses(3)[0]), torch.as_tensor(losses.topk(3)[0]))
     interp.plot_top_losses(2)
     interp.plot_confusion_matrix()
+
+
+def test_segmentation_interpretation(make_learner, quiet):
+    learn = make_learner("digit", "mask", heads={"mask": SegmentationHead(decoder="dynamic_unet")})
+    interp = SegmentationInterpretation.from_learner(quiet(learn.head("mask")))
+    losses = learn.get_preds(with_loss=True)[-1].mask
+    torch.testing.assert_close(torch.as_tensor(interp.top_losses(3)[0]), torch.as_tensor(losses.topk(3)[0]))
+    interp.plot_top_losses(2)
+    assert [len(ax.images) for ax in plt.gcf().axes] == [1] * 6  # input, target and prediction by themselves
+    plt.close("all")
+    interp.show_results([0, 1])
+    assert [len(ax.images) for ax in plt.gcf().axes] == [2] * 4  # target and prediction over the input
+
+
+def test_boxes_with_labels_alone(make_learner, make_dls, quiet, table):
+    fields = {"channels": 64, "tap": (4, 8), "extra_levels": 0, "score_thresh": 0.0, "metrics": []}
+    learn = make_learner("digit", "boxes", heads={"boxes": DetectionHead(**fields)})
+    view = quiet(learn.head("boxes"))
+    assert torch.equal(view.loss_func.activation(view.get_preds(act=noop)[0]), learn.get_preds()[0].boxes)
+    assert torch.equal(view.get_preds()[0], learn.get_preds()[0].boxes)
+    losses, _ = Interpretation.from_learner(view).top_losses(2)
+    torch.testing.assert_close(losses, torch.as_tensor(learn.get_preds(with_loss=True)[-1].boxes.topk(2)[0]))
+    view.predict(table.iloc[0])
+    fig = view.show_results(max_n=2, shuffle=False)
+    assert any(ax.patches for ax in fig.axes)
+    view.fit(1)
 
 
 def test_interpretation_of_a_box(learn, quiet):

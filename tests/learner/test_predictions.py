@@ -155,3 +155,15 @@ def test_a_head_called_as_a_method_of_tensors_is_reached_through_heads(make_lear
     learn = make_learner("digit", heads={"size": ClassificationHead(target="digit")})
     losses = learn.get_preds(with_loss=True)[-1]
     assert losses.size() == (8,) and losses.heads.size.shape == (8,)
+
+
+def test_predictions_measure_nothing(make_learner):
+    learn = make_learner("digit", "ink")
+    learn.fit(1)
+    measured = list(learn.validate())
+    metrics, counts = list(learn.metrics), [m.metric.count for m in learn.metrics]
+    learn.get_preds(ds_idx=0)
+    assert list(learn.metrics) == metrics and [m.metric.count for m in learn.metrics] == counts
+    with pytest.raises(ZeroDivisionError):
+        learn.get_preds(act=lambda pred: 1 / 0)
+    assert list(learn.metrics) == metrics and list(learn.validate()) == measured

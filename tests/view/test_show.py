@@ -1,16 +1,19 @@
 """`show_results` and what it draws: every head of every image, in the right place and colour."""
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 import torch
 from fastai.vision.core import PILImage, TensorBBox, TensorMask, TensorPoint
 from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 
+from fastai_heads.data.detection import LabeledBoxes
 from fastai_heads.data.partial import Missing
 from fastai_heads.errors import HeadsError
 from fastai_heads.head_tuple import HeadTuple
 from fastai_heads.heads import ClassificationHead
+from fastai_heads.view.shapes import draw_shape
 from fastai_heads.view.show import PREDICTION, TARGET, show_samples
 
 FIVE = ("digit", "tags", "ink", "centre", "box")
@@ -255,3 +258,19 @@ def test_missing_labels_are_shown_as_such(make_dls, make_learner):
     assert "black" in {color for _, color in lines} and len(lines) == 8
     drawn = [len(boxes(ax)) for ax in images_of(plt.gcf())]
     assert {1, 2} >= set(drawn) and 1 in drawn, "a missing box leaves the prediction alone"
+
+
+def test_the_text_of_a_box_stays_in_the_image():
+    "Over a target and under a prediction, so that both can be read; inside where there is no room."
+    fig, ax = plt.subplots(figsize=(2, 2))
+    ax.imshow(np.zeros((40, 40, 3)))
+    for color, tops in ((TARGET, (0, 10)), (PREDICTION, (10, 20))):
+        boxes = LabeledBoxes(torch.tensor([[5.0, top, 15.0, top + 20.0] for top in tops]))
+        boxes.labels = ("a", "b")
+        draw_shape(ax, boxes, color)
+    frame = ax.get_window_extent()
+    fig.canvas.draw()
+    for text in ax.texts:
+        box = text.get_window_extent()
+        assert frame.y0 - 3 <= box.y0 and box.y1 <= frame.y1 + 3
+    assert [t.get_verticalalignment() for t in ax.texts] == ["top", "bottom", "top", "bottom"]

@@ -81,10 +81,14 @@ class Balance(RowsStrategy):
         slopes = super().weights
         return {name: slopes[name] * weight for name, weight in self._row_weights.items() if name in slopes}
 
+    @property
+    def cuts(self) -> list[tuple[Tensor, Tensor]]:
+        return list(self._taps)
+
     def before_fit(self, learn: Learner) -> None:
         super().before_fit(learn)
         self._some = {}
-        moved(self.aggregator, next(learn.model.parameters()).device)
+        moved(self.aggregator, next(learn.model.parameters()).detach())
 
     def predict(self, learn: Learner) -> Any:
         if self.over == "body":
@@ -159,7 +163,7 @@ class Balance(RowsStrategy):
         one is not finite the sum is given, which the scaler sees."""
         listed, scale = list(rows.values()), loss_scale(learn)
         products = _joint_gramian(listed, n_local) / scale**2
-        if not products.isfinite().all():
+        if not products.isfinite().all() or not products.any():
             self._row_weights = dict.fromkeys(rows, 1.0)
             return combine(listed, [1.0] * len(rows))
         aggregator = self._aggregator([learn.heads.names.index(name) for name in rows], len(learn.heads))

@@ -32,6 +32,11 @@ class Strategy(ABC):
         """After a training step: head → the weight with which its loss went into what is shared; heads without a
         label in the batch are left out."""
 
+    @property
+    def cuts(self) -> list[tuple[Tensor, Tensor]]:
+        "Where the way back from this batch's losses is cut: each tap as the body gives it, and as the heads read it."
+        return []
+
     def module(
         self,
         heads: BoundHeads,  # of the learner
@@ -113,15 +118,14 @@ class LeafStrategy(Strategy):
             for place, name in enumerate(losses)
             if name in self._present
         }
-        value = self.combined(weighted, learn) if weighted else self.nothing(leaf)
+        value = self.combined(weighted) if weighted else self.nothing(leaf)
         self._present = self._present or learn.heads.names  # zeros that keep the graph
         (self._slopes,) = torch.autograd.grad(value, self._leaf, retain_graph=True)
-        return value
+        return value.clone()  # callbacks divide it in place
 
     def combined(
         self,
         losses: dict[str, Tensor],  # head → its loss, weighted, of those present
-        learn: Learner,
     ) -> Tensor:  # a scalar
         "One number of several; a sum unless a strategy says otherwise."
         return torch.stack(list(losses.values())).sum()

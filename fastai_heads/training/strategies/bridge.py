@@ -19,18 +19,22 @@ from torchjd.aggregation import (
     NashMTL,
     RandomWeighting,
     SumWeighting,
+    UPGrad,
     WeightedAggregator,
     Weighting,
 )
-from torchjd.scalarization import DWA, FAMO, Scalarizer
+from torchjd.scalarization import DWA, FAMO, UW, GeometricMean, Scalarizer
 
 from fastai_heads.errors import HeadsError
 
 __all__ = [
     "DWA",
     "FAMO",
+    "UW",
     "Aggregator",
+    "GeometricMean",
     "Scalarizer",
+    "UPGrad",
     "aggregated",
     "check_rows",
     "check_values",
@@ -124,7 +128,9 @@ def check_rows(
     "Run a copy on rows of `n` heads. Raises `HeadsError` with what it says."
     rows = torch.eye(n, n + 1, dtype=torch.float64) + 0.1
     try:
-        copy.deepcopy(aggregator)(rows)
+        tried = copy.deepcopy(aggregator)
+        moved(tried, rows)
+        tried(rows)
     except (ValueError, RuntimeError, IndexError) as error:
         what = type(aggregator).__name__
         raise HeadsError(f"`strategy`: {what} cannot be used with {n} heads: {_first_line(error)}") from error
@@ -136,7 +142,9 @@ def check_values(
 ) -> None:
     "Run a copy on `n` losses. Raises `HeadsError` with what it says."
     try:
-        copy.deepcopy(scalarizer)(torch.ones(n))
+        tried = copy.deepcopy(scalarizer)
+        moved(tried, torch.ones(n))
+        tried(torch.ones(n))
     except (ValueError, RuntimeError) as error:
         what = type(scalarizer).__name__
         raise HeadsError(f"`strategy`: {what} cannot be used with {n} heads: {_first_line(error)}") from error
@@ -178,14 +186,14 @@ def scalarized(
 
 def moved(
     module: nn.Module,  # an aggregator or a scalarizer
-    device: torch.device,
+    like: Tensor,  # on the device, and of the type, of the losses
 ) -> None:
-    "Brings what it holds to a device; TorchJD has vectors that are neither parameters nor buffers."
-    module.to(device)
+    "Brings what it holds to a device; vectors that are neither parameters nor buffers are of the losses' type, too."
+    module.to(like.device)
     for part in module.modules():
         for name, value in part.__dict__.items():
             if isinstance(value, Tensor):
-                part.__dict__[name] = value.to(device)
+                part.__dict__[name] = value.to(like)
 
 
 def _pick(module: nn.Module, places: Sequence[int], n: int) -> None:

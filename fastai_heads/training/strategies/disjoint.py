@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from fastai.callback.training import GradientClip
+from fastai.callback.training import GradientAccumulation, GradientClip
 from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper, _BaseOptimizer
 from torch import nn
@@ -12,9 +12,13 @@ from fastai_heads.heads.spec import is_number
 from fastai_heads.training.bound import BoundHeads
 from fastai_heads.training.disjoint_optimizer import DisjointOptimizer
 from fastai_heads.training.gradients import combine
+from fastai_heads.training.strategies.callback import StrategyCallback
 from fastai_heads.training.strategies.rows import RowsStrategy, add_grad, loss_scale
 
 __all__ = ["Disjoint"]
+
+_BLIND = (StrategyCallback, GradientAccumulation, GradientClip)
+"Callbacks that have a `before_step` and do not need the sum of the gradients."
 
 
 class Disjoint(RowsStrategy):
@@ -62,12 +66,21 @@ class Disjoint(RowsStrategy):
     ) -> _BaseOptimizer:
         return DisjointOptimizer(self.opt_func or opt_func, groups, heads, self.lrs, lr)
 
+    def backward(self, learn: Learner) -> None:
+        super().backward(learn)
+        if any(param.grad is not None for param in self._variables):
+            raise HeadsError(
+                "`cbs`: a callback adds to the loss what is no head's, and under `Disjoint` each loss has an "
+                "optimizer. Make it a head's loss, or use another strategy."
+            )
+
     def before_step(self, learn: Learner) -> None:
-        "The optimizer is given the rows; the gradients are their sum, for all who look at it before the step."
+        "The optimizer is given the rows; callbacks that look at the gradients see their sum."
         rows = self.taken()
-        for param, grad in zip(self._variables, combine(list(rows.values()), [1.0] * len(rows))):
-            if grad is not None:
-                add_grad(param, grad)
+        if any(not isinstance(cb, _BLIND) for cb in learn.ordered_cbs("before_step")):
+            for param, grad in zip(self._variables, combine(list(rows.values()), [1.0] * len(rows))):
+                if grad is not None:
+                    add_grad(param, grad)
         clips = [(cb.max_norm, cb.norm_type) for cb in learn.cbs if isinstance(cb, GradientClip)]
         learn.opt.take(self._variables, rows, loss_scale(learn), clips)
 

@@ -29,10 +29,10 @@ class Kept(nn.Module):
 
     def start(
         self,
-        device: torch.device,  # of the losses
+        like: Tensor,  # on the device, and of the type, of the losses
     ) -> None:
         "A fit starts: what is no parameter has to be moved by hand."
-        moved(self.scalarizer, device)
+        moved(self.scalarizer, like)
 
     def value(
         self,
@@ -62,7 +62,7 @@ class KeptDWA(Kept):
             self.register_buffer(name, torch.full((n,), rows, dtype=torch.float64))
         self.register_buffer("epochs", torch.zeros((), dtype=torch.int64))
 
-    def start(self, device: torch.device) -> None:
+    def start(self, like: Tensor) -> None:
         "What an epoch that was broken off has counted is forgotten."
         self.sums.zero_()
         self.counts.zero_()
@@ -103,17 +103,18 @@ class KeptFAMO(Kept):
         self._famo, self.n = (scalarizer,), n  # in a tuple: its logits are no parameters of the heads
         self._seen: tuple[Tensor, list[int]] | None = None
         for name in ("logits", "first", "second"):
-            self.register_buffer(name, torch.zeros(n))
+            self.register_buffer(name, torch.zeros_like(scalarizer._w, requires_grad=False))
         self.register_buffer("steps", torch.zeros(()))
         self._read()
 
-    def start(self, device: torch.device) -> None:
-        famo = self._famo[0].to(device)
+    def start(self, like: Tensor) -> None:
+        famo = self._famo[0].to(like.device)
         famo._w.data.copy_(self.logits)
         famo._optimizer = torch.optim.Adam([famo._w], lr=famo.lr, weight_decay=famo.weight_decay)
         if self.steps:
-            state = {"step": self.steps.cpu().clone(), "exp_avg": self.first.clone(), "exp_avg_sq": self.second.clone()}
-            famo._optimizer.state[famo._w] = state
+            moments = {"exp_avg": self.first.to(famo._w.dtype), "exp_avg_sq": self.second.to(famo._w.dtype)}
+            state = {name: moment.clone() for name, moment in moments.items()}
+            famo._optimizer.state[famo._w] = state | {"step": self.steps.cpu().clone()}
 
     def value(self, values: Tensor, places: Sequence[int]) -> Tensor:
         self._seen = values.detach(), list(places)

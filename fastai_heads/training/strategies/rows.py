@@ -11,7 +11,7 @@ from fastai_heads.training.across import mean_over_ranks
 from fastai_heads.training.gradients import Row, joined, loss_gradients
 from fastai_heads.training.strategies.base import LeafStrategy
 
-__all__ = ["RowsStrategy", "add_grad", "loss_scale", "trainable"]
+__all__ = ["RowsStrategy", "add_grad", "is_compiled", "loss_scale", "trainable"]
 
 
 class RowsStrategy(LeafStrategy):
@@ -28,7 +28,7 @@ class RowsStrategy(LeafStrategy):
 
     def check_model(self, model: nn.Module) -> None:
         "Refuse a compiled network, whose memory is free after one backward pass."
-        if any(getattr(m, "_compiled_call_impl", None) or hasattr(m, "_orig_mod") for m in model.modules()):
+        if is_compiled(model):
             raise HeadsError(
                 f"`strategy`: {self!r} goes back through the network once for each head, and a network compiled by "
                 "`torch.compile` can be gone through once. Use the sum or a scalarizer, or do not compile."
@@ -96,6 +96,13 @@ class RowsStrategy(LeafStrategy):
     def __getstate__(self) -> dict[str, Any]:
         "Without the gradients of a step that was broken off."
         return {**super().__getstate__(), "_rows": {}}
+
+
+def is_compiled(
+    model: nn.Module,
+) -> bool:
+    "Whether it, or a part of it, was compiled by `torch.compile`."
+    return any(getattr(m, "_compiled_call_impl", None) or hasattr(m, "_orig_mod") for m in model.modules())
 
 
 def trainable(

@@ -44,16 +44,15 @@ class Scalarized(LeafStrategy):
         return self._kept
 
     def before_fit(self, learn: Learner) -> None:
-        self._kept.start(next(learn.model.parameters()).device)
+        self._kept.start(next(learn.model.parameters()).detach())
 
     def predict(self, learn: Learner) -> Any:
         if self._kept.needs_again:
             self._random = _random_state()
         return super().predict(learn)
 
-    def combined(self, losses: dict[str, Tensor], learn: Learner) -> Tensor:
-        names = learn.heads.names
-        return self._kept.value(torch.stack(list(losses.values())), [names.index(name) for name in losses])
+    def combined(self, losses: dict[str, Tensor]) -> Tensor:
+        return self._kept.value(torch.stack(list(losses.values())), [self._names.index(name) for name in losses])
 
     def nothing(self, losses: Tensor) -> Tensor:
         "It depends on what is learned, too: under distribution every parameter waits for a gradient."

@@ -1,0 +1,82 @@
+"""One head of masks against fastai's `unet_learner`, same body, data and steps: `python -m benchmarks.segmentation`.
+
+Both train from scratch over three seeds; the times are those of whole steps of both learners, in turn, in one run."""
+
+import statistics
+import tempfile
+import warnings
+from collections.abc import Callable
+
+import torch
+from fastai.data.core import DataLoaders
+from fastai.learner import Learner
+from fastai.torch_core import set_seed
+from fastai.vision.learner import unet_learner
+from torchvision.models import resnet18
+
+from benchmarks.steps import learner_steps, quiet_fit, seconds_per_step
+from fastai_heads.data.digits import digits_dls
+from fastai_heads.heads.segmentation import SegmentationHead
+from fastai_heads.learner import multihead_learner
+
+SEEDS, EPOCHS, LR = (0, 1, 2), 4, 2e-3
+LIMITS = {"dynamic_unet": 1.05, "unet": 1.0}  # of fastai's step
+
+
+def scenes(folder: str, n: int) -> DataLoaders:
+    "Scenes of one digit, 48 pixels wide, and their masks of eleven codes."
+    return digits_dls(("mask",), bs=16, path=f"{folder}/{n}", n=n, size=48)
+
+
+def learner(name: str, dls: DataLoaders, seed: int) -> Learner:
+    "fastai's, or ours with a decoder by name."
+    set_seed(seed, reproducible=True)
+    if name == "unet_learner":
+        return unet_learner(dls, resnet18, pretrained=False, normalize=False)
+    head = SegmentationHead(decoder=name, metrics=[])
+    return multihead_learner(dls, resnet18, heads={"mask": head}, pretrained=False)
+
+
+@torch.no_grad()
+def foreground_iou(
+    learn: Learner,  # fastai's or ours
+    place: int = 0,  # of the mask among the targets and the heads
+) -> float:
+    "Of all pixels that either mask says are ink, the share on which both agree that they are."
+    learn.model.eval()
+    both = either = 0
+    for x, *targets in learn.dls.valid:
+        pred, truth = learn.model(x), targets[place] > 0
+        found = (pred[place] if isinstance(pred, tuple) else pred).argmax(1) > 0
+        both += (found & truth).sum().item()
+        either += (found | truth).sum().item()
+    return both / either
+
+
+def trained_iou(name: str, make: Callable[[], DataLoaders], seed: int) -> float:
+    "After a fit from scratch."
+    learn = learner(name, make(), seed)
+    quiet_fit(learn, lambda: learn.fit_one_cycle(EPOCHS, LR))
+    return foreground_iou(learn)
+
+
+def main() -> None:
+    "Prints the foreground IoU over the seeds and the ratio of the steps."
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    names = ("unet_learner", *LIMITS)
+    with tempfile.TemporaryDirectory() as folder:
+        few = scenes(folder, 150)
+        times = seconds_per_step({name: learner_steps(learner(name, few, 0)) for name in names})
+        print(f"resnet18, 48×48, batches of 16, {EPOCHS} epochs of 480 scenes, seeds {SEEDS}")
+        print(f"{'':14} {'foreground IoU':24} {'mean':>6} {'step':>6}")
+        for name in names:
+            found = [trained_iou(name, lambda: scenes(folder, 600), seed) for seed in SEEDS]
+            shown = " ".join(f"{v:.3f}" for v in found)
+            ratio = times[name] / times["unet_learner"]
+            limit = f" (at most {LIMITS[name]:.2f})" if name in LIMITS else ""
+            print(f"{name:14} {shown:24} {statistics.mean(found):6.3f} {ratio:6.2f}{limit}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

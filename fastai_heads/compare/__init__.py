@@ -1,0 +1,5 @@
+"""Whether training together is worth it: every head alone against all of them together."""
+
+from fastai_heads.compare.single import compare_to_single
+
+__all__ = ["compare_to_single"]

@@ -1,0 +1,220 @@
+"""Every head alone, and all of them together: the same body, the same budget, several seeds."""
+
+import random
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, NamedTuple
+from weakref import WeakSet
+
+import pandas as pd
+from fastai.torch_core import no_random
+from fastprogress.fastprogress import progress_bar
+
+from fastai_heads.compare.runs import Runs
+from fastai_heads.compare.table import ALL, SINGLE, Measure, compared, table_text
+from fastai_heads.errors import HeadsError, did_you_mean, unknown
+from fastai_heads.learner.learner import MultiHeadLearner
+from fastai_heads.training.metrics import HeadMetric
+from fastai_heads.training.strategies.balance import Balance
+from fastai_heads.training.strategies.base import WeightedSum
+from fastai_heads.training.strategies.bridge import UW, GeometricMean, UPGrad
+from fastai_heads.training.strategies.disjoint import Disjoint
+
+__all__ = ["compare_to_single"]
+
+
+def default_strategies() -> dict[str, Any]:  # label → what `strategy=` takes
+    "What is compared where the user names nothing."
+    return {
+        "sum": None,
+        "UW": UW,
+        "GeometricMean": GeometricMean,
+        "UPGrad over taps": Balance(UPGrad(), over="taps"),
+        "Disjoint": Disjoint(),
+    }
+
+
+def one_cycle(
+    learn: MultiHeadLearner,  # fresh
+    epochs: int,  # the budget
+) -> None:
+    "The default training."
+    learn.fit_one_cycle(epochs)
+
+
+def compare_to_single(
+    learn_factory: Callable[[Any], MultiHeadLearner],  # a strategy, or None → a fresh learner with all heads
+    epochs: int,  # of every training
+    seeds: int | Sequence[int] = 3,  # how many, or which
+    strategies: Mapping[str, Any] | None = None,  # label → what `strategy=` takes; None: five of them, see below
+    metrics: Mapping[str, str] | None = None,  # head → the column of the table that judges it; None: its first metric
+    fit: Callable[
+        [MultiHeadLearner, int], Any
+    ] = one_cycle,  # trains a learner for so many epochs: rate, `fine_tune`, …
+    folder: str | Path | None = None,  # keeps finished runs, so that the same call goes on after an interrupt
+) -> pd.DataFrame:  # by (strategy, head): metric, mean, spread, runs, delta_m, cost, parameters
+    """Trains each head alone and all together, by every strategy and from every seed, and prints what came of it.
+
+        def learner(strategy):
+            return multihead_learner(dls, resnet18, strategy=strategy, lr=3e-3)
+
+        compare_to_single(learner, epochs=5, seeds=3, folder="compared")
+
+    A head alone is the learner of the factory with the others dropped, so that body, first weights and order of the
+    batches are the same for the same seed; trunks that it does not read go, too, the body keeps its depth. Every
+    training has the same number of epochs. Strategies are copied for each run; those by default are the sum, `UW`,
+    `GeometricMean`, `Balance(UPGrad(), over='taps')` and `Disjoint()`.
+
+    Columns: `mean` and `spread` (standard deviation over the seeds) of the head's metric on the validation set after
+    the training; `delta_m`, percent gained over the head alone (Maninis et al. 2019, eq. 4: the sign by what is better
+    of the metric; the row `all` of a strategy has the mean over the heads); `cost`, the processor's time (on a GPU the
+    clock's) against the sum of the heads alone; `parameters`, those of the network.
+
+    `runs.csv` in `folder` has a row per run with every metric of every head. A folder of another comparison raises
+    `HeadsError`; other seeds and further strategies add to it."""
+    strategies = dict(default_strategies() if strategies is None else strategies)
+    seeds = _checked(epochs, seeds, strategies)
+    make = _Factory(learn_factory)
+    sample = make(None, seeds[0])
+    measures = _measures(sample, dict(metrics or {}))
+    runs = Runs(folder, _setup(sample, epochs), {label: _in_words(s) for label, s in strategies.items()})
+    plan = [_Run(label, head, seed) for seed in seeds for label, head in _pairs(measures, strategies)]
+    todo = [run for run in plan if not runs.has(**run._asdict())]
+    bar = progress_bar(todo)
+    for run in bar if todo else ():
+        bar.comment = f"{run.head if run.strategy == SINGLE else run.strategy}, seed {run.seed}"
+        runs.add(run._asdict() | _trained(make, strategies.get(run.strategy), run, epochs, fit))
+    frame = runs.frame()
+    wanted = frame["seed"].isin(seeds) & frame["strategy"].isin([SINGLE, *strategies])
+    table = compared(frame[wanted], measures)
+    print(table_text(table))
+    return table
+
+
+class _Run(NamedTuple):
+    "One training."
+
+    strategy: str  # its label, or `SINGLE`
+    head: str  # the head that is alone, or `ALL`
+    seed: int
+
+
+class _Factory:
+    "The user's factory, from a seed, and checked to give a fresh learner every time."
+
+    def __init__(self, learn_factory: Callable[[Any], MultiHeadLearner]):
+        self.learn_factory, self._seen = learn_factory, WeakSet()
+
+    def __call__(self, strategy: Any, seed: int) -> MultiHeadLearner:
+        with no_random(seed):
+            learn = self.learn_factory(strategy)
+        if not isinstance(learn, MultiHeadLearner):
+            raise HeadsError(f"`learn_factory` makes a MultiHeadLearner, found {type(learn).__name__}.")
+        if learn.model in self._seen:
+            raise HeadsError("`learn_factory` gave the same network twice: make the learner anew in every call.")
+        self._seen.add(learn.model)
+        if strategy is not None and isinstance(learn.strategy, WeightedSum):
+            raise HeadsError(
+                "`learn_factory` does not pass its strategy on: `multihead_learner(…, strategy=strategy)`."
+            )
+        for loader in learn.dls.loaders:
+            loader.rng = random.Random(seed)  # the order of the batches, also where learners share the data
+        return learn
+
+
+def _checked(epochs: int, seeds: int | Sequence[int], strategies: Mapping[str, Any]) -> list[int]:
+    "The seeds, each once; refuses what cannot be run."
+    if not _counts(epochs):
+        raise HeadsError(f"`epochs` is a whole number of at least 1, found {epochs!r}.")
+    found = list(range(seeds)) if _counts(seeds) else list(seeds) if isinstance(seeds, Sequence | range) else []
+    if not found or len(set(found)) < len(found) or not all(isinstance(seed, int) for seed in found):
+        raise HeadsError(f"`seeds` is how many (at least 1), or which, each once, found {seeds!r}.")
+    for label in strategies:
+        if not isinstance(label, str) or not label or label == SINGLE:
+            raise HeadsError(
+                f"`strategies`: a label is a text other than {SINGLE!r} (the heads alone), found {label!r}."
+            )
+    if not strategies:
+        raise HeadsError("`strategies` is empty: name one at least, such as `{'sum': None}`.")
+    return found
+
+
+def _counts(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _measures(learn: MultiHeadLearner, metrics: dict[str, str]) -> dict[str, Measure]:
+    "What each head that decodes a target is judged by: the metric asked for, else its first, else its loss."
+    if len(learn.heads) < 2:
+        raise HeadsError(f"`learn_factory` makes a learner with several heads, found {', '.join(learn.heads)} alone.")
+    found = {}
+    for head in learn.heads.deciding:
+        own = {m.name: Measure(m.name, m.higher_is_better) for m in _metrics_of(learn, head.name)}
+        own[f"{head.name}_loss"] = Measure(f"{head.name}_loss", False)
+        wanted = metrics.pop(head.name, next(iter(own)))
+        if wanted not in own:
+            near = did_you_mean(wanted, own)
+            raise HeadsError(f"`metrics[{head.name!r}]` is one of {', '.join(own)}, found {wanted!r}.{near}")
+        found[head.name] = own[wanted]
+    for name in metrics:
+        raise unknown("head that decodes a target", name, found)
+    return found
+
+
+def _metrics_of(learn: MultiHeadLearner, name: str) -> list[HeadMetric]:
+    return [m for m in learn.metrics if isinstance(m, HeadMetric) and m.head.name == name]
+
+
+def _setup(learn: MultiHeadLearner, epochs: int) -> dict[str, Any]:
+    "What can be told of a comparison: runs of another one are not to be mixed with its."
+    heads = {name: f"{head!r}, loss weight {head.loss_weight:g}" for name, head in learn.heads.items()}
+    return {
+        "epochs": epochs,
+        "arch": learn.model[0].arch,
+        "parameters": sum(p.numel() for p in learn.model.parameters()),
+        "training items": len(learn.dls.train_ds),
+        "validation items": len(learn.dls.valid_ds),
+        "batch size": learn.dls.train.bs,
+        "heads": heads,
+    }
+
+
+def _in_words(strategy: Any) -> str:
+    "What a strategy is, the same in every process."
+    return re.sub(r" at 0x[0-9a-f]+", "", strategy.__name__ if isinstance(strategy, type) else repr(strategy))
+
+
+def _pairs(measures: Mapping[str, Measure], strategies: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [*((SINGLE, head) for head in measures), *((label, ALL) for label in strategies)]
+
+
+def _trained(make: _Factory, strategy: Any, run: _Run, epochs: int, fit: Callable) -> dict[str, Any]:
+    "What one training cost, and what came of it."
+    learn = make(deepcopy(strategy), run.seed)
+    if run.head != ALL:
+        _leave_alone(learn, run.head)
+    clock = time.process_time if next(learn.model.parameters()).device.type == "cpu" else time.perf_counter
+    with no_random(run.seed), learn.no_bar(), learn.no_logging():
+        start = clock()
+        fit(learn, epochs)
+        seconds = clock() - start
+        values = _validated(learn)
+    return {"seconds": seconds, "parameters": sum(p.numel() for p in learn.model.parameters()), **values}
+
+
+def _leave_alone(learn: MultiHeadLearner, name: str) -> None:
+    "Take off every other head, and the trunks that none reads any more."
+    for other in list(learn.heads):
+        if other != name:
+            learn.drop_head(other)
+    learn.model[1].drop_unread()
+
+
+def _validated(learn: MultiHeadLearner) -> dict[str, float]:
+    "Every head's loss and metrics on the validation set, by the name of the table's column."
+    columns = ["loss", *(f"{name}_loss" for name in learn.heads), *(m.name for m in learn.metrics)]
+    values = ["nan" if value is None else value for value in learn.validate()]
+    return dict(zip(columns, map(float, values), strict=True))

@@ -1,0 +1,46 @@
+"""What may be written as `strategy=`."""
+
+import pytest
+import torchjd._mixins
+from torchjd.aggregation import CAGrad, UPGrad
+from torchjd.scalarization import UW, GeometricMean
+
+from fastai_heads.errors import HeadsError
+from fastai_heads.training.strategies.balance import Balance
+from fastai_heads.training.strategies.base import WeightedSum
+from fastai_heads.training.strategies.disjoint import Disjoint
+from fastai_heads.training.strategies.resolve import as_strategy
+from fastai_heads.training.strategies.scalarized import Scalarized
+
+
+def test_none_is_the_sum():
+    assert isinstance(as_strategy(None, 2), WeightedSum)
+
+
+def test_objects_and_classes_of_torchjd():
+    scalarizer, aggregator = GeometricMean(), UPGrad()
+    assert as_strategy(scalarizer, 2).scalarizer is scalarizer
+    assert as_strategy(aggregator, 2).aggregator is aggregator
+    assert as_strategy(UW, 5).scalarizer.log_var.shape == (5,)
+    assert isinstance(as_strategy(UPGrad, 5), Balance) and isinstance(as_strategy(GeometricMean, 5), Scalarized)
+
+
+def test_a_strategy_is_itself():
+    for strategy in (WeightedSum(), Disjoint(), Balance(UPGrad(), "taps"), Scalarized(UW(2))):
+        assert as_strategy(strategy, 2) is strategy
+
+
+@pytest.mark.parametrize("value", ["UPGrad", 3, Disjoint, object()])
+def test_what_is_none_of_these_is_refused(value):
+    with pytest.raises(HeadsError, match=r"`strategy` is None, an aggregator or a scalarizer.*`Disjoint\(…\)`, found"):
+        as_strategy(value, 2)
+
+
+def test_a_missing_extra_is_named_with_the_command(monkeypatch):
+    monkeypatch.setattr(torchjd._mixins, "find_spec", lambda name: None)
+    with pytest.raises(HeadsError, match=r"`strategy`: QuadprogProjector requires .*pip install .torchjd\[quadprog"):
+        as_strategy(UPGrad, 2)
+    with pytest.raises(HeadsError, match=r"`strategy`: CAGrad needs c: pass `CAGrad\(c=…\)`"):
+        as_strategy(CAGrad, 2)
+    with pytest.raises(ImportError, match=r"pip install .torchjd\[cagrad\]"):  # torchjd's own words
+        CAGrad(c=0.5)
