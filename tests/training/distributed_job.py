@@ -40,6 +40,7 @@ from fastai_heads.heads import (
     SegmentationHead,
 )
 from fastai_heads.learner import MultiHeadLearner, multihead_learner
+from fastai_heads.training.conflict_recorder import ConflictRecorder
 from fastai_heads.training.strategies import Balance, Disjoint
 from fastai_heads.view.interpret import HeadsInterpretation
 
@@ -183,11 +184,18 @@ def fitted(folder: Path, ranks: int, strategy: Callable[[], Any], cbs=(), **kwar
     return {
         "params": torch.stack(steps.params),
         "weights": steps.weights,
+        "conflict": conflict(learn),
         "columns": list(learn.recorder.metric_names),
         "table": torch.stack([numbers(row) for row in learn.recorder.values]),
         "losses": torch.stack(learn.recorder.losses),
         "by_head": {name: torch.stack(losses) for name, losses in learn.recorder.losses_by_head.items()},
     }
+
+
+def conflict(learn: MultiHeadLearner) -> torch.Tensor:
+    "What a `ConflictRecorder` of the fit has seen."
+    seen = getattr(learn, "conflict", None)
+    return torch.empty(0) if seen is None else numbers([*seen.cosines.ravel(), *seen.shares.ravel()])
 
 
 def trained(folder: Path, ranks: int) -> dict[str, Any]:
@@ -196,6 +204,8 @@ def trained(folder: Path, ranks: int) -> dict[str, Any]:
     for name in ("sum", "UPGrad", "UPGrad over taps", "Disjoint, Adam"):
         cbs = [GradientAccumulation(2 * BS // ranks), GradientClip(0.5)]
         found[f"{name}, accumulated and clipped"] = fitted(folder, ranks, SOME[name], cbs)
+    for name in ("sum", "UPGrad"):
+        found[f"{name}, recorded"] = fitted(folder, ranks, SOME[name], [ConflictRecorder(every=1)])
     found["SGD"] = fitted(folder, ranks, SOME["sum"], opt_func=SGD)
     found["shuffled"] = fitted(folder, ranks, SOME["sum"], missing=False, shuffle=True, train=22)
     found["dropped"] = fitted(folder, ranks, SOME["sum"], missing=False, drop_last=True, train=22)
@@ -229,7 +239,7 @@ def foretold(folder: Path, ranks: int) -> dict[str, Any]:
         "number": ClassificationHead(target="count_"),
         "ink": RegressionHead(standardize=([500.0], [100.0])),
         "mask": SegmentationHead(),
-        "boxes": DetectionHead(channels=16, score_thresh=0.0, metrics=[MeanAP(0.05)]),
+        "boxes": DetectionHead(channels=64, score_thresh=0.0, metrics=[MeanAP(0.05)]),
     }
     dls = data(folder, ("count", "ink", "mask", "boxes"), BS // ranks, digits_per_scene=(1, 3))
     with warnings.catch_warnings():

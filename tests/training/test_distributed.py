@@ -17,7 +17,8 @@ from . import distributed_job as job
 
 ROOT = Path(__file__).parents[2]
 MORE = [f"{name}, accumulated and clipped" for name in ("sum", "UPGrad", "UPGrad over taps", "Disjoint, Adam")]
-TRAINED = [*job.SOME, *MORE, "SGD", "shuffled", "dropped"]
+RECORDED = ["sum, recorded", "UPGrad, recorded"]
+TRAINED = [*job.SOME, *MORE, *RECORDED, "SGD", "shuffled", "dropped"]
 SIZES = [(1, 4, 2), (2, 4, 3), (8, 4, 2), (9, 4, 2), (10, 4, 3), (23, 4, 2), (30, 1, 4)]  # items, batch size, ranks
 OF_IMAGES = "GradDrop over taps"  # draws for every number of every image
 
@@ -94,6 +95,15 @@ def test_the_table_is_that_of_one_process(found, name):
         close(ranks["losses"], one["losses"], 1e-9)
         for head, losses in ranks["by_head"].items():
             close(losses, one["by_head"][head], 1e-9)
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_the_conflict_that_is_seen_is_that_of_one_process(found, name):
+    wanted = found.one["trained"][name]["conflict"]
+    assert len(wanted) and wanted.isfinite().any()
+    for rank in found.ranks:
+        close(rank["trained"][name]["conflict"], wanted, 1e-9)
+        close(rank["trained"][name]["params"], rank["trained"][name.partition(",")[0]]["params"], 1e-12)
 
 
 def test_what_is_drawn_for_every_image_is_another_on_every_rank_and_the_step_is_not(found):
