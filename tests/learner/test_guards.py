@@ -12,13 +12,24 @@ from fastai_heads.data.targets import dls_targets
 from fastai_heads.errors import HeadsError
 from fastai_heads.heads import ClassificationHead
 from fastai_heads.learner import multihead_learner
-from fastai_heads.learner.guards import sample_inputs
+from fastai_heads.learner.guards import check_batches, sample_inputs
 
 PLAIN = {"digit": ClassificationHead(first_bn=False, lin_ftrs=[])}
 
 
 def changed(learn, before):
     return [p for p, old in zip(learn.model.parameters(), before, strict=True) if not torch.equal(p, old)]
+
+
+def test_ranks_share_the_last_batch(split_dls, make_learner):
+    learn = make_learner(dls=split_dls(range(34, 40), drop_last=False))  # 34 items: 16, 16, and 1 for each of two ranks
+    check_batches(learn.dls, learn.model)
+    with pytest.raises(HeadsError, match=r"the last of 3 training batches \(34 items, `bs=8`\) holds one image"):
+        check_batches(learn.dls, learn.model, ranks=2)
+    dls = split_dls(range(10, 40))  # 10 items, drop_last
+    check_batches(dls, learn.model)
+    with pytest.raises(HeadsError, match=r"gives no batch: 10 item\(s\).*on 2 ranks. Pass `bs=5` or less"):
+        check_batches(dls, learn.model, ranks=2)
 
 
 @pytest.mark.parametrize("train", ["fit", "fit_one_cycle", "fine_tune"])

@@ -40,6 +40,7 @@ from fastai_heads.heads import (
     SegmentationHead,
 )
 from fastai_heads.learner import MultiHeadLearner, multihead_learner
+from fastai_heads.training import across
 from fastai_heads.training.conflict_recorder import ConflictRecorder
 from fastai_heads.training.strategies import Balance, Disjoint
 from fastai_heads.view.interpret import HeadsInterpretation
@@ -319,6 +320,24 @@ def narrow(folder: Path) -> MultiHeadLearner:
     ).to_distributed()
 
 
+def told() -> dict[str, Any]:
+    "What ranks tell each other, tensors of unlike type, size and shape."
+    from fastai_heads.training.distributed import gathered
+
+    rank = rank_distrib()
+    across._BUCKET = 3  # numbers
+    mean = [torch.full((3,), rank * 1.0), torch.full((1, 2), rank + 1.0).double(), torch.full((1,), 2.0 + rank)]
+    across.mean_over_ranks(mean)
+    size = rank + 1
+    return {
+        "mean": mean,
+        "sum": int(across.sum_over_ranks(torch.tensor(rank))),
+        "first": across.from_first_rank(torch.tensor([rank, rank + 5])).tolist(),
+        "gathered": gathered(torch.tensor([[True, False]] * 2)[:size, :size]),
+        "empty": gathered(torch.zeros(rank, 2)),
+    }
+
+
 def quiet(learn: MultiHeadLearner) -> MultiHeadLearner:
     learn.remove_cb(learn.progress)
     learn.logger = lambda row: None
@@ -345,6 +364,7 @@ def main(folder: Path) -> None:
         "foretold": foretold(folder, 2),
         "spoken": spoken(folder),
         "refused": refused(folder),
+        "told": told(),
     }
     torch.save(found, folder / f"rank {rank_distrib()}.pt")
 

@@ -9,10 +9,6 @@ import pytest
 import torch
 from fastai.data.load import DataLoader
 
-from fastai_heads.errors import HeadsError
-from fastai_heads.learner import ranks as learner_ranks
-from fastai_heads.training.joint import joint_batch
-
 from . import distributed_job as job
 
 ROOT = Path(__file__).parents[2]
@@ -170,35 +166,6 @@ def test_what_cannot_be_is_refused(found):
         assert "the last of 3 training batches (18 items, `bs=4`) holds one image" in rank["refused"]["one image"]
 
 
-def test_one_process_is_left_alone(tmp_path):
-    learn = job.learner(tmp_path, 1)
-    cbs, model = list(learn.cbs), learn.model
-    with learn.distrib_ctx() as same:
-        assert same is learn and list(learn.cbs) == cbs and learn.model is model and learn.ranks == 1
-
-
-def test_without_accelerate(tmp_path, monkeypatch):
-    learn = job.learner(tmp_path, 1)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(learner_ranks, "find_spec", lambda name: None)
-    with (
-        pytest.raises(HeadsError, match=r"needs accelerate.*pip install 'fastai_heads\[distributed\]'"),
-        learn.distrib_ctx(),
-    ):
-        pass
-
-
-def test_an_accelerate_that_was_set_up_for_one_process_is_refused(tmp_path, monkeypatch):
-    import fastai.distributed
-
-    learn = job.learner(tmp_path, 1)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    alone = SimpleNamespace(num_processes=1, device=torch.device("cpu"))
-    monkeypatch.setattr(fastai.distributed, "Accelerator", lambda **kwargs: alone)
-    with pytest.raises(HeadsError, match=r"2 processes were started, and accelerate.*knows of 1"):
-        learn.to_distributed()
-
-
 @pytest.mark.parametrize("drop_last", [False, True])
 @pytest.mark.parametrize(
     ("n", "bs", "ranks"), [(1, 4, 2), (2, 4, 3), (8, 4, 2), (9, 4, 2), (10, 4, 3), (23, 4, 2), (30, 1, 4)]
@@ -217,14 +184,14 @@ def test_the_ranks_have_parts_of_the_batches_of_one_process(n, bs, ranks, drop_l
         assert len({len(part) for part, _, _ in parts}) == 1 and {items for _, _, items in parts} == {len(whole)}
 
 
-def test_a_rank_without_labels_counts_for_nothing(three, batch):
-    heads, (preds, targs) = three(partial=True), batch
-    targs[1][:] = -100
-    losses = [head.train_loss(pred, targs[head.target.index]) for head, pred in zip(heads.values(), preds)]
-    losses[0] = torch.tensor(float("nan"))  # of no item
-    joint = joint_batch(list(heads.values()), losses, targs)
-    assert joint.counts.tolist() == [0, 8, 8] and joint.items == 8
-    close(joint.losses, torch.stack([torch.tensor(0.0), *(loss.detach() for loss in losses[1:])]).double(), 1e-6)
+def test_what_ranks_tell_each_other(found):
+    for rank in found.ranks:
+        told = rank["told"]
+        assert [t.tolist() for t in told["mean"]] == [[0.5] * 3, [[1.5, 1.5]], [2.5]]
+        assert told["mean"][1].dtype == torch.float64
+        assert (told["sum"], told["first"]) == (1, [0, 5])
+        assert [t.tolist() for t in told["gathered"]] == [[[True]], [[True, False], [True, False]]]
+        assert [t.shape for t in told["empty"]] == [(0, 2), (1, 2)]
 
 
 def test_the_example_trains(tmp_path):

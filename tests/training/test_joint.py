@@ -1,0 +1,31 @@
+"""What a batch is over all ranks; here of one, the others are in `test_distributed.py`."""
+
+from types import SimpleNamespace
+
+import torch
+
+from fastai_heads.training.joint import joint_batch, seen_items, seen_labels, seen_loss
+
+
+def test_a_rank_without_labels_counts_for_nothing(three, batch):
+    heads, (preds, targs) = three(partial=True), batch
+    targs[1][:] = -100
+    losses = [head.train_loss(pred, targs[head.target.index]) for head, pred in zip(heads.values(), preds)]
+    losses[0] = torch.tensor(float("nan"))  # of no item
+    joint = joint_batch(list(heads.values()), losses, targs)
+    assert joint.counts.tolist() == [0, 8, 8] and joint.items == 8
+    wanted = torch.stack([torch.tensor(0.0), *(loss.detach() for loss in losses[1:])])
+    torch.testing.assert_close(joint.losses.float(), wanted)
+
+
+def test_without_other_ranks_it_is_the_batch_itself(three, batch):
+    heads, (preds, targs) = three(partial=True), batch
+    targs[1][:3] = -100
+    losses = [head.train_loss(pred, targs[head.target.index]) for head, pred in zip(heads.values(), preds)]
+    learn = SimpleNamespace(head_losses=losses, yb=targs)
+    joint = joint_batch(list(heads.values()), losses, targs)
+    for place, head in enumerate(heads.values()):
+        assert seen_labels(learn, head, place) == joint.counts[place] == (5 if head.name == "breed" else 8)
+        assert not seen_loss(learn, head, place).requires_grad
+        torch.testing.assert_close(seen_loss(learn, head, place), joint.losses[place].float())
+    assert seen_items(learn) == joint.items == 8
