@@ -24,7 +24,7 @@ from torchjd.scalarization import DWA, IMTLL, UW, GeometricMean
 from benchmarks.cut import ratio
 from fastai_heads import Balance, ClassificationHead, Disjoint, MultiHeadLearner, digits_dls, multihead_learner
 
-ARCH, SIZE, BATCH, REPEATS = "resnet18", 64, 32, 15
+ARCH, SIZE, BATCH, REPEATS = "resnet18", 64, 32, 9
 COUNTS = (2, 4, 8)
 WD = 0.01
 FUSED = partial(OptimWrapper, opt=partial(torch.optim.AdamW, fused=True))

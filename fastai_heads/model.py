@@ -139,8 +139,11 @@ class Heads(nn.Module):
     def drop_unread(self) -> None:
         "The trunks that no head reads, be it through another trunk, go."
         for name in reversed(tuple(self.trunk_reads)):
-            if all(name not in reads for reads in self.reads.values()) and name not in self.trunk_reads.values():
-                del self.trunks[PREFIX + name], self.trunk_reads[name], self.shapes[name]
+            read = {tap for reads in (*self.reads.values(), *self.trunk_reads.values()) for tap in reads}
+            if read.isdisjoint(self.trunk_gives[name]):
+                for shape in self.trunk_gives.pop(name):
+                    del self.shapes[shape]
+                del self.trunks[PREFIX + name], self.trunk_reads[name]
 
     def trunk(self, name: str) -> nn.Module:
         "One trunk's module."

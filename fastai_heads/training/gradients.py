@@ -1,5 +1,6 @@
 """The gradient of every loss by itself, as rows over the same variables: how they are had, compared and joined."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -79,17 +80,30 @@ def _whole(dtype: torch.dtype) -> torch.dtype:
 def combine(
     rows: Sequence[Row],  # K of them, over the same variables
     weights: Iterable[float],  # K
+    used_up: bool = False,  # the rows are not needed any more: the sum may take their memory
 ) -> Row:
-    "The weighted sum of rows, in new tensors; None where no row reaches."
+    "The weighted sum of rows, in new tensors unless `used_up`; None where no row reaches."
+    owners = _memories(rows) if used_up else Counter()
     total: Row = [None] * (len(rows[0]) if rows else 0)
     for row, weight in zip(rows, weights):
-        fresh = [i for i, (sum_, grad) in enumerate(zip(total, row)) if sum_ is None and grad is not None]
-        for i in fresh:
-            total[i] = row[i] * weight
-        more = [i for i, grad in enumerate(row) if grad is not None and i not in set(fresh)]
+        there = [i for i, grad in enumerate(row) if grad is not None]
+        more = [i for i in there if total[i] is not None]
+        for i in set(there).difference(more):
+            total[i] = row[i].mul_(weight) if _is_alone(row[i], owners) else row[i] * weight
         if more:
             torch._foreach_add_([total[i] for i in more], [row[i] for i in more], alpha=weight)
     return total
+
+
+def _memories(rows: Sequence[Row]) -> Counter:
+    "How many gradients lie in each piece of memory: autograd may give one tensor for several variables."
+    return Counter(grad.untyped_storage().data_ptr() for row in rows for grad in row if grad is not None)
+
+
+def _is_alone(grad: Tensor, owners: Counter) -> bool:
+    "Whether a gradient has its memory for itself, and all of it."
+    storage = grad.untyped_storage()
+    return owners[storage.data_ptr()] == 1 and storage.nbytes() == grad.numel() * grad.element_size()
 
 
 def as_matrix(

@@ -64,6 +64,18 @@ def test_nothing_reached_is_no_gradient():
     assert combine([], []) == []
 
 
+def test_a_sum_may_take_the_memory_of_rows_that_are_used_up():
+    def rows():
+        shared, wide = torch.arange(3.0), torch.ones(1).expand(3)
+        return [[torch.ones(3), None, shared, shared, wide], [torch.ones(3), torch.ones(3), wide, None, shared]]
+
+    given, new = rows(), combine(rows(), [2.0, -3.0])
+    total = combine(given, [2.0, -3.0], used_up=True)
+    assert [t.tolist() for t in total] == [t.tolist() for t in new]
+    assert total[0] is given[0][0] and total[1] is given[1][1]
+    assert given[0][2].tolist() == [0, 1, 2] and given[0][4].tolist() == [1, 1, 1]  # of several: left as it was
+
+
 def test_rows_of_batches_add_up():
     a, b = torch.ones(2), torch.full((2,), 3.0)
     assert joined(None, [a]) == [a]

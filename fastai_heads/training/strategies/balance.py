@@ -175,7 +175,7 @@ class Balance(RowsStrategy):
                 return [*row[:n_local], *map(from_first_rank, row[n_local:])]
         numbers = from_first_rank(weights).tolist()
         self._row_weights = dict(zip(rows, numbers))
-        return combine(listed, numbers)
+        return combine(listed, numbers, used_up=True)
 
     def _aggregator(self, places: list[int], n: int) -> Aggregator:
         "The aggregator, or for a batch in which heads are absent one for the others, with a state of its own."
