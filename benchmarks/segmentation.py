@@ -2,10 +2,11 @@
 
 Both train from scratch over three seeds; the times are those of whole steps of both learners, in turn, in one run."""
 
+import gc
 import statistics
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import torch
 from fastai.data.core import DataLoaders
@@ -19,13 +20,13 @@ from fastai_heads.data.digits import digits_dls
 from fastai_heads.heads.segmentation import SegmentationHead
 from fastai_heads.learner import multihead_learner
 
-SEEDS, EPOCHS, LR = (0, 1, 2), 4, 2e-3
+SIDE, SCENES, SEEDS, EPOCHS, LR = 32, 300, (0, 1, 2), 4, 2e-3
 LIMITS = {"dynamic_unet": 1.05, "unet": 1.0}  # of fastai's step
 
 
 def scenes(folder: str, n: int) -> DataLoaders:
-    "Scenes of one digit, 48 pixels wide, and their masks of eleven codes."
-    return digits_dls(("mask",), bs=16, path=f"{folder}/{n}", n=n, size=48)
+    "Scenes of one digit and their masks of eleven codes."
+    return digits_dls(("mask",), bs=16, path=f"{folder}/{n}", n=n, size=SIDE)
 
 
 def learner(name: str, dls: DataLoaders, seed: int) -> Learner:
@@ -53,11 +54,16 @@ def foreground_iou(
     return both / either
 
 
-def trained_iou(name: str, make: Callable[[], DataLoaders], seed: int) -> float:
+def trained_iou(name: str, dls: DataLoaders, seed: int) -> float:
     "After a fit from scratch."
-    learn = learner(name, make(), seed)
+    learn = learner(name, dls, seed)
     quiet_fit(learn, lambda: learn.fit_one_cycle(EPOCHS, LR))
     return foreground_iou(learn)
+
+
+def step_times(names: Sequence[str], dls: DataLoaders) -> dict[str, float]:
+    "Of all, in turn."
+    return seconds_per_step({name: learner_steps(learner(name, dls, 0)) for name in names})
 
 
 def main() -> None:
@@ -66,12 +72,15 @@ def main() -> None:
     warnings.simplefilter("ignore")
     names = ("unet_learner", *LIMITS)
     with tempfile.TemporaryDirectory() as folder:
-        few = scenes(folder, 150)
-        times = seconds_per_step({name: learner_steps(learner(name, few, 0)) for name in names})
-        print(f"resnet18, 48×48, batches of 16, {EPOCHS} epochs of 480 scenes, seeds {SEEDS}")
+        times = step_times(names, scenes(folder, 150))
+        gc.collect()  # learners refer to themselves, and hold their optimizer's state
+        print(f"resnet18, {SIDE}×{SIDE}, batches of 16, {EPOCHS} epochs of {SCENES * 4 // 5} scenes, seeds {SEEDS}")
         print(f"{'':14} {'foreground IoU':24} {'mean':>6} {'step':>6}")
         for name in names:
-            found = [trained_iou(name, lambda: scenes(folder, 600), seed) for seed in SEEDS]
+            found = []
+            for seed in SEEDS:
+                found.append(trained_iou(name, scenes(folder, SCENES), seed))
+                gc.collect()
             shown = " ".join(f"{v:.3f}" for v in found)
             ratio = times[name] / times["unet_learner"]
             limit = f" (at most {LIMITS[name]:.2f})" if name in LIMITS else ""

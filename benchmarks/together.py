@@ -2,6 +2,7 @@
 
 Steps are timed in turn in one run; every head's metric stands beside that of its twin, trained alone as long."""
 
+import gc
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -76,6 +77,7 @@ def main() -> None:
             learn = learner(scenes(folder, targets, 800))
             quiet_fit(learn, lambda: learn.fit_one_cycle(EPOCHS, LR))  # noqa: B023
             figures.append(reached(learn))
+            gc.collect()  # learners refer to themselves, and hold their optimizer's state
         what = {"count_": "accuracy", "mask": "foreground IoU", "boxes": "mAP@.5"}
         for alone in figures[1:]:
             ((name, value),) = alone.items()

@@ -88,7 +88,7 @@ def joined_boxes(
 def _block_pairs(ds: Datasets) -> Iterator[int]:
     "The places of `BBoxBlock`s that have their `BBoxLblBlock` behind them."
     for i, (boxes, labels) in enumerate(zip(ds.tls, ds.tls[1:])):
-        if i < ds.n_inp or not (_makes_labels(labels) and isinstance(_first(boxes), TensorBBox)):
+        if i < ds.n_inp or not (_makes_boxes(boxes) and _makes_labels(labels)):
             continue
         if any(isinstance(f, Partial) for tl in (boxes, labels) for f in tl.tfms.fs):
             raise HeadsError(
@@ -108,20 +108,12 @@ def _all(tl: TfmdLists) -> Iterator[Transform]:
         yield from f.tfms.fs if isinstance(f, Partial) else [f]
 
 
-def _first(tl: TfmdLists) -> Any:
-    "The first label; one that cannot be made is told of where all of them are checked."
-    try:
-        return tl[0]
-    except (TypeError, ValueError, RuntimeError):
-        return TensorBBox(torch.empty(0, 4)) if _makes_boxes(tl) else None
-
-
 def _makes_boxes(tl: TfmdLists) -> bool:
-    return any("TensorBBox.create" in repr(f) for f in tl.tfms.fs)
+    return any(f.name == TensorBBox.create.__qualname__ for f in _all(tl))
 
 
 def _is_padding(f: Transform) -> bool:
-    return getattr(f, "name", "") in (pad_boxes.__name__, bb_pad.__name__)
+    return f.name in (pad_boxes.__name__, bb_pad.__name__)
 
 
 def _joined_lists(sets: list[Datasets], place: int) -> list[TfmdLists]:

@@ -1,30 +1,24 @@
 """Boxes with labels as one target: any number per image, none too, beside any other targets."""
 
-import json
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from fastai.data.block import TransformBlock
 from fastai.data.core import TfmdLists
-from fastai.data.transforms import CategoryMap, ColReader
+from fastai.data.transforms import CategoryMap
 from fastai.torch_core import TensorBase, TensorImageBase
 from fastai.vision.core import PILBase, PointScaler, TensorBBox
-from fastcore.foundation import L
 from fasttransform.transform import ItemTransform
 from matplotlib.axes import Axes
-from PIL import Image
 from torch import Tensor
 
-from fastai_heads.data.blocks import parse_box
-from fastai_heads.data.missing import IGNORE_CATEGORY, is_missing
+from fastai_heads.data.box_items import parse_boxes, row_name
+from fastai_heads.data.missing import IGNORE_CATEGORY
 from fastai_heads.errors import HeadsError, did_you_mean
 
 __all__ = [
     "NO_BOX",
-    "BoxesReader",
     "DetectionBlock",
     "JoinBoxes",
     "LabeledBoxes",
@@ -32,7 +26,6 @@ __all__ = [
     "TensorDetections",
     "check_in_image",
     "pad_detections",
-    "row_name",
     "same_count",
     "tidied",
     "to_pixels",
@@ -40,7 +33,6 @@ __all__ = [
 
 NO_BOX = -1  # the label of a row that is padding
 SLACK = 1.0  # pixels by which a box may stand out of its image: annotations are often rounded; it is clipped
-IMAGES = frozenset(Image.registered_extensions())
 
 
 class TensorDetections(TensorBase):
@@ -71,44 +63,6 @@ class LabeledBoxes(TensorBBox):
         for (x, y, _, _), text in zip(self.view(-1, 4).tolist(), self.texts):
             ctx.text(x, y, text, color="white", fontsize=8, va="bottom")
         return ctx
-
-
-class BoxesReader(ColReader):
-    "Reads (boxes, labels) from two cells of a row, lists or JSON of them; `None` where the boxes' cell is empty."
-
-    def __init__(
-        self,
-        boxes: str | int,  # the column of the boxes: '[[x1, y1, x2, y2], …]' in pixels
-        labels: str | int,  # the column of their labels: '["cat", …]'
-    ):
-        super().__init__([boxes, labels])
-
-    def __call__(self, o: Any, **kwargs: Any) -> tuple[list, list] | None:
-        boxes, labels = (self._do_one(o, column) for column in self.cols)
-        return None if is_missing(boxes) else (_listed(boxes), _listed(labels))
-
-
-def _listed(cell: Any) -> list:
-    "A list from a cell."
-    if not isinstance(cell, str):
-        return [] if is_missing(cell) else list(cell)
-    try:
-        found = json.loads(cell)
-    except ValueError as error:
-        raise HeadsError(f"Expected a list written as JSON, found {cell!r}: {error}.") from None
-    return found if isinstance(found, list) else [found]
-
-
-def parse_boxes(
-    item: Any,  # (boxes, labels)
-) -> tuple[list[list[float]], list]:  # boxes as x1, y1, x2, y2 in pixels, and as many labels
-    "An item checked: every box has an area and a label. Raises `HeadsError`."
-    if not isinstance(item, tuple | list | L) or len(item) != 2:
-        raise HeadsError(f"Expected (boxes, labels) of an image, such as ([[4, 2, 30, 28]], ['cat']), found {item!r}.")
-    boxes, labels = (v.tolist() if hasattr(v, "tolist") else list(v) for v in item)
-    if len(boxes) != len(labels):
-        raise HeadsError(f"Expected a label for every box, found {len(boxes)} box(es) and {len(labels)} label(s).")
-    return [parse_box(box) for box in boxes], labels
 
 
 class MakeBoxes(ItemTransform):
@@ -190,19 +144,6 @@ class MakeBoxes(ItemTransform):
 def _key(boxes: Sequence[Sequence[float]]) -> tuple[float, ...]:
     "Boxes as what a dictionary can find, in the precision of the tensors."
     return tuple(round(float(v), 3) for box in boxes for v in box)
-
-
-def row_name(
-    items: TfmdLists,  # of a target or an input
-    i: int,  # which item
-) -> str:
-    "An item, for messages: its row and file, as far as they can be told."
-    held = items.items
-    if isinstance(held, pd.DataFrame):
-        row = held.iloc[i]
-        files = [str(c) for c in row if isinstance(c, str | Path) and Path(c).suffix.lower() in IMAGES]
-        return f"row {row.name}" + (f" ({files[0]})" if files else "")
-    return str(held[i]) if isinstance(held[i], str | Path) else f"item {i}"
 
 
 class BoxesInImage(ItemTransform):

@@ -8,7 +8,8 @@ from fastai.data.core import DataLoaders, Datasets, TfmdLists
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from fastai_heads.data.detection import MakeBoxes, check_in_image, row_name
+from fastai_heads.data.box_items import row_name
+from fastai_heads.data.detection import MakeBoxes, check_in_image
 from fastai_heads.data.missing import is_missing
 from fastai_heads.data.partial import Partial
 

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from fastai_heads.data.bbox_blocks import ReadPair
 from fastai_heads.data.blocks import MakeBox
-from fastai_heads.data.detection import BoxesReader, MakeBoxes
+from fastai_heads.data.box_items import BoxesReader
+from fastai_heads.data.detection import MakeBoxes
 from fastai_heads.data.missing import labelled
 from fastai_heads.data.partial import Partial
 from fastai_heads.errors import HeadsError, HeadsWarning

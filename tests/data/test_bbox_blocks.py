@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from fastai_heads.data.bbox_blocks import joined_boxes, pad_boxes
-from fastai_heads.data.detection import BoxesReader, DetectionBlock, LabeledBoxes, TensorDetections, to_pixels
+from fastai_heads.data.box_items import BoxesReader
+from fastai_heads.data.detection import DetectionBlock, LabeledBoxes, TensorDetections, to_pixels
 from fastai_heads.data.partial import PartialBlock
 from fastai_heads.data.targets import dls_targets
 from fastai_heads.errors import HeadsError

@@ -8,7 +8,8 @@ from fastai.data.transforms import ColReader, ColSplitter, IndexSplitter
 from fastai.vision.data import ImageBlock
 from PIL import Image
 
-from fastai_heads.data.detection import BoxesReader, DetectionBlock
+from fastai_heads.data.box_items import BoxesReader
+from fastai_heads.data.detection import DetectionBlock
 from fastai_heads.data.in_image import check_boxes_in_images
 from fastai_heads.data.partial import PartialBlock
 from fastai_heads.errors import HeadsError

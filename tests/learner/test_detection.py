@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.ops import FeaturePyramidNetwork
 
-from fastai_heads.data.detection import BoxesReader, DetectionBlock, LabeledBoxes, to_pixels
+from fastai_heads.data.box_items import BoxesReader
+from fastai_heads.data.detection import DetectionBlock, LabeledBoxes, to_pixels
 from fastai_heads.data.digits import digits_dls
 from fastai_heads.errors import HeadsError, HeadsWarning
 from fastai_heads.heads.anchors import anchor_generator
