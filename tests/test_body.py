@@ -155,6 +155,11 @@ def test_a_stride_is_the_deepest_tap_there():
     assert cut_body(models.resnet18, (4, 32), pretrained=False).taps == ("layer1", "layer4")
 
 
+def test_strides_of_maps_that_shrink_to_one_cell_are_measured_on_larger_images():
+    body = cut_body("xresnet18_deeper", [f"layer{i}" for i in range(1, 9)], pretrained=False)
+    assert list(body.strides.values()) == [4, 8, 16, 32, 64, 128, 256, 512]
+
+
 @pytest.mark.parametrize(
     ("taps", "says"),
     [(("layer9",), "Did you mean 'layer4'"), ((7,), "strides: 2, 4, 8, 16, 32"), ((), "is empty"), ((True,), "stem")],

@@ -127,7 +127,10 @@ def shapes(case: Case) -> str:
     declared = case.measured.taps
     shown = {t: tuple(v.shape) for t, v in case.every.items()}
     found = measure_taps(tuple((p.name, p.module) for p in declared), shown, tuple(case.x.shape), {})
-    wrong = [p.name for p, f in zip(declared, found) if (p.channels, p.stride) != (f.channels, f.stride)]
+    wrong = [p.name for p, f in zip(declared, found) if p.channels != f.channels]
+    wrong += [
+        p.name for p, f in zip(declared, found) if p.stride != f.stride and shown[p.name][-1] > 1
+    ]  # one cell: any
     wrong += [p.name for p in declared if len(shown[p.name]) != (2 if p.stride is None else 4)]
     return f"width, stride or dimensions of {', '.join(wrong)}" if wrong else ""
 
