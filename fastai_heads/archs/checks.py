@@ -143,7 +143,7 @@ def second_size(case: Case) -> str:
     if type(network.net) in RESIZED:
         raise NotRun(RESIZED[type(network.net)])
     whole = math.lcm(*(p.stride or 1 for p in case.measured.taps))
-    side = network.size + whole * math.ceil(SIZES_APART / whole)  # whole cells more of every map
+    side = max(network.size, whole) + whole * math.ceil(SIZES_APART / whole)  # whole cells more of every map
     try:
         there = {p.name: p for p in network.cut.measure(network.net, (2, network.n_in, side, side)).taps}
     except (RuntimeError, AssertionError, ValueError) as e:
