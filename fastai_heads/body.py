@@ -210,7 +210,7 @@ def cut_body(
     **arch_kwargs: Any,  # for the arch
 ) -> Body:
     "The arch without what the taps do not need."
-    taps = (taps,) if isinstance(taps, str | int) else tuple(taps)
+    taps = (taps,) if isinstance(taps, str | int) or not isinstance(taps, Iterable) else tuple(taps)
     if isinstance(arch, Body):
         return _recut(arch, taps)
     network = find_network(Request(arch, pretrained, weights, n_in, arch_kwargs))

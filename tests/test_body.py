@@ -155,6 +155,11 @@ def test_a_stride_is_the_deepest_tap_there():
     assert cut_body(models.resnet18, (4, 32), pretrained=False).taps == ("layer1", "layer4")
 
 
+def test_strides_of_maps_that_shrink_to_one_cell_are_measured_on_larger_images():
+    body = cut_body("xresnet18_deeper", [f"layer{i}" for i in range(1, 9)], pretrained=False)
+    assert list(body.strides.values()) == [4, 8, 16, 32, 64, 128, 256, 512]
+
+
 @pytest.mark.parametrize(
     ("taps", "says"),
     [(("layer9",), "Did you mean 'layer4'"), ((7,), "strides: 2, 4, 8, 16, 32"), ((), "is empty"), ((True,), "stem")],
@@ -186,3 +191,32 @@ def test_building_leaves_the_mode_and_the_random_state_of_the_arch():
     assert torch.equal(after, torch.rand(1))
     assert torch.equal(body.net.conv1.weight, plain.conv1.weight)
     assert all(m.training for m in body.modules())
+
+
+@pytest.mark.parametrize(
+    ("arch", "part"), [(models.resnet18, "layer2"), ("test_resnet", "layer2.0"), ("test_vit", "blocks.2")], ids=str
+)
+def test_checkpointed_activations_are_computed_again_and_give_the_same_gradients(arch, part):
+    calls, gradients = [], []
+    for again in (False, True):
+        torch.manual_seed(0)
+        body = cut_body(arch, pretrained=False, grad_checkpointing=again).train()
+        ran = []
+        body.net.get_submodule(part).register_forward_pre_hook(lambda *_, ran=ran: ran.append(1))
+        x = images(body)
+        body(x)["features"].square().sum().backward()
+        calls.append(len(ran))
+        gradients.append([p.grad for p in body.parameters()])
+    assert calls == [1, 2]
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, checkpointed)
+
+
+@pytest.mark.parametrize(
+    ("arch", "says"),
+    [("vgg11", "timm's VGG does not have it"), (nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), "Sequential has no row")],
+    ids=["timm", "traced"],
+)
+def test_checkpointing_that_an_arch_does_not_have_is_refused(arch, says):
+    with pytest.raises(HeadsError, match=f"`grad_checkpointing`: .*{says}"):
+        cut_body(arch, pretrained=isinstance(arch, nn.Module), grad_checkpointing=True)

@@ -36,8 +36,6 @@ def adapt_input(
     name: str = "arch",  # for messages
 ) -> None:
     "Replaces the first convolution by one that takes `n_in` channels."
-    if n_in < 1:
-        raise HeadsError(f"`n_in`: expected at least one channel, found {n_in}.")
     found = first_conv(net)
     if found is None:
         raise HeadsError(f"`n_in={n_in}`: {name} has no convolution that could be adapted to other channels.")

@@ -51,6 +51,8 @@ def find_network(
     'torchvision:resnet18' is torchvision's."""
     if request.weights is not None and not request.pretrained:
         raise HeadsError(f"`weights={request.weights}` contradicts `pretrained=False`; leave one of the two out.")
+    if not isinstance(request.n_in, int) or request.n_in < 1:
+        raise HeadsError(f"`n_in`: expected the number of an image's channels, at least one, found {request.n_in!r}.")
     with torch.device("meta") if request.empty else nullcontext():
         network = _find(request)
     if network.weights:

@@ -92,10 +92,18 @@ class StepsCut:
         "Channels and strides of all taps; which modules a map needs and which only the vector needs."
         taps = self.taps(net)
         names = tuple(name for name, _ in taps)
-        shapes = on_meta(net, shape, lambda n, x: {k: v.shape for k, v in self.run(n, x, names).items()})
+        shapes = self._shapes(net, shape, names)
+        if (
+            min((s[-1] for s in shapes.values() if len(s) == 4), default=2) == 1
+        ):  # a stride of more pixels than there are
+            shape = (*shape[:2], 4 * shape[2], 4 * shape[3])
+            shapes = self._shapes(net, shape, names)
         params = {name: sum(p.numel() for p in self._params_upto(net, name)) for name in names}
         maps, both = (_below(net, self._needs(t)) for t in ((FEATURES,), (FEATURES, PRE_LOGITS)))
         return Measured(measure_taps(taps, shapes, shape, params), maps, both - maps)
+
+    def _shapes(self, net: nn.Module, shape: tuple[int, ...], names: tuple[str, ...]) -> dict[str, torch.Size]:
+        return on_meta(net, shape, lambda n, x: {k: v.shape for k, v in self.run(n, x, names).items()})
 
     def prune(self, net: nn.Module, taps: tuple[str, ...], measured: Measured, shape: tuple[int, ...]) -> None:
         "Takes off, in place, all that the taps do not need."

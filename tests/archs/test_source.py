@@ -78,7 +78,11 @@ def test_timm_weights_from_a_file(tmp_path):
         (xresnet18, {}, "fastai has no weights for xresnet18; say pretrained=False"),
         ("resnet10t", {"weights": "no_such_tag"}, "timm has no such weights"),
         ("resnet10t.c3_in1k", {"weights": "other"}, "contradicts the tag"),
-        (models.resnet18, {"n_in": 0, "pretrained": False}, "at least one channel"),
+        (models.resnet18, {"n_in": 0, "pretrained": False}, "at least one, found 0"),
+        ("test_resnet", {"n_in": 0, "pretrained": False}, "at least one, found 0"),
+        ("test_resnet", {"n_in": "3", "pretrained": False}, "at least one, found '3'"),
+        ("test_resnet", {"taps": None, "pretrained": False}, "`tap=None`, which test_resnet does not have"),
+        ("test_resnet", {"taps": ("blocks.3",), "pretrained": False}, "`tap='blocks.3'`, which test_resnet does not"),
         (models.resnet18, {"layers": [1], "pretrained": False}, "could not be built"),
     ],
 )
