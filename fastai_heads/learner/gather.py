@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from fastai.callback.core import GatherPredsCallback
-from fastai.torch_core import nested_reorder, rank_distrib, to_concat, to_detach
+from fastai.torch_core import nested_reorder, to_concat, to_detach
 from fastcore.basics import detuplify
 from torch import Tensor
 
@@ -13,7 +13,7 @@ from fastai_heads.data.detection import same_count
 from fastai_heads.errors import HeadsError
 from fastai_heads.head_tuple import HeadTuple
 from fastai_heads.training.bound import BoundHead, BoundHeads
-from fastai_heads.training.joint import joined_target, whole_item_losses
+from fastai_heads.training.joint import joined_target, speaks, whole_item_losses
 from fastai_heads.training.loss import CombinedLoss
 
 __all__ = ["ConstantOrder", "GatherHeads"]
@@ -47,7 +47,7 @@ class GatherHeads(GatherPredsCallback):
         if self.with_targs:
             self.targets.append(targs)
         for values, folder in ((preds, self.save_preds), (targs, self.save_targs)):
-            if folder is not None and not rank_distrib():
+            if folder is not None and speaks(self.learn):
                 torch.save(values, folder / str(self.iter), pickle_protocol=self.pickle_protocol)
         if self.with_loss:
             if not len(self.yb):

@@ -11,6 +11,7 @@ from fastai.torch_core import default_device, num_distrib
 from typing_extensions import Self
 
 from fastai_heads.errors import HeadsError
+from fastai_heads.training.joint import is_joined
 
 __all__ = ["HeadsAcrossRanks"]
 
@@ -21,7 +22,7 @@ class HeadsAcrossRanks(Learner):
     @contextmanager
     def distrib_ctx(
         self,
-        sync_bn: bool = True,  # on GPUs, replace batch norms by `nn.SyncBatchNorm`
+        sync_bn: bool = True,  # on GPUs, replace batch norms by `nn.SyncBatchNorm`, for good
         in_notebook: bool = False,  # fastai's: launched by accelerate's `notebook_launcher`
         **kwargs: Any,  # accelerate's `Accelerator`'s: `cpu=True`, …
     ) -> Iterator[Self]:
@@ -42,7 +43,7 @@ class HeadsAcrossRanks(Learner):
 
     def to_distributed(
         self,
-        sync_bn: bool = True,  # on GPUs, replace batch norms by `nn.SyncBatchNorm`
+        sync_bn: bool = True,  # on GPUs, replace batch norms by `nn.SyncBatchNorm`, for good
         **kwargs: Any,  # accelerate's `Accelerator`'s
     ) -> Self:
         "fastai's: what `distrib_ctx` does at its start."
@@ -68,7 +69,7 @@ class HeadsAcrossRanks(Learner):
 
     def to_detach(self, b: Any, cpu: bool = True, gather: bool = True) -> Any:
         "fastai's; only batches of which every rank has a part are gathered."
-        return super().to_detach(b, cpu, gather and hasattr(getattr(self, "dl", None), "joined"))
+        return super().to_detach(b, cpu, gather and is_joined(self))
 
 
 def _need_accelerate() -> None:

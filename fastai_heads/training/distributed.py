@@ -15,12 +15,13 @@ from fastai.callback.progress import CSVLogger, ProgressCallback, ShowGraphCallb
 from fastai.callback.tracker import TrackerCallback
 from fastai.data.load import DataLoader
 from fastai.distributed import DistributedDL, DistributedTrainer
-from fastai.torch_core import apply, get_model, num_distrib
+from fastai.torch_core import apply, find_bs, get_model, num_distrib
 from torch import Tensor
 
 from fastai_heads.errors import HeadsError
 from fastai_heads.training.across import from_first_rank, mean_over_ranks, world
 from fastai_heads.training.joint import joint_batch
+from fastai_heads.training.mixing import label_counts
 
 __all__ = ["HeadsTrainer", "RanksDL", "gathered"]
 
@@ -54,9 +55,8 @@ class RanksDL(DistributedDL):
         idxs = from_first_rank(torch.tensor(list(self.dl.get_idxs()), dtype=torch.long, device=self.device)).tolist()
         whole = self.bs * self.world_size
         self.n = len(idxs) // whole * whole if self.drop_last else len(idxs)
-        return [
-            i for start in range(0, self.n, whole) for i in self._part(idxs[start : min(start + whole, self.n)], idxs)
-        ]
+        batches = [idxs[start : min(start + whole, self.n)] for start in range(0, self.n, whole)]
+        return [i for batch in batches for i in self._part(batch, idxs)]
 
     def _part(self, batch: list[int], idxs: list[int]) -> list[int]:
         size = -(-len(batch) // self.world_size)
@@ -89,9 +89,7 @@ class RanksDL(DistributedDL):
     def joined(
         self,
         tensor: Tensor,  # (B, …) of the current batch, without a graph
-        alike: Callable[
-            [list[Tensor]], list[Tensor]
-        ] = list,  # gives the ranks' tensors one shape but for the first axis
+        alike: Callable[[list[Tensor]], list[Tensor]] = list,  # gives the ranks' tensors one shape, but for the items
     ) -> Tensor:  # one row per item, the same on all ranks
         "The items of all ranks, in order."
         return torch.cat(alike(gathered(tensor)))[: self.items]
@@ -125,7 +123,7 @@ class HeadsTrainer(DistributedTrainer):
 
     def __init__(
         self,
-        sync_bn: bool = True,  # replace batch norms by `nn.SyncBatchNorm`
+        sync_bn: bool = True,  # on GPUs, replace batch norms by `nn.SyncBatchNorm`, for good
         **kwargs: Any,  # accelerate's `Accelerator`'s
     ):
         super().__init__(sync_bn, **kwargs)
@@ -173,7 +171,8 @@ class HeadsTrainer(DistributedTrainer):
         self.learn.joint_batch = None
         if not isinstance(self.learn.dl, RanksDL) or not len(self.yb):
             return
-        self.learn.joint_batch = joint_batch(list(self.learn.heads.values()), self.learn.head_losses, self.yb)
+        counts = label_counts(self.learn.loss_func, self.yb)
+        self.learn.joint_batch = joint_batch(self.learn.head_losses, counts, find_bs(self.yb))
         if self.learn.loss.ndim == 0:
             parts = zip(self.learn.heads.values(), self.learn.joint_batch.losses)
             self.learn.loss = sum(head.loss_weight * loss for head, loss in parts).to(self.learn.loss.dtype)

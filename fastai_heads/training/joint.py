@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from fastai.learner import Learner
-from fastai.torch_core import find_bs
+from fastai.torch_core import find_bs, rank_distrib
 from torch import Tensor
 
 from fastai_heads.data.detection import same_count
@@ -21,7 +21,9 @@ __all__ = [
     "joined_target",
     "joint_batch",
     "seen_items",
+    "seen_labels",
     "seen_loss",
+    "speaks",
     "whole_item_losses",
 ]
 
@@ -36,18 +38,17 @@ class JointBatch:
 
 
 def joint_batch(
-    heads: Sequence[BoundHead],  # K of them, in order
     losses: Sequence[Tensor],  # K, of this rank: a scalar each, or one value per item
-    targs: Sequence[Tensor],  # one per target, of this rank
+    counts: Tensor,  # (K,) how many labels each is of
+    items: int,  # of this rank
 ) -> JointBatch:
     "The same on every rank, by one exchange. A head's losses are averaged by the labels that each rank has for it."
     means = torch.stack([loss.detach().mean().double() for loss in losses])
-    counts = torch.stack([torch.as_tensor(_labels(head, targs)).to(means) for head in heads])
+    counts = counts.to(means)
     sums = torch.where(counts > 0, means * counts, 0.0)  # of no item the mean is NaN
-    sums, counts, items = sum_over_ranks(torch.cat([sums, counts, counts.new_tensor([len(targs[0])])])).split(
-        [len(heads), len(heads), 1]
-    )
-    return JointBatch(sums / counts.clamp(min=1), counts.long(), items.long().squeeze())
+    whole = sum_over_ranks(torch.cat([sums, counts, means.new_tensor([items])]))
+    sums, counts = whole[:-1].chunk(2)
+    return JointBatch(sums / counts.clamp(min=1), counts.long(), whole[-1].long())
 
 
 def seen_loss(
@@ -67,11 +68,9 @@ def seen_labels(
 ) -> Tensor | int:  # a scalar on the batch's device where it had to be counted
     "How many labels the batch has for one head over all ranks."
     batch = getattr(learn, "joint_batch", None)
-    return _labels(head, learn.yb) if batch is None else batch.counts[place]
-
-
-def _labels(head: BoundHead, targs: Sequence[Tensor]) -> Tensor | int:
-    targ = targs[head.target.index]
+    if batch is not None:
+        return batch.counts[place]
+    targ = learn.yb[head.target.index]
     return head.labelled(targ).sum() if head.target.partial else len(targ)
 
 
@@ -107,6 +106,13 @@ def is_joined(
 ) -> bool:
     "Whether the ranks have their parts of one batch."
     return hasattr(getattr(learn, "dl", None), "joined")
+
+
+def speaks(
+    learn: Learner,  # within a batch
+) -> bool:
+    "Whether this process speaks and writes for all that have a part of the batch."
+    return not (is_joined(learn) and rank_distrib())
 
 
 def joined(

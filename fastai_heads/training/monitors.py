@@ -5,13 +5,13 @@ from collections.abc import Iterable
 
 import torch
 from fastai.callback.core import Callback
-from fastai.torch_core import get_model, rank_distrib
+from fastai.torch_core import get_model
 from torch import Tensor, nn
 
 from fastai_heads.errors import HeadsWarning
 from fastai_heads.training.across import sum_over_ranks
 from fastai_heads.training.bound import BoundHead
-from fastai_heads.training.joint import is_joined, seen_labels, seen_loss
+from fastai_heads.training.joint import is_joined, seen_labels, seen_loss, speaks
 
 __all__ = ["HeadsMonitor", "reaches"]
 
@@ -121,9 +121,11 @@ class HeadsMonitor(Callback):
         for head in self._wanted():
             if labels[head.name]:
                 self._asked.add(head.name)
-                found = torch.tensor(reaches(losses[head.name], taps, scale), dtype=torch.long, device=taps[0].device)
-                if sum_over_ranks(found) if is_joined(self.learn) else found:
+                if self._on_any_rank(reaches(losses[head.name], taps, scale), taps[0].device):
                     self._silent.discard(head.name)
+
+    def _on_any_rank(self, found: bool, device: torch.device) -> bool:
+        return bool(sum_over_ranks(torch.tensor(int(found), device=device))) if is_joined(self.learn) else found
 
     def _found(self) -> dict[str, str]:  # head → what is wrong
         zeros, odd = (getattr(n, "tolist", list)() for n in (self._zeros, self._odd))
@@ -141,10 +143,9 @@ class HeadsMonitor(Callback):
         return found
 
     def _say(self, found: dict[str, str], whole: bool = True) -> None:
-        first = not (is_joined(self.learn) and rank_distrib())
         where = f"in epoch {self.epoch}" if whole else f"in epoch {self.epoch}, where training stopped"
         for name, cause in found.items():
-            if first and (name, cause) not in self._named:
+            if speaks(self.learn) and (name, cause) not in self._named:
                 head = self.learn.heads[name]
                 text = _CAUSES[cause].format(target=head.target.name, count=self._counts[name], steps=self._steps)
                 warnings.warn(f"head {name!r} {text} ({where}).", HeadsWarning, stacklevel=2)

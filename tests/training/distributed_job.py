@@ -286,6 +286,20 @@ def spoken(folder: Path) -> dict[str, Any]:
     }
 
 
+def warned(folder: Path) -> dict[str, list[str]]:
+    "What the monitor says: of a head that has labels on one rank only, and of one whose loss is zero."
+    found = {}
+    for name in ("all learn", "one does not"):
+        learn = learner(folder, 2)
+        if name == "one does not":
+            learn.heads.box.loss_func = lambda pred, targ: pred.sum() * 0
+        with warnings.catch_warnings(record=True) as caught, learn.distrib_ctx():
+            warnings.simplefilter("always")
+            learn.fit(1, 1e-2)
+        found[name] = [str(w.message) for w in caught if issubclass(w.category, HeadsWarning)]
+    return found
+
+
 def refused(folder: Path) -> dict[str, Any]:
     "What a fit that fails leaves, and what is refused."
     learn, found = learner(folder, 2), {}
@@ -363,6 +377,7 @@ def main(folder: Path) -> None:
         "alike": alike(folder),
         "foretold": foretold(folder, 2),
         "spoken": spoken(folder),
+        "warned": warned(folder),
         "refused": refused(folder),
         "told": told(),
     }

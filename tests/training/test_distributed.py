@@ -146,6 +146,13 @@ def test_the_first_rank_prints_and_writes(found):
     assert len(lines) == 3 and lines[0].startswith("epoch,train_loss,valid_loss") and lines[2].startswith("1,")
 
 
+def test_the_first_rank_warns_of_what_is_so_on_all(found):
+    first, second = (rank["warned"] for rank in found.ranks)
+    assert first["all learn"] == second["all learn"] == []  # the second rank has no label for `digit`
+    (warning,) = first["one does not"]
+    assert "'box' had a loss of exactly 0" in warning and second["one does not"] == []
+
+
 def test_the_best_model_is_loaded_on_all_ranks(found):
     first, second = (rank["spoken"] for rank in found.ranks)
     assert torch.equal(first["params"], second["params"])

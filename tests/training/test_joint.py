@@ -5,6 +5,8 @@ from types import SimpleNamespace
 import torch
 
 from fastai_heads.training.joint import joint_batch, seen_items, seen_labels, seen_loss
+from fastai_heads.training.loss import CombinedLoss
+from fastai_heads.training.mixing import label_counts
 
 
 def test_a_rank_without_labels_counts_for_nothing(three, batch):
@@ -12,7 +14,7 @@ def test_a_rank_without_labels_counts_for_nothing(three, batch):
     targs[1][:] = -100
     losses = [head.train_loss(pred, targs[head.target.index]) for head, pred in zip(heads.values(), preds)]
     losses[0] = torch.tensor(float("nan"))  # of no item
-    joint = joint_batch(list(heads.values()), losses, targs)
+    joint = joint_batch(losses, label_counts(CombinedLoss(heads), targs), 8)
     assert joint.counts.tolist() == [0, 8, 8] and joint.items == 8
     wanted = torch.stack([torch.tensor(0.0), *(loss.detach() for loss in losses[1:])])
     torch.testing.assert_close(joint.losses.float(), wanted)
@@ -23,7 +25,7 @@ def test_without_other_ranks_it_is_the_batch_itself(three, batch):
     targs[1][:3] = -100
     losses = [head.train_loss(pred, targs[head.target.index]) for head, pred in zip(heads.values(), preds)]
     learn = SimpleNamespace(head_losses=losses, yb=targs)
-    joint = joint_batch(list(heads.values()), losses, targs)
+    joint = joint_batch(losses, label_counts(CombinedLoss(heads), targs), 8)
     for place, head in enumerate(heads.values()):
         assert seen_labels(learn, head, place) == joint.counts[place] == (5 if head.name == "breed" else 8)
         assert not seen_loss(learn, head, place).requires_grad
