@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
+from fastai.torch_core import TensorBase
 from torch import Tensor
 
 __all__ = ["Row", "as_matrix", "combine", "gramian", "joined", "loss_gradients", "split_like"]
@@ -35,7 +36,7 @@ def _gradient(loss: Tensor, scale: Tensor, variables: Sequence[Tensor], keep: bo
     if not variables or not loss.requires_grad:
         return [None] * len(variables)
     grads = torch.autograd.grad(loss, variables, scale.view_as(loss), retain_graph=keep, allow_unused=True)
-    return [None if grad is None else grad.detach().as_subclass(Tensor) for grad in grads]
+    return [grad.as_subclass(Tensor) if isinstance(grad, TensorBase) else grad for grad in grads]
 
 
 def joined(
@@ -101,9 +102,13 @@ def _memories(rows: Sequence[Row]) -> Counter:
 
 
 def _is_alone(grad: Tensor, owners: Counter) -> bool:
-    "Whether a gradient has its memory for itself, and all of it."
+    "Whether a gradient has its memory for itself, and all of it; fastai's `zero_grad` cannot have views."
     storage = grad.untyped_storage()
-    return owners[storage.data_ptr()] == 1 and storage.nbytes() == grad.numel() * grad.element_size()
+    return (
+        not grad._is_view()
+        and owners[storage.data_ptr()] == 1
+        and storage.nbytes() == grad.numel() * grad.element_size()
+    )
 
 
 def as_matrix(
