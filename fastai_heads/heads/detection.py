@@ -38,6 +38,9 @@ class DetectionHead(HeadSpec):
     """Boxes with labels. torchvision's pyramid, heads, matching, losses and suppression over any body: with the same
     features and weights, losses, boxes, scores and labels are those of its `RetinaNet` and `FCOS`.
 
+    The maps are the body's, under a pyramid of the head's own, or with `pyramid=False` those of a pyramid `Trunk` that
+    other heads read, too (`tap='neck'`).
+
     The prediction is one tensor (B, anchors, numbers), which only the loss reads; activated it is
     (B, detections, 6): x1, y1, x2, y2 from −1 to 1 over the image, the class's index (−1: no box), the score.
     Sources: Lin et al. 2017 (RetinaNet), Tian et al. 2019 (FCOS)."""

@@ -37,8 +37,9 @@ class SegmentationHead(HeadSpec):
     """A mask at the size of the image, whatever that is. Logits (B, n_out, H, W); the target (B, H, W) holds codes, or
     (B, n_out, H, W) 0 and 1 where a pixel may have several labels. Pixels of the code `ignore_index` count nowhere.
 
-    The decoders read the image and the maps at strides 2 (where the arch has it), 4, 8, 16 and 32. No decoder changes
-    the body that other heads share: where SMP dilates the last stage, its map is resized instead."""
+    The decoders read the image and the maps at strides 2 (where the arch has it), 4, 8, 16 and 32, of the body or of a
+    pyramid `Trunk` (`tap=('input', 'neck')`); 'dpt' also four depths of a ViT, 'dynamic_unet' two maps or more. No
+    decoder changes the body that other heads share: where SMP dilates the last stage, its map is resized instead."""
 
     tap: str | int | tuple[str | int, ...] = (INPUT, *STRIDES)  # the image, then maps from fine to coarse
     decoder: str | nn.Module | Callable[..., nn.Module] = "unet"  # a name, a module, a function of the taps' channels

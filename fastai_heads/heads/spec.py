@@ -170,6 +170,8 @@ class HeadSpec:
     ) -> Tensor:  # (B,) one value per item, their mean the trained value where the loss is separable
         "The value per item, for reports."
         per_item = _not_reduced(loss_func)(pred, targ)
+        if per_item.ndim == 0 and not self.blends:  # its `reduction` does nothing, as of SMP's; for reports alone
+            per_item = _one_by_one(loss_func, pred, targ)
         if per_item.numel() == 0 or per_item.numel() % len(targ):
             raise HeadsError(
                 f"the loss of {self.label} cannot be told apart by items: it gave {tuple(per_item.shape)}."
@@ -208,12 +210,9 @@ def _not_reduced(loss_func: Callable) -> Callable:
     def not_reduced(pred: Tensor, targ: Tensor) -> Tensor:
         own, loss_func.reduction = loss_func.reduction, "none"
         try:
-            found = loss_func(pred, targ)
+            return loss_func(pred, targ)
         finally:
             loss_func.reduction = own
-        return (
-            found if found.ndim else _one_by_one(loss_func, pred, targ)
-        )  # torch's base class has one that is not used
 
     return not_reduced
 
