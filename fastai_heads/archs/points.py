@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+import torch
+from fastai.vision.learner import create_head
 from torch import nn
 
 from fastai_heads.archs.records import FEATURES, INPUT, Measured, Network, Removed, TapPoint
@@ -106,7 +108,20 @@ class CutPoints:
             )
         if self.classifier:
             notes.append(f"Classifier: {', '.join(self.classifier)}.")
-        return notes
+        last = next(t for t in self.taps if t.name == self.end)
+        return [*notes, _new_head(last.channels)] if last.stride else notes
+
+
+def _new_head(channels: int) -> str:
+    "What fastai's `create_head` puts on a map."
+    with torch.device("meta"):
+        one, two = (create_head(channels, n_out) for n_out in (1, 2))
+    layers = sum(1 for m in one.modules() if not any(True for _ in m.children()))
+    params, more = (sum(p.numel() for p in head.parameters()) for head in (one, two))
+    return (
+        f"fastai's new head would add: {layers} layers, {params:,} parameters for one output, "
+        f"{more - params:,} more for each further one."
+    )
 
 
 def _listed(parts: tuple[Removed, ...]) -> str:

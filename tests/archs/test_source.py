@@ -1,9 +1,11 @@
 """Names, functions, weights and channels."""
 
+import re
+
 import pytest
 import timm
 import torch
-from fastai.vision.learner import create_body
+from fastai.vision.learner import create_body, create_head
 from fastai.vision.models.xresnet import xresnet18
 from torchvision import models
 from torchvision.models import ResNet18_Weights, ResNet34_Weights
@@ -105,7 +107,12 @@ def test_cut_points_prints_the_taps_in_order():
     text = str(points)
     assert "avgpool (AdaptiveAvgPool2d), fc (Linear)" in text and "513,000" in text
     assert points.taps[-1].params == 11_176_512
-    assert "<table>" in points._repr_html_()
+    head = create_head(512, 5)
+    params = sum(p.numel() for p in head.parameters())
+    found = re.search(r"fastai's new head would add: 10 layers, ([\d,]+) parameters for one output, 512 more", text)
+    assert int(found[1].replace(",", "")) + 4 * 512 == params
+    html = points._repr_html_()
+    assert "<table>" in html and html.count("<tr>") == 9 and "fastai&#x27;s new head" in html
 
 
 def test_the_zoo_that_won_is_said():
