@@ -131,8 +131,8 @@ def _head_boxes(learn: Learner, shapes: Mapping[str, str]) -> list[Box]:
             )
         )
     if len(order) > 1:
-        opt = getattr(learn.opt_func, "__name__", type(learn.opt_func).__name__)
-        boxes.append(Box("step", 6, ("weighted sum", opt), tuple(f"loss {h.name}" for h in order)))
+        step = learn.strategy.label, learn.strategy.opt_label(learn.opt_func)
+        boxes.append(Box("step", 6, step, tuple(f"loss {h.name}" for h in order)))
     return boxes
 
 

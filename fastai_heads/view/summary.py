@@ -63,7 +63,7 @@ def _first(body: Body, heads: Heads) -> Iterable[str]:
     taps = ", ".join(f"{t} ({_place(body, t)})" for t in body.taps)
     yield f"Kept:    {_size(body)} in the body, tapped at {taps}"
     trunks = f" and {_some(len(heads.trunk_reads), 'trunk')}" if heads.trunk_reads else ""
-    yield f"Added:   {_size(heads)} in {_some(len(heads), 'head')}{trunks}"
+    yield f"Added:   {_size(nn.ModuleList([heads.trunks, heads.heads]))} in {_some(len(heads), 'head')}{trunks}"
     levels = [heads.trunk(name) for name in heads.trunk_reads if isinstance(heads.trunk(name), LevelFrom)]
     if levels:
         kinds = "a simple feature pyramid" if isinstance(levels[0], PyramidLevel) else "resized"
@@ -126,6 +126,7 @@ def _last(learn: Learner) -> Iterable[str]:
     if learn.opt is not None:
         frozen, groups = learn.opt.frozen_idx, len(learn.opt.param_lists)
         yield f"Groups: {groups} (the heads are the last), " + (f"frozen up to #{frozen}" if frozen else "none frozen")
-    yield f"Optimizer: {getattr(learn.opt_func, '__name__', learn.opt_func)}"
+    yield f"Strategy: {learn.strategy.label}"
+    yield f"Optimizer: {learn.strategy.opt_label(learn.opt_func)}"
     yield f"Loss: {learn.loss_func}"
     yield "Callbacks: " + ", ".join(type(cb).__name__ for cb in learn.cbs.sorted("order"))

@@ -7,6 +7,7 @@ import torch
 from fastai.callback.core import Callback
 from fastai.callback.mixup import MixUp
 from fastai.learner import load_learner
+from matplotlib.text import Text
 from torchjd.aggregation import UPGrad
 from torchjd.scalarization import DWA, FAMO, UW, GeometricMean
 
@@ -86,6 +87,23 @@ def test_forty_heads(make_learner, name):
     learn = make_learner("digit", "ink", heads=more, strategy=strategy)
     learn.fit(1, 1e-4)
     assert len(learn.strategy.weights) == 40 and learn.recorder.losses[-1].isfinite()
+
+
+LABELS = {
+    "sum": ("weighted sum", "Adam"),
+    "UW": ("UW", "Adam"),
+    "UPGrad over taps": ("UPGrad over taps", "Adam"),
+    "disjoint": ("disjoint", "Adam, one for each head"),
+}
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_summary_and_diagram_say_which_it_is(make_learner, name):
+    learn, (strategy, opt) = make_learner("digit", "ink", strategy=STRATEGIES[name]()), LABELS[name]
+    assert {f"Strategy: {strategy}", f"Optimizer: {opt}"} <= set(learn.summary().last)
+    assert learn.summary().first == make_learner("digit", "ink").summary().first
+    words = [text.get_text() for text in learn.show_heads().findobj(Text)]
+    assert any(strategy in word for word in words) and any(opt in word for word in words)
 
 
 def test_loss_weights_go_into_the_gradients(make_learner):

@@ -189,6 +189,10 @@ class Balance(RowsStrategy):
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_taps": []}
 
+    @property
+    def label(self) -> str:
+        return f"{type(self.aggregator).__name__} over {self.over}"
+
     def __repr__(self) -> str:
         return f"Balance({self.aggregator!r}, over={self.over!r})"
 

@@ -37,6 +37,18 @@ class Strategy(ABC):
         "Where the way back from this batch's losses is cut: each tap as the body gives it, and as the heads read it."
         return []
 
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        "What it is called, in a few words."
+
+    def opt_label(
+        self,
+        opt_func: Callable,  # the learner's
+    ) -> str:
+        "What its optimizer is called."
+        return getattr(opt_func, "__name__", type(opt_func).__name__)
+
     def module(
         self,
         heads: BoundHeads,  # of the learner
@@ -86,6 +98,10 @@ class WeightedSum(Strategy):
     def objective(self, learn: Learner) -> Tensor:
         self._weights = {name: head.loss_weight for name, head in learn.heads.items()}
         return combined_loss(learn.loss_func).total(shared_losses(learn, learn.head_losses))
+
+    @property
+    def label(self) -> str:
+        return "weighted sum"
 
     def __repr__(self) -> str:
         return "WeightedSum()"

@@ -84,6 +84,13 @@ class Disjoint(RowsStrategy):
         clips = [(cb.max_norm, cb.norm_type) for cb in learn.cbs if isinstance(cb, GradientClip)]
         learn.opt.take(self._variables, rows, loss_scale(learn), clips)
 
+    @property
+    def label(self) -> str:
+        return "disjoint"
+
+    def opt_label(self, opt_func: Callable) -> str:
+        return f"{super().opt_label(self.opt_func or opt_func)}, one for each head"
+
     def __repr__(self) -> str:
         name = getattr(self.opt_func, "__name__", self.opt_func)
         given = [f"opt_func={name}"] * (self.opt_func is not None) + [f"lrs={self.lrs}"] * bool(self.lrs)

@@ -84,6 +84,10 @@ class Scalarized(LeafStrategy):
         weights = losses.new_tensor([learn.heads[learn.heads.names[p]].loss_weight for p in places])
         return losses[places] * weights, places
 
+    @property
+    def label(self) -> str:
+        return type(self.scalarizer).__name__
+
     def __repr__(self) -> str:
         return f"Scalarized({self.scalarizer!r})"
 
