@@ -12,6 +12,7 @@ from torchvision.models import list_models
 
 from fastai_heads.archs.registry import arch_by_name, list_archs
 from fastai_heads.archs.smallest import SMALLEST, SMALLEST_TORCHVISION
+from fastai_heads.archs.torchvision_zoo import BUILD_ARGS
 
 __all__ = ["every_name", "family_name", "in_turn", "size_of", "zoo_of"]
 
@@ -53,7 +54,8 @@ def size_of(name: str) -> float:
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             plain = name.rpartition(":")[2]
-            net = timm.create_model(name) if zoo_of(name) == "timm" else arch_by_name(plain).build()
+            timms = zoo_of(name) == "timm"
+            net = timm.create_model(name) if timms else arch_by_name(plain).build(**BUILD_ARGS.get(plain, {}))
     except Exception:  # the sweep says what is wrong with it
         return 0.0
     return float(sum(p.numel() for p in net.parameters()))
