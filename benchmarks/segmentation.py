@@ -13,6 +13,7 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.torch_core import set_seed
 from fastai.vision.learner import unet_learner
+from torch import Tensor
 from torchvision.models import resnet18
 
 from benchmarks.steps import learner_steps, quiet_fit, seconds_per_step
@@ -47,8 +48,8 @@ def foreground_iou(
     learn.model.eval()
     both = either = 0
     for x, *targets in learn.dls.valid:
-        pred, truth = learn.model(x), targets[place] > 0
-        found = (pred[place] if isinstance(pred, tuple) else pred).argmax(1) > 0
+        pred, truth = learn.model(x.as_subclass(Tensor)), targets[place].as_subclass(Tensor) > 0
+        found = (pred[place] if isinstance(pred, tuple) else pred).as_subclass(Tensor).argmax(1) > 0
         both += (found & truth).sum().item()
         either += (found | truth).sum().item()
     return both / either
