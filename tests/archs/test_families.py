@@ -14,8 +14,8 @@ from fastai_heads.archs.smallest import SMALLEST, SMALLEST_TORCHVISION
 from fastai_heads.archs.torchvision_rows import TORCHVISION
 from fastai_heads.body import Body, cut_points
 
-# torch, of LeViT's cache of its attention's biases: the exported program computes them
-pytestmark = pytest.mark.filterwarnings("ignore:The tensor attributes .* were assigned during export:UserWarning")
+# torch, of LeViT's and EfficientFormer's caches of their attention's biases: the exported program computes them
+pytestmark = pytest.mark.filterwarnings("ignore:The tensor attributes? .* assigned during export:UserWarning")
 
 ALL = {**CHECKS, "training": training_step}
 EVERY = [*sorted(set(SMALLEST.values())), *(f"torchvision:{n}" for n in SMALLEST_TORCHVISION.values()), "xresnet18"]
