@@ -11,6 +11,7 @@ from fastai.torch_core import default_device, num_distrib
 from typing_extensions import Self
 
 from fastai_heads.errors import HeadsError
+from fastai_heads.training.across import train_together
 from fastai_heads.training.joint import is_joined
 
 __all__ = ["HeadsAcrossRanks"]
@@ -51,7 +52,9 @@ class HeadsAcrossRanks(Learner):
         from fastai_heads.training.distributed import HeadsTrainer
 
         on_cpu = torch.device(self.dls.device or default_device()).type == "cpu"  # accelerate has to be told
-        return self.add_cb(HeadsTrainer(sync_bn, **{"cpu": on_cpu, **kwargs}))
+        learn = self.add_cb(HeadsTrainer(sync_bn, **{"cpu": on_cpu, **kwargs}))
+        train_together(True)
+        return learn
 
     def detach_distributed(self) -> Self:
         "fastai's: what `distrib_ctx` does at its end, also after an error."
@@ -59,6 +62,7 @@ class HeadsAcrossRanks(Learner):
         if trainer is not None:
             trainer.detach()
             self.remove_cb(trainer)
+        train_together(False)
         return self
 
     @property

@@ -2,20 +2,32 @@
 given."""
 
 from collections.abc import Sequence
+from contextvars import ContextVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["from_first_rank", "mean_over_ranks", "sum_over_ranks", "world"]
+__all__ = ["from_first_rank", "mean_over_ranks", "sum_over_ranks", "train_together", "world"]
 
 _BUCKET = 1 << 23
 "Numbers that are sent at once."
 
 
+_TOGETHER: ContextVar[bool] = ContextVar("together", default=False)
+"Whether this process is in a learner's `distrib_ctx`; torch's group of processes outlives it."
+
+
+def train_together(
+    on: bool,  # from now on, or no longer
+) -> None:
+    "Said by `distrib_ctx`. Outside of it every process trains for itself, and waits for no other."
+    _TOGETHER.set(on)
+
+
 def world() -> int:
     "How many processes train together."
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return dist.get_world_size() if _TOGETHER.get() and dist.is_available() and dist.is_initialized() else 1
 
 
 def sum_over_ranks(

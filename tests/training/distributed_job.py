@@ -334,11 +334,22 @@ def narrow(folder: Path) -> MultiHeadLearner:
     ).to_distributed()
 
 
+def alone(folder: Path) -> bool:
+    "The first rank trains by itself, after `distrib_ctx`, and waits for nobody."
+    if rank_distrib():
+        return True
+    dls = data(folder, ("digit", "box"), 8, True, 24)
+    learn = quiet(multihead_learner(dls, "test_resnet", pretrained=False, strategy=aggregation.UPGrad()))
+    learn.fit(1)
+    return bool(learn.recorder.losses[-1].isfinite())
+
+
 def told() -> dict[str, Any]:
     "What ranks tell each other, tensors of unlike type, size and shape."
     from fastai_heads.training.distributed import gathered
 
     rank = rank_distrib()
+    across.train_together(True)
     across._BUCKET = 3  # numbers
     mean = [torch.full((3,), rank * 1.0), torch.full((1, 2), rank + 1.0).double(), torch.full((1,), 2.0 + rank)]
     across.mean_over_ranks(mean)
@@ -376,6 +387,7 @@ def main(folder: Path) -> None:
         "trained": trained(folder, 2),
         "alike": alike(folder),
         "foretold": foretold(folder, 2),
+        "alone": alone(folder),
         "spoken": spoken(folder),
         "warned": warned(folder),
         "refused": refused(folder),

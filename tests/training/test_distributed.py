@@ -191,6 +191,10 @@ def test_the_ranks_have_parts_of_the_batches_of_one_process(n, bs, ranks, drop_l
         assert len({len(part) for part, _, _ in parts}) == 1 and {items for _, _, items in parts} == {len(whole)}
 
 
+def test_outside_of_the_context_a_rank_trains_alone(found):
+    assert all(rank["alone"] for rank in found.ranks)
+
+
 def test_what_ranks_tell_each_other(found):
     for rank in found.ranks:
         told = rank["told"]
