@@ -22,7 +22,7 @@ NAMES = ["kind", "tags", "ink", "centre", "box", "mask"]
 GAPS = {"kind": [0, 2], "tags": [0, 3], "ink": [1, 2], "centre": [0, 1], "box": [3, 4], "mask": [0, 7]}  # rows
 BLOCKS = {
     "kind": CategoryBlock,
-    "tags": MultiCategoryBlock(),
+    "tags": MultiCategoryBlock,  # a function, as a block that is made keeps the vocabulary of its first data
     "ink": RegressionBlock(),
     "centre": PointBlock,
     "box": BoxBlock(),
