@@ -7,6 +7,8 @@ from inspect import Parameter, signature
 from typing import Any
 
 import torch
+import torchjd.aggregation
+import torchjd.scalarization
 from torch import Tensor, nn
 from torchjd import Stateful
 from torchjd.aggregation import (
@@ -38,6 +40,7 @@ __all__ = [
     "aggregated",
     "check_rows",
     "check_values",
+    "class_names",
     "for_some",
     "is_one_of",
     "made",
@@ -57,6 +60,13 @@ def is_one_of(
 ) -> bool:
     "Whether it is of a kind, or a class of that kind."
     return isinstance(value, kind) or (isinstance(value, type) and issubclass(value, kind))
+
+
+def class_names() -> list[str]:
+    "What may be written as `strategy=`, for messages."
+    kinds = ((torchjd.aggregation, Aggregator), (torchjd.scalarization, Scalarizer))
+    found = {name for module, kind in kinds for name in module.__all__ if is_one_of(getattr(module, name), kind)}
+    return sorted(found - {"Aggregator", "Scalarizer", "WeightedAggregator", "GramianWeightedAggregator"})
 
 
 def made(

@@ -43,6 +43,8 @@ class Disjoint(RowsStrategy):
             )
         if opt_func is not None and not callable(opt_func):
             raise HeadsError(f"`opt_func` of Disjoint is a function that makes an optimizer, found {opt_func!r}.")
+        if lrs is not None and not isinstance(lrs, Mapping):
+            raise HeadsError(f"`lrs` of Disjoint is a dict of head to a number, such as {{'age': 0.1}}, found {lrs!r}.")
         self.opt_func, self.lrs = opt_func, dict(lrs or {})
         for name, mult in self.lrs.items():
             if not is_number(mult, least=0):

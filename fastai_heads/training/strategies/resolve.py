@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from fastai_heads.errors import HeadsError
+from fastai_heads.errors import HeadsError, did_you_mean
 from fastai_heads.training.strategies.balance import Balance
 from fastai_heads.training.strategies.base import Strategy, WeightedSum
-from fastai_heads.training.strategies.bridge import Aggregator, Scalarizer, is_one_of, made
+from fastai_heads.training.strategies.bridge import Aggregator, Scalarizer, class_names, is_one_of, made
 from fastai_heads.training.strategies.scalarized import Scalarized
 
 __all__ = ["as_strategy"]
@@ -24,8 +24,9 @@ def as_strategy(
         return Scalarized(made(value, n))
     if is_one_of(value, Aggregator):
         return Balance(made(value, n))
+    near = did_you_mean(value, class_names(), n=1) if isinstance(value, str) else ""
     found = f"the class {value.__name__}: make it, `{value.__name__}(…)`" if isinstance(value, type) else repr(value)
     raise HeadsError(
         "`strategy` is None, an aggregator or a scalarizer of torchjd, `Balance(aggregator, over=…)` or `Disjoint(…)`, "
-        f"found {found}."
+        f"found {found}.{near}"
     )

@@ -315,6 +315,7 @@ def test_reset_opt_and_freezing_work_as_ever(small):
             lambda: Disjoint(lrs={"kind": -1}),
             "`lrs\\['kind'\\]` of Disjoint is a finite number of at least 0, found -1",
         ),
+        (lambda: Disjoint(lrs=[0.1, 0.2]), "`lrs` of Disjoint is a dict of head to a number, .* found \\[0.1, 0.2\\]"),
         (lambda: Disjoint("Adam"), "`opt_func` of Disjoint is a function that makes an optimizer, found 'Adam'"),
         (lambda: Disjoint(OptimWrapper(opt=torch.optim.SGD(nn.Linear(1, 1).parameters()))), "made already"),
     ],

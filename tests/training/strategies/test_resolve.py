@@ -36,6 +36,11 @@ def test_what_is_none_of_these_is_refused(value):
         as_strategy(value, 2)
 
 
+def test_a_name_gets_the_nearest_class():
+    with pytest.raises(HeadsError, match=r"found 'upgrad'\. Did you mean 'UPGrad'"):
+        as_strategy("upgrad", 2)
+
+
 def test_a_missing_extra_is_named_with_the_command(monkeypatch):
     monkeypatch.setattr(torchjd._mixins, "find_spec", lambda name: None)
     with pytest.raises(HeadsError, match=r"`strategy`: QuadprogProjector requires .*pip install .torchjd\[quadprog"):
