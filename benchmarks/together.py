@@ -52,7 +52,7 @@ def reached(learn: MultiHeadLearner) -> dict[str, float]:
     "Each head's figure on the validation set."
     with learn.no_bar():
         learn.validate()
-    found = {m.head.name: m.value for m in learn.metrics}
+    found = {m.head.name: float(m.value) for m in learn.metrics}
     if "mask" in learn.heads:
         found["mask"] = foreground_iou(learn, list(learn.heads).index("mask"))
     return found
