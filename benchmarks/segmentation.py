@@ -21,7 +21,7 @@ from fastai_heads.data.digits import digits_dls
 from fastai_heads.heads.segmentation import SegmentationHead
 from fastai_heads.learner import multihead_learner
 
-SIDE, SCENES, SEEDS, EPOCHS, LR = 32, 300, (0, 1, 2), 4, 2e-3
+SIDE, SCENES, SEEDS, EPOCHS, LR = 32, 300, (0, 1, 2), 12, 2e-3
 LIMITS = {"dynamic_unet": 1.05, "unet": 1.0}  # of fastai's step
 
 
