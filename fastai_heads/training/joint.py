@@ -53,8 +53,7 @@ def joint_batch(
 
 def seen_loss(
     learn: Learner,  # with `heads`, after a batch
-    head: BoundHead,  # one of them
-    place: int,  # its place among the losses
+    place: int,  # of one of them among the losses
 ) -> Tensor:  # a scalar without a graph
     "One head's loss of the batch over all ranks."
     batch, own = getattr(learn, "joint_batch", None), learn.head_losses[place].detach()

@@ -91,7 +91,7 @@ class HeadValidLoss(Metric):
         self.total, self.count = 0.0, 0
 
     def accumulate(self, learn: Learner) -> None:
-        loss = to_detach(seen_loss(learn, self.head, self.place), gather=False)
+        loss = to_detach(seen_loss(learn, self.place), gather=False)
         count = int(seen_labels(learn, self.head, self.place))
         self.total += loss * count if count else 0.0
         self.count += count

@@ -69,7 +69,7 @@ class HeadsMonitor(Callback):
     def after_loss(self) -> None:
         "Count, without waiting for the device."
         heads = list(self.learn.heads.values())
-        losses = torch.stack([seen_loss(self.learn, head, place).float() for place, head in enumerate(heads)])
+        losses = torch.stack([seen_loss(self.learn, place).float() for place in range(len(heads))])
         self._zeros = self._zeros + (losses == 0)
         self._odd = self._odd + ~losses.isfinite()
         labels = {head.name: seen_labels(self.learn, head, place) for place, head in enumerate(heads)}

@@ -37,7 +37,7 @@ class HeadTrainLoss(AvgSmoothLoss):
     def accumulate(self, learn: Learner) -> None:
         if not seen_labels(learn, self.head, self.place):
             return
-        loss = to_detach(seen_loss(learn, self.head, self.place), gather=False)
+        loss = to_detach(seen_loss(learn, self.place), gather=False)
         self.count += 1
         self.val = lerp(loss, self.val.to(loss.dtype), self.beta)
 

@@ -28,6 +28,6 @@ def test_without_other_ranks_it_is_the_batch_itself(three, batch):
     joint = joint_batch(losses, label_counts(CombinedLoss(heads), targs), 8)
     for place, head in enumerate(heads.values()):
         assert seen_labels(learn, head, place) == joint.counts[place] == (5 if head.name == "breed" else 8)
-        assert not seen_loss(learn, head, place).requires_grad
-        torch.testing.assert_close(seen_loss(learn, head, place), joint.losses[place].float())
+        assert not seen_loss(learn, place).requires_grad
+        torch.testing.assert_close(seen_loss(learn, place), joint.losses[place].float())
     assert seen_items(learn) == joint.items == 8
