@@ -40,7 +40,7 @@ from fastai_heads.training.monitors import HeadsMonitor
 from fastai_heads.training.optimizer import multiplied
 from fastai_heads.training.precision import DevicePrecision
 from fastai_heads.training.recorder import HeadsRecorder
-from fastai_heads.training.strategies.base import Strategy, tell
+from fastai_heads.training.strategies.base import Strategy
 from fastai_heads.training.strategies.callback import StrategyCallback
 from fastai_heads.training.strategies.resolve import as_strategy
 from fastai_heads.training.trackers import set_direction
@@ -179,8 +179,8 @@ class MultiHeadLearner(HeadPredictions):
             self.freeze_to(frozen)
 
     def _check_strategy(self, strategy: Strategy, heads: BoundHeads) -> None:
-        tell(strategy, "check", heads)
-        tell(strategy, "check_model", self.model)
+        strategy.check(heads)
+        strategy.check_model(self.model)
 
     def _bind_strategy(self) -> None:
         "What the strategy learns stands beside the heads, on their device."

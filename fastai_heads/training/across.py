@@ -21,19 +21,19 @@ _TOGETHER: ContextVar[bool] = ContextVar("together", default=False)
 def train_together(
     on: bool,  # from now on, or no longer
 ) -> None:
-    "Said by `distrib_ctx`. Outside of it every process trains for itself, and waits for no other."
+    "Note what `distrib_ctx` says. Outside of it every process trains for itself, and waits for no other."
     _TOGETHER.set(on)
 
 
 def world() -> int:
-    "How many processes train together."
+    "Count the processes that train together."
     return dist.get_world_size() if _TOGETHER.get() and dist.is_available() and dist.is_initialized() else 1
 
 
 def sum_over_ranks(
     tensor: Tensor,  # of one shape on all ranks
 ) -> Tensor:  # a new one, alike on all ranks
-    "The sum over all ranks."
+    "Add up a tensor over all ranks."
     if world() == 1:
         return tensor
     tensor = tensor.clone()
@@ -44,7 +44,7 @@ def sum_over_ranks(
 def mean_over_ranks(
     tensors: Sequence[Tensor],  # of the same shapes on all ranks, written in place
 ) -> None:
-    "The mean over all ranks of every tensor, sent in few large pieces."
+    "Average every tensor over all ranks. They are sent in few large pieces."
     if world() == 1:
         return
     for bucket in _buckets(tensors):
@@ -58,7 +58,7 @@ def mean_over_ranks(
 def from_first_rank(
     tensor: Tensor,  # of one shape on all ranks
 ) -> Tensor:  # alike on all ranks
-    "What the first rank has: of numbers that are drawn at random."
+    "Take what the first rank has, as of numbers that are drawn at random."
     if world() == 1:
         return tensor
     tensor = tensor.contiguous().clone()
@@ -67,7 +67,7 @@ def from_first_rank(
 
 
 def _buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
-    "Tensors of one type in lists of some million numbers."
+    "Group tensors of one type in lists of some million numbers."
     found: list[list[Tensor]] = []
     for dtype in dict.fromkeys(t.dtype for t in tensors):
         size = _BUCKET

@@ -54,7 +54,7 @@ class ConflictRecord:
         step: int,  # which training batch
         weights: dict[str, float],  # head → weight; a head may be missing
     ) -> None:
-        "Those of one step."
+        "Add the weights of one step."
         self.weight_steps.append(step)
         self._weights.append(np.array([weights.get(name, np.nan) for name in self.heads]))
 
@@ -64,7 +64,7 @@ class ConflictRecord:
         products: np.ndarray,  # (K, K) of the gradients
         shares: np.ndarray,  # (K,)
     ) -> None:
-        "What was seen in one batch."
+        "Add what was seen in one batch."
         self.steps.append(step)
         self._products.append(products)
         self._shares.append(shares)
@@ -74,7 +74,8 @@ def step_shares(
     products: np.ndarray,  # (K, K) of the gradients, NaN for heads that have none
     weights: np.ndarray | float = 1.0,  # (K,) with which they go into the step
 ) -> np.ndarray:  # (K,) NaN for those heads, and where there is no step
-    "How far each head has its way: its weighted gradient along the step, which is their sum, as a share of the step."
+    """Say how far each head has its way: its weighted gradient along the step, which is their sum, as a share of the
+    step."""
     there = ~np.isnan(np.diagonal(products))
     factors = np.where(there, weights, 0.0)
     along = factors * (np.nan_to_num(products) @ factors)

@@ -1,7 +1,7 @@
 """Records whether the heads pull what they share in the same direction, and how far each has its way."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from fastai_heads.errors import HeadsError
 from fastai_heads.training.across import mean_over_ranks, sum_over_ranks
 from fastai_heads.training.conflict import ConflictRecord, step_shares
 from fastai_heads.training.disjoint_optimizer import DisjointOptimizer
-from fastai_heads.training.gradients import Row, gramian, joined, loss_gradients
+from fastai_heads.training.gradients import Row, add_rows, gramian, loss_gradients
 from fastai_heads.training.mixing import label_counts
 from fastai_heads.training.strategies.base import shared_losses
 from fastai_heads.training.strategies.rows import is_compiled, loss_scale, trainable
@@ -42,7 +42,7 @@ class ConflictRecorder(Callback):
         self.every, self._starts = every, False
 
     def before_fit(self) -> None:
-        "A new record, once there is a batch to train on; none while the learning rate is sought."
+        "Ask for a new record, once there is a batch to train on. While a learning rate is sought nothing is recorded."
         self.run, self._starts = not hasattr(self.learn, "lr_finder"), True
         if self.run and is_compiled(self.model):
             raise HeadsError(
@@ -51,26 +51,26 @@ class ConflictRecorder(Callback):
             )
 
     def before_batch(self) -> None:
-        "A fit starts with nothing seen."
+        "Start a record at the first batch of a fit."
         if self._starts:
             self._starts, self._seen, self._shared, self._moves = False, {}, [], {}
             self.learn.conflict = ConflictRecord(self.learn.heads.names)
 
     def before_backward(self) -> None:
-        "The losses are there, and the way back through the network."
+        "Look at the gradients: the losses are there, and so is the way back through the network."
         if self.train_iter % self.every:
             return
-        with _kept_buffers(get_model(self.model)):
+        with _keep_buffers(get_model(self.model)):
             names, rows, self._shared = _shared_rows(self.learn)
         products = gramian(rows) / loss_scale(self.learn) ** 2
         if not self._shared or not names or not products.isfinite().all():  # an overflow in half precision: no step
             return
         self._seen[self.train_iter] = self._of_all(names, products)
         if isinstance(self.opt, DisjointOptimizer):
-            self.opt.around = self._watched
+            self.opt.watch(self._watch_step)
 
     def after_step(self) -> None:
-        "The weights of the step are known now, and with them the shares in the batches that went into it."
+        "Record the batches of the step: its weights are known now, and with them the shares of the heads."
         record, weights = self.learn.conflict, self.learn.strategy.weights
         record.add_weights(self.train_iter, weights)
         given = np.array([weights.get(name, 0.0) for name in record.heads])
@@ -79,26 +79,26 @@ class ConflictRecorder(Callback):
             record.add(batch, products, step_shares(products, given) if moved is None else step_shares(moved))
         self._seen, self._moves = {}, {}
         if isinstance(self.opt, DisjointOptimizer):
-            self.opt.around = nullcontext
+            self.opt.watch()
 
     def _of_all(self, names: Sequence[str], products: Tensor) -> np.ndarray:
-        "The products of some heads' rows at their places among those of all, NaN elsewhere."
+        "Put the products of some heads' rows at their places among those of all, with NaN elsewhere."
         whole = np.full([len(self.learn.heads)] * 2, np.nan)
         places = [self.learn.heads.names.index(name) for name in names]
         whole[np.ix_(places, places)] = products.cpu().numpy()
         return whole
 
     @contextmanager
-    def _watched(self, name: str) -> Iterator[None]:
-        "Notes how far the optimizer of one head moves what is shared."
+    def _watch_step(self, name: str) -> Iterator[None]:
+        "Note how far the optimizer of one head moves what is shared."
         before = [param.detach().clone() for param in self._shared]
         yield
         self._moves[name] = [param.detach() - old for param, old in zip(self._shared, before)]
 
 
 @contextmanager
-def _kept_buffers(model: nn.Module) -> Iterator[None]:
-    "Statistics of batch norms are as before: with gradient checkpointing they would move on the way back."
+def _keep_buffers(model: nn.Module) -> Iterator[None]:
+    "Keep the statistics of batch norms as they are: with gradient checkpointing they would move on the way back."
     before = [buffer.detach().clone() for buffer in model.buffers()]
     yield
     for buffer, old in zip(model.buffers(), before):
@@ -106,7 +106,8 @@ def _kept_buffers(model: nn.Module) -> Iterator[None]:
 
 
 def _shared_rows(learn: Learner) -> tuple[list[str], list[Row], list[nn.Parameter]]:
-    "The heads with a label in this batch, the gradients of their losses, and the shared parameters that these are of."
+    """Give the heads with a label in this batch, the gradients of their losses, and the shared parameters that these
+    are of."""
     losses = dict(zip(learn.heads.names, shared_losses(learn, learn.head_losses)))
     params = trainable(learn.model)
     rows = _whole_rows(losses, loss_scale(learn), params, learn.strategy.cuts)
@@ -131,5 +132,5 @@ def _whole_rows(
         ends = [(tap, grad) for (tap, _), grad in zip(cuts, row[n:]) if grad is not None]
         taps, grads = zip(*ends) if ends else ((), ())
         behind = torch.autograd.grad(taps, params, grads, retain_graph=True, allow_unused=True) if ends else None
-        whole[name] = joined(behind, row[:n])
+        whole[name] = add_rows(behind, row[:n])
     return whole

@@ -67,14 +67,12 @@ class DisjointOptimizer(ShownGroups):
         _check(first)
         self._placeless, self._decoupled = _is_placeless(first), _is_decoupled(first)
         self._fastai = isinstance(first, Optimizer)
-        self.around: Callable[[str], AbstractContextManager] = (
-            nullcontext  # entered with a head's name for its own step
-        )
+        self._around: Callable[[str], AbstractContextManager] = nullcontext
         super().__init__(groups, first.hypers[0], lr)
         self.zero_grad()
 
     def _groups_of(self, name: str, groups: Groups) -> list[tuple[list[nn.Parameter], float, int]]:
-        "What one head's optimizer steps: (parameters, multiplier, shown group)."
+        "List what one head's optimizer steps: (parameters, multiplier, shown group)."
         ours = [
             ([p for p in params if name in self._owner.get(p, {name})], mult, shown)
             for shown, parts in enumerate(groups)
@@ -89,11 +87,18 @@ class DisjointOptimizer(ShownGroups):
         scale: float,  # what the losses were multiplied by, in half precision
         clips: Sequence[tuple[float, float]],  # (largest norm, kind of norm) of each gradient
     ) -> None:
-        "What the next step is made of."
+        "Take what the next step is made of."
         self._taken = list(variables), dict(rows), scale, list(clips)
 
+    def watch(
+        self,
+        around: Callable[[str], AbstractContextManager] = nullcontext,  # of a head's name; by default nothing watches
+    ) -> None:
+        "Enter a context around every step of one head's own optimizer, from now on."
+        self._around = around
+
     def step(self) -> None:
-        "Every loss's own step, from the same place; weight decay once."
+        "Step for every loss from the same place, and decay the weights once."
         if self._taken is None:
             raise HeadsError("the optimizer of `Disjoint` steps within its learner's training.")
         variables, rows, scale, clips = self._taken
@@ -106,7 +111,7 @@ class DisjointOptimizer(ShownGroups):
             _set_grads(variables, row, scale, pulls, own=bool(clips))
             for max_norm, norm_type in clips:
                 nn.utils.clip_grad_norm_(variables, max_norm, norm_type)
-            with self.around(name):
+            with self._around(name):
                 self._opts[name].step()
             if start:
                 _take_back(variables, start, moves)
@@ -114,7 +119,7 @@ class DisjointOptimizer(ShownGroups):
             param.data.add_(move)
 
     def _give(self, name: str) -> None:
-        "This moment's hyperparameters; weight decay is not for the optimizers of the losses."
+        "Give the inner optimizers the hyperparameters of this moment, without weight decay."
         opt = self._opts[name]
         self.give_hypers(opt, self._shown[name], self._mults[name])
         if "wd" in self.hypers[0]:
@@ -135,38 +140,39 @@ class DisjointOptimizer(ShownGroups):
         return pulls
 
     def _own_rate(self, param: nn.Parameter, mult: float) -> float:
-        "What multiplies the scheduled rate of a parameter that one head owns; 1 for those that are shared."
+        """Say what multiplies the scheduled rate of a parameter that one head owns. For parameters that are shared it
+        is 1."""
         owners = self._owner.get(param, set())
         return mult * self._lrs[next(iter(owners))] if len(owners) == 1 else mult
 
     def zero_grad(self) -> None:
-        "No gradient, and no rows."
+        "Drop the gradients and the rows."
         self._taken: tuple | None = None
         for params in self.param_lists:
             for param in params:
                 param.grad = None
 
     def clear_state(self) -> None:
-        "That of every inner optimizer."
+        "Clear the state of every inner optimizer."
         for opt in self._opts.values():
             opt.clear_state()
 
     def state_dict(self) -> dict[str, Any]:
-        "By head, and the shown hyperparameters."
+        "Give the state by head, and the shown hyperparameters."
         return {
             "opts": {name: opt.state_dict() for name, opt in self._opts.items()},
             "hypers": [dict(h) for h in self.hypers],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        "What `state_dict` gave."
+        "Take what `state_dict` gave."
         for name, opt in self._opts.items():
             opt.load_state_dict(state["opts"][name])
         self.hypers = L(dict(h) for h in state["hypers"])
 
 
 def _owners(heads: BoundHeads) -> dict[nn.Parameter, set[str]]:
-    "Parameter of a head's module → the heads that it belongs to."
+    "Find the heads that each parameter of a head's module belongs to."
     owners: dict[nn.Parameter, set[str]] = {}
     for name, head in heads.items():
         for param in head.parameters():
@@ -181,7 +187,7 @@ def _set_grads(
     pulls: Mapping[nn.Parameter, Tensor],  # what decay adds
     own: bool,  # in tensors that may be written to
 ) -> None:
-    "One loss's gradient, without the loss scale and with its decay."
+    "Set one loss's gradient, without the loss scale and with its decay."
     for param, grad in zip(variables, row):
         if grad is not None and (own or scale != 1.0):
             grad = grad / scale
@@ -189,7 +195,7 @@ def _set_grads(
 
 
 def _take_back(variables: Sequence[nn.Parameter], start: Sequence[Tensor], moves: Sequence[Tensor]) -> None:
-    "Notes how far a step went, and goes back to where it began."
+    "Note how far a step went, and go back to where it began."
     for param, at, move in zip(variables, start, moves):
         move.add_(param.detach() - at)
         param.data.copy_(at)
@@ -204,14 +210,14 @@ def _check(opt: _BaseOptimizer) -> None:
 
 
 def _is_placeless(opt: _BaseOptimizer) -> bool:
-    "Whether a step, without weight decay, depends on gradients alone."
+    "Tell whether a step, without weight decay, depends on gradients alone."
     if isinstance(opt, OptimWrapper):
         return type(opt.opt) in _PLACELESS_TORCH
     return all(getattr(cb, "func", cb) in _PLACELESS for cb in opt.cbs)
 
 
 def _is_decoupled(opt: _BaseOptimizer) -> bool:
-    "Whether weight decay is apart from the gradient."
+    "Tell whether weight decay is apart from the gradient."
     if isinstance(opt, OptimWrapper):
         return isinstance(opt.opt, _DECOUPLED_TORCH) or opt.opt.defaults.get("decoupled_weight_decay", False)
     return l2_reg not in opt.cbs

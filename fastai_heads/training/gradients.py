@@ -7,7 +7,7 @@ import torch
 from fastai.torch_core import TensorBase
 from torch import Tensor
 
-__all__ = ["Row", "as_matrix", "combine", "gramian", "joined", "loss_gradients", "split_like"]
+__all__ = ["Row", "add_rows", "as_matrix", "combine", "gramian", "loss_gradients", "split_like"]
 
 Row = list[Tensor | None]
 "One loss's gradient, a tensor for every variable; None where the loss does not reach it."
@@ -24,7 +24,7 @@ def loss_gradients(
     variables: Sequence[Tensor],  # what is differentiated for
     keep: bool = False,  # keep the graph after the last loss, too
 ) -> dict[str, Row]:  # head → its row
-    "One backward pass for each loss through one graph: heads that share a body share its forward pass."
+    "Go back once for each loss through one graph: heads that share a body share its forward pass."
     rows: dict[str, Row] = {}
     for n, (name, loss) in enumerate(losses.items(), 1):
         scale = torch.as_tensor(scales[name], dtype=loss.dtype, device=loss.device)
@@ -39,11 +39,11 @@ def _gradient(loss: Tensor, scale: Tensor, variables: Sequence[Tensor], keep: bo
     return [grad.as_subclass(Tensor) if isinstance(grad, TensorBase) else grad for grad in grads]
 
 
-def joined(
+def add_rows(
     before: Row | None,  # of earlier batches
     row: Row,  # of this one
 ) -> Row:
-    "The sum of two rows of one loss, as gradients of several batches accumulate; neither is written to."
+    "Add two rows of one loss, as gradients of several batches accumulate. Neither row is written to."
     if before is None:
         return row
     return [b if a is None else a if b is None else a + b for a, b in zip(before, row)]
@@ -52,7 +52,7 @@ def joined(
 def gramian(
     rows: Sequence[Row],  # K of them, over the same variables
 ) -> Tensor:  # (K, K) the products of every two rows, in float32 or float64
-    "The rows' products, counted piece by piece: no matrix of all rows is made."
+    "Multiply every two rows, piece by piece: no matrix of all rows is made."
     like = next((grad for row in rows for grad in row if grad is not None), torch.zeros(()))
     total = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=like.device)
     for grads in zip(*rows):
@@ -74,7 +74,7 @@ def _products(flat: Sequence[Tensor]) -> Tensor:
 
 
 def _whole(dtype: torch.dtype) -> torch.dtype:
-    "float64 stays; half precision is counted in float32."
+    "Give float32 for half precision. float64 stays what it is."
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -83,7 +83,7 @@ def combine(
     weights: Iterable[float],  # K
     used_up: bool = False,  # the rows are not needed any more: the sum may take their memory
 ) -> Row:
-    "The weighted sum of rows, in new tensors unless `used_up`; None where no row reaches."
+    "Add rows by weight, in new tensors unless `used_up`. Where no row reaches, the sum is None."
     owners = _memories(rows) if used_up else Counter()
     total: Row = [None] * (len(rows[0]) if rows else 0)
     for row, weight in zip(rows, weights):
@@ -97,12 +97,12 @@ def combine(
 
 
 def _memories(rows: Sequence[Row]) -> Counter:
-    "How many gradients lie in each piece of memory: autograd may give one tensor for several variables."
+    "Count the gradients in each piece of memory: autograd may give one tensor for several variables."
     return Counter(grad.untyped_storage().data_ptr() for row in rows for grad in row if grad is not None)
 
 
 def _is_alone(grad: Tensor, owners: Counter) -> bool:
-    "Whether a gradient has its memory for itself, and all of it; fastai's `zero_grad` cannot have views."
+    "Tell whether a gradient has its memory for itself, and all of it. fastai's `zero_grad` cannot have views."
     storage = grad.untyped_storage()
     return (
         not grad._is_view()
@@ -115,7 +115,7 @@ def as_matrix(
     rows: Sequence[Row],  # K of them, over the same variables
     variables: Sequence[Tensor],  # the variables, for the shapes where a row does not reach
 ) -> Tensor:  # (K, n) in float32 or float64
-    "Rows side by side as one matrix, for what needs every number of it."
+    "Put rows into one matrix, for what needs every number of it."
     flat = [[_numbers(grad, var) for grad, var in zip(row, variables)] for row in rows]
     return torch.stack([torch.cat(parts) for parts in flat])
 
@@ -129,6 +129,6 @@ def split_like(
     vector: Tensor,  # (n,)
     variables: Sequence[Tensor],  # n numbers in all
 ) -> Row:
-    "A vector over all variables as one tensor for each, none of them a view of another's memory."
+    "Split a vector over all variables into one tensor for each. None is a view of another's memory."
     parts = vector.split([v.numel() for v in variables])
     return [part.view_as(v).to(v.dtype, copy=True) for part, v in zip(parts, variables)]

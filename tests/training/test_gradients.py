@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastai_heads.training.gradients import as_matrix, combine, gramian, joined, loss_gradients, split_like
+from fastai_heads.training.gradients import add_rows, as_matrix, combine, gramian, loss_gradients, split_like
 
 SHAPES = [(3, 4), (200_000,), (), (2, 1, 5)]
 
@@ -78,9 +78,9 @@ def test_a_sum_may_take_the_memory_of_rows_that_are_used_up():
 
 def test_rows_of_batches_add_up():
     a, b = torch.ones(2), torch.full((2,), 3.0)
-    assert joined(None, [a]) == [a]
-    assert joined([a, None, a, None], [b, b, None, None])[0].tolist() == [4, 4]
-    assert joined([a, None, a, None], [b, b, None, None])[1:] == [b, a, None]
+    assert add_rows(None, [a]) == [a]
+    assert add_rows([a, None, a, None], [b, b, None, None])[0].tolist() == [4, 4]
+    assert add_rows([a, None, a, None], [b, b, None, None])[1:] == [b, a, None]
 
 
 def test_a_row_for_each_loss_through_one_graph():

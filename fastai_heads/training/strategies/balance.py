@@ -14,14 +14,14 @@ from fastai_heads.training.bound import BoundHeads
 from fastai_heads.training.gradients import Row, as_matrix, combine, gramian, split_like
 from fastai_heads.training.strategies.bridge import (
     Aggregator,
-    aggregated,
+    aggregate,
     check_rows,
     for_some,
     is_one_of,
-    made,
-    moved,
+    make,
+    move_to,
     needs_every_head,
-    weights_of,
+    row_weights,
 )
 from fastai_heads.training.strategies.rows import RowsStrategy, add_grad, loss_scale, trainable
 
@@ -63,7 +63,7 @@ class Balance(RowsStrategy):
         self._taps: list[tuple[Tensor, Tensor]] = []  # each as the body gives it, and as the heads read it
 
     def check(self, heads: BoundHeads) -> None:
-        self.aggregator = made(self.aggregator, len(heads))
+        self.aggregator = make(self.aggregator, len(heads))
         check_rows(self.aggregator, len(heads))
         partial = [name for name, head in heads.items() if head.target.partial]
         if partial and needs_every_head(self.aggregator):
@@ -88,7 +88,7 @@ class Balance(RowsStrategy):
     def before_fit(self, learn: Learner) -> None:
         super().before_fit(learn)
         self._some = {}
-        moved(self.aggregator, next(learn.model.parameters()).detach())
+        move_to(self.aggregator, next(learn.model.parameters()).detach())
 
     def predict(self, learn: Learner) -> Any:
         if self.over == "body":
@@ -100,8 +100,8 @@ class Balance(RowsStrategy):
             hook.remove()
 
     def _detach(self, _heads: nn.Module, args: tuple[Mapping[str, Tensor]]) -> tuple[dict[str, Tensor]]:
-        """The heads read tensors without the body's graph, each of which has a gradient of its own, also of nested
-        taps."""
+        """Give the heads copies of the taps that are cut off from the body's graph. Each copy has a gradient of its
+        own, also where one tap lies behind another."""
         taps = {name: tap for name, tap in args[0].items() if tap.requires_grad}
         self._taps = [(tap, tap.detach().requires_grad_()) for tap in taps.values()]
         return ({**args[0], **{name: read for name, (_, read) in zip(taps, self._taps)}},)
@@ -116,7 +116,7 @@ class Balance(RowsStrategy):
         variables = [read for _, read in self._taps] + params
         rows = self.batch_rows(learn, variables)
         mean_over_ranks([grad for row in rows.values() for grad in row[n:] if grad is not None])
-        grads = self._balanced(rows, variables, learn, n)
+        grads = self._balance(rows, variables, learn, n)
         _add(params, grads[n:])
         ends = [(tap, grad) for (tap, _), grad in zip(self._taps, grads[:n]) if grad is not None]
         self._taps = []
@@ -124,26 +124,27 @@ class Balance(RowsStrategy):
             torch.autograd.backward(*zip(*ends))
 
     def before_step(self, learn: Learner) -> None:
-        rows = self.taken()
+        rows = self.take_rows()
         if self.over == "taps":
             mean_over_ranks([p.grad for p in self._variables if p.grad is not None])
         elif rows:
-            _add(self._variables, self._balanced(rows, self._variables, learn))
+            _add(self._variables, self._balance(rows, self._variables, learn))
 
     def shared(self, n_taps: int) -> list[int]:
-        "The variables that more than one loss reaches; taps are all of them or none, as their body is."
+        """List the variables that more than one loss reaches. Taps count together: all of them or none, as the body
+        behind them."""
         reached = [name for name, reach in self._reach.items() if any(i < n_taps for i in reach)]
         taps = range(n_taps) if len(reached) > 1 else ()
         return sorted({*taps, *self.reached_by_several()})
 
-    def _balanced(
+    def _balance(
         self,
         rows: dict[str, Row],
         variables: Sequence[Tensor],
         learn: Learner,
         n_taps: int = 0,  # how many of the variables are taps, of this rank's own images
     ) -> Row:
-        "One gradient for every variable: of what losses share the aggregator's, of the rest the one loss's own."
+        "Make one gradient for every variable: the aggregator's for what losses share, the one loss's own for the rest."
         shared = self.shared(n_taps)
         alone = set(range(len(variables))) - set(shared)
         total = combine(
@@ -159,8 +160,8 @@ class Balance(RowsStrategy):
         return total
 
     def _of_shared(self, rows: dict[str, Row], variables: Sequence[Tensor], learn: Learner, n_local: int) -> Row:
-        """The aggregator's row. Its weights are asked of gradients without the loss scale of half precision; where
-        one is not finite the sum is given, which the scaler sees."""
+        """Ask the aggregator for one row. It sees the gradients without the loss scale of half precision. Where a
+        gradient is not finite the rows are added up instead, so that the scaler sees it."""
         listed, scale = list(rows.values()), loss_scale(learn)
         products = _joint_gramian(listed, n_local) / scale**2
         if not products.isfinite().all() or not products.any():
@@ -168,17 +169,18 @@ class Balance(RowsStrategy):
             return combine(listed, [1.0] * len(rows))
         aggregator = self._aggregator([learn.heads.names.index(name) for name in rows], len(learn.heads))
         with torch.no_grad():
-            weights = weights_of(aggregator, lambda: products, lambda: as_matrix(listed, variables) / scale)
+            weights = row_weights(aggregator, lambda: products, lambda: as_matrix(listed, variables) / scale)
             if weights is None:
                 self._row_weights = dict.fromkeys(rows, float("nan"))
-                row = split_like(aggregated(aggregator, as_matrix(listed, variables) / scale) * scale, variables)
+                row = split_like(aggregate(aggregator, as_matrix(listed, variables) / scale) * scale, variables)
                 return [*row[:n_local], *map(from_first_rank, row[n_local:])]
         numbers = from_first_rank(weights).tolist()
         self._row_weights = dict(zip(rows, numbers))
         return combine(listed, numbers, used_up=True)
 
     def _aggregator(self, places: list[int], n: int) -> Aggregator:
-        "The aggregator, or for a batch in which heads are absent one for the others, with a state of its own."
+        """Give the aggregator. For a batch in which heads are absent, give a copy for the others, with a state of its
+        own."""
         if len(places) == n:
             return self.aggregator
         key = tuple(places)
@@ -198,7 +200,8 @@ class Balance(RowsStrategy):
 
 
 def _joint_gramian(rows: Sequence[Row], n_local: int) -> Tensor:
-    "The products of the rows; those of taps are of other images on every rank, and are added up."
+    """Multiply every two rows, over all ranks. Parts at taps are of other images on every rank: their products are
+    added up."""
     if world() == 1 or not n_local:
         return gramian(rows)
     local = sum_over_ranks(gramian([row[:n_local] for row in rows])) / world() ** 2

@@ -14,17 +14,15 @@ from fastai_heads.training.bound import BoundHeads
 from fastai_heads.training.mixing import combined_loss, label_counts
 from fastai_heads.training.optimizer import HeadsOptimizer
 
-__all__ = ["LeafStrategy", "Strategy", "WeightedSum", "shared_losses", "tell"]
+__all__ = ["LeafStrategy", "Strategy", "WeightedSum", "shared_losses"]
 
 
 class Strategy(ABC):
-    """How the losses of the heads become one step. For every batch the learner asks for `predict`, `objective` and
-    `backward`. What a strategy learns while training is a module that is saved with the heads.
+    """How the losses of the heads become one step: the public base, also of a strategy of one's own.
 
-    A strategy may have, too: `check(heads)` and `check_model(model)`, which refuse before any training what does not
-    fit, and the events `before_fit(learn)`, `before_step(learn)` when the gradients of a step are complete, before
-    mixed precision and clipping look at them, `after_step(learn)`, and `after_train(learn)` when an epoch's training
-    is over."""
+    A subclass says `label`, `weights` and `objective`. For every training batch the learner asks for `predict`,
+    `objective` and `backward`, in this order. The other methods are events: they do nothing unless a subclass says
+    otherwise. What a strategy learns while training is the module that `module` gives. It is saved with the heads."""
 
     @property
     @abstractmethod
@@ -46,14 +44,14 @@ class Strategy(ABC):
         self,
         opt_func: Callable,  # the learner's
     ) -> str:
-        "What its optimizer is called."
+        "Say what its optimizer is called."
         return getattr(opt_func, "__name__", type(opt_func).__name__)
 
     def module(
         self,
         heads: BoundHeads,  # of the learner
     ) -> nn.Module | None:
-        "Numbers that are learned or kept while training: they stand in `model[1].strategy`."
+        "Make the module that holds what is learned or remembered while training. It stands in `model[1].strategy`."
         return None
 
     def make_opt(
@@ -63,8 +61,34 @@ class Strategy(ABC):
         heads: BoundHeads,  # of the learner
         lr: float | slice,  # the learner's default rate
     ) -> _BaseOptimizer:
-        "The optimizer where fastai's own will not do: with learning rates by head, or of a strategy with its own."
+        """Make the optimizer where fastai's own will not do: for learning rates by head, or for a strategy that has
+        its own."""
         return HeadsOptimizer(opt_func, groups, lr)
+
+    def check(
+        self,
+        heads: BoundHeads,  # of the learner
+    ) -> None:
+        "Refuse heads that do not fit, by a `HeadsError`. It is called before a strategy is set, and before a fit."
+
+    def check_model(
+        self,
+        model: nn.Module,  # the learner's
+    ) -> None:
+        "Refuse a network that does not fit, by a `HeadsError`. It is called when `check` is."
+
+    def before_fit(self, learn: Learner) -> None:
+        "Start anew: a fit begins."
+
+    def before_step(self, learn: Learner) -> None:
+        """Finish the gradients of a step. Those of all its batches are there, and neither mixed precision nor clipping
+        has looked at them."""
+
+    def after_step(self, learn: Learner) -> None:
+        "Take note of a step: the optimizer has moved the parameters."
+
+    def after_train(self, learn: Learner) -> None:
+        "Take note of an epoch: its training is over, and its validation comes next."
 
     @property
     def own_opt(self) -> bool:
@@ -72,15 +96,15 @@ class Strategy(ABC):
         return False
 
     def predict(self, learn: Learner) -> Any:
-        "The predictions for a training batch."
+        "Predict a training batch."
         return learn.model(*learn.xb)
 
     @abstractmethod
     def objective(self, learn: Learner) -> Tensor:
-        "What callbacks scale, and `backward` starts from."
+        "Make the scalar that callbacks scale and that `backward` starts from."
 
     def backward(self, learn: Learner) -> None:
-        "From `learn.loss_grad` to gradients."
+        "Go from `learn.loss_grad` to gradients."
         learn.loss_grad.backward()
 
 
@@ -123,7 +147,7 @@ class LeafStrategy(Strategy):
         return {name: slopes[name] for name in self._present}
 
     def objective(self, learn: Learner) -> Tensor:
-        "From the losses that are present in the batch, weighted; alike on all ranks."
+        "Make the objective of the weighted losses that are present in the batch, alike on all ranks."
         losses = dict(zip(learn.heads.names, shared_losses(learn, learn.head_losses)))
         self._losses, self._names, self._present = losses, learn.heads.names, present_heads(learn)
         leaf = torch.stack([loss.detach() for loss in losses.values()])
@@ -134,47 +158,37 @@ class LeafStrategy(Strategy):
             for place, name in enumerate(losses)
             if name in self._present
         }
-        value = self.combined(weighted) if weighted else self.nothing(leaf)
+        value = self.combine(weighted) if weighted else self.nothing(leaf)
         self._present = self._present or learn.heads.names  # zeros that keep the graph
         (self._slopes,) = torch.autograd.grad(value, self._leaf, retain_graph=True)
         return value.clone()  # callbacks divide it in place
 
-    def combined(
+    def combine(
         self,
         losses: dict[str, Tensor],  # head → its loss, weighted, of those present
     ) -> Tensor:  # a scalar
-        "One number of several; a sum unless a strategy says otherwise."
+        "Make one number of several: their sum, unless a subclass says otherwise."
         return torch.stack(list(losses.values())).sum()
 
     def nothing(
         self,
         losses: Tensor,  # (K,) of a batch without a label for any head
     ) -> Tensor:  # a scalar, of which every loss's gradient is zero
-        "A number that depends on the losses of a batch in which nothing is labelled."
+        "Make a number that depends on the losses of a batch in which nothing is labelled."
         return losses.sum()
 
     def coefficients(self, learn: Learner) -> dict[str, Tensor]:
-        "What each loss's gradient is to be multiplied by: weight, loss scale and share of an accumulated batch."
+        "Say what each loss's gradient is multiplied by: weight, loss scale, and share of an accumulated batch."
         (slopes,) = torch.autograd.grad(learn.loss_grad, self._leaf, retain_graph=True)
         return dict(zip(learn.heads.names, slopes))
 
     def __getstate__(self) -> dict[str, Any]:
-        "Without the graph of the last batch."
+        "Leave out the graph of the last batch."
         return {**self.__dict__, "_losses": {}}
 
 
-def tell(
-    strategy: Strategy,
-    event: str,  # the name of a method that a strategy may have
-    *args: Any,  # what it takes
-) -> None:
-    "Calls it where there is one."
-    if hasattr(strategy, event):
-        getattr(strategy, event)(*args)
-
-
 def present_heads(learn: Learner) -> tuple[str, ...]:
-    "The heads with a label in this batch on any rank, and a weight."
+    "List the heads that have a weight, and a label in this batch on any rank."
     weighted = [name for name, head in learn.heads.items() if head.loss_weight > 0]
     if not any(learn.heads[name].target.partial for name in weighted):
         return tuple(weighted)

@@ -37,17 +37,17 @@ __all__ = [
     "GeometricMean",
     "Scalarizer",
     "UPGrad",
-    "aggregated",
+    "aggregate",
     "check_rows",
     "check_values",
     "class_names",
     "for_some",
     "is_one_of",
-    "made",
-    "moved",
+    "make",
+    "move_to",
     "needs_every_head",
-    "scalarized",
-    "weights_of",
+    "row_weights",
+    "scalarize",
 ]
 
 _COUNTS = ("shape", "n_tasks")
@@ -58,22 +58,22 @@ def is_one_of(
     value: object,  # what the user passed
     kind: type,  # `Aggregator` or `Scalarizer`
 ) -> bool:
-    "Whether it is of a kind, or a class of that kind."
+    "Tell whether a value is of a kind, or a class of that kind."
     return isinstance(value, kind) or (isinstance(value, type) and issubclass(value, kind))
 
 
 def class_names() -> list[str]:
-    "What may be written as `strategy=`, for messages."
+    "List what may be written as `strategy=`, for messages."
     kinds = ((torchjd.aggregation, Aggregator), (torchjd.scalarization, Scalarizer))
     found = {name for module, kind in kinds for name in module.__all__ if is_one_of(getattr(module, name), kind)}
     return sorted(found - {"Aggregator", "Scalarizer", "WeightedAggregator", "GramianWeightedAggregator"})
 
 
-def made(
+def make(
     value: Any,  # an `Aggregator` or a `Scalarizer`, or a class of either
     n: int,  # how many heads there are
 ) -> Any:  # an object
-    "A class made into an object for so many heads, as in `strategy=UW`. Raises `HeadsError` where it needs more."
+    "Make an object of a class for so many heads, as in `strategy=UW`. Raises `HeadsError` where the class needs more."
     if not isinstance(value, type):
         return value
     params = signature(value).parameters
@@ -88,12 +88,12 @@ def made(
         raise HeadsError(f"`strategy`: {error}") from error
 
 
-def weights_of(
+def row_weights(
     aggregator: Aggregator,
     gramian: Callable[[], Tensor],  # gives the (K, K) products of the rows
     matrix: Callable[[], Tensor],  # gives the rows, (K, n), for the few that look at more than their products
 ) -> Tensor | None:  # (K,), or None where an aggregator does not weight rows
-    "The weight of every row. The Jacobian itself is made for those alone that need it."
+    "Ask for the weight of every row. The Jacobian itself is made for those aggregators alone that need it."
     if type(aggregator).forward is not WeightedAggregator.forward:
         return None
     if isinstance(aggregator, GramianWeightedAggregator):
@@ -103,7 +103,7 @@ def weights_of(
 
 
 def _of_products(weighting: Weighting) -> bool:
-    "Whether a weighting of a matrix depends on nothing but the products of its rows."
+    "Tell whether a weighting of a matrix depends on nothing but the products of its rows."
     if isinstance(weighting, CRMOGMWeighting):
         return _of_products(weighting.weighting)
     known = (ConstantWeighting, MeanWeighting, SumWeighting, RandomWeighting)
@@ -111,23 +111,23 @@ def _of_products(weighting: Weighting) -> bool:
 
 
 def _root(gramian: Tensor) -> Tensor:
-    "A small matrix whose rows have the same products."
+    "Make a small matrix whose rows have the same products."
     values, vectors = torch.linalg.eigh(gramian)
     return vectors * values.clamp(min=0).sqrt()
 
 
-def aggregated(
+def aggregate(
     aggregator: Aggregator,
     matrix: Tensor,  # (K, n)
 ) -> Tensor:  # (n,)
-    "One row of K."
+    "Make one row of K."
     return aggregator(matrix)
 
 
 def needs_every_head(
     aggregator: Aggregator,
 ) -> bool:
-    "Whether its rows have places of their own, so that none may be missing in a batch."
+    "Tell whether its rows have places of their own, so that none may be missing in a batch."
     return isinstance(aggregator, NashMTL | PCD)
 
 
@@ -139,7 +139,7 @@ def check_rows(
     rows = torch.eye(n, n + 1, dtype=torch.float64) + 0.1
     try:
         tried = copy.deepcopy(aggregator)
-        moved(tried, rows)
+        move_to(tried, rows)
         tried(rows)
     except (ValueError, RuntimeError, IndexError) as error:
         what = type(aggregator).__name__
@@ -153,7 +153,7 @@ def check_values(
     "Run a copy on `n` losses. Raises `HeadsError` with what it says."
     try:
         tried = copy.deepcopy(scalarizer)
-        moved(tried, torch.ones(n))
+        move_to(tried, torch.ones(n))
         tried(torch.ones(n))
     except (ValueError, RuntimeError) as error:
         what = type(scalarizer).__name__
@@ -169,7 +169,7 @@ def for_some(
     places: Sequence[int],  # the rows that are there
     n: int,
 ) -> Aggregator:  # a copy, with a state of its own
-    "An aggregator for some of the heads: what it holds for each head (preferences, weights) is theirs."
+    "Copy an aggregator for some of the heads. What it holds for each head (preferences, weights) is kept for these."
     some = copy.deepcopy(aggregator)
     for module in some.modules():
         if isinstance(module, Stateful):
@@ -178,7 +178,7 @@ def for_some(
     return some
 
 
-def scalarized(
+def scalarize(
     scalarizer: Scalarizer,
     values: Tensor,  # (len(places),) the losses that are there
     places: Sequence[int],  # their places among all
@@ -194,11 +194,11 @@ def scalarized(
     return some(values)
 
 
-def moved(
+def move_to(
     module: nn.Module,  # an aggregator or a scalarizer
     like: Tensor,  # on the device, and of the type, of the losses
 ) -> None:
-    "Brings what it holds to a device; vectors that are neither parameters nor buffers are of the losses' type, too."
+    "Move what it holds to a device. Vectors that are neither parameters nor buffers get the losses' type, too."
     module.to(like.device)
     for part in module.modules():
         for name, value in part.__dict__.items():
@@ -207,7 +207,7 @@ def moved(
 
 
 def _pick(module: nn.Module, places: Sequence[int], n: int) -> None:
-    "Of every vector with a number for each head, those of some."
+    "Keep the places of some heads in every vector that has a number for each head."
     for held in (module.__dict__, module._parameters, module._buffers):
         for name, value in held.items():
             if isinstance(value, Tensor) and value.shape == (n,):

@@ -3,8 +3,6 @@
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
 
-from fastai_heads.training.strategies.base import tell
-
 __all__ = ["StrategyCallback"]
 
 
@@ -16,13 +14,13 @@ class StrategyCallback(Callback):
     order, run_valid = MixedPrecision.order - 2, False
 
     def before_fit(self) -> None:
-        tell(self.learn.strategy, "before_fit", self.learn)
+        self.learn.strategy.before_fit(self.learn)
 
     def before_step(self) -> None:
-        tell(self.learn.strategy, "before_step", self.learn)
+        self.learn.strategy.before_step(self.learn)
 
     def after_step(self) -> None:
-        tell(self.learn.strategy, "after_step", self.learn)
+        self.learn.strategy.after_step(self.learn)
 
     def after_train(self) -> None:
-        tell(self.learn.strategy, "after_train", self.learn)
+        self.learn.strategy.after_train(self.learn)

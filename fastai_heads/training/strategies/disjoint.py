@@ -77,8 +77,8 @@ class Disjoint(RowsStrategy):
             )
 
     def before_step(self, learn: Learner) -> None:
-        "The optimizer is given the rows; callbacks that look at the gradients see their sum."
-        rows = self.taken()
+        "Give the rows to the optimizer. Callbacks that look at the gradients see their sum."
+        rows = self.take_rows()
         if any(not isinstance(cb, _BLIND) for cb in learn.ordered_cbs("before_step")):
             for param, grad in zip(self._variables, combine(list(rows.values()), [1.0] * len(rows))):
                 if grad is not None:

@@ -5,7 +5,7 @@ from typing import Any
 from fastai_heads.errors import HeadsError, did_you_mean
 from fastai_heads.training.strategies.balance import Balance
 from fastai_heads.training.strategies.base import Strategy, WeightedSum
-from fastai_heads.training.strategies.bridge import Aggregator, Scalarizer, class_names, is_one_of, made
+from fastai_heads.training.strategies.bridge import Aggregator, Scalarizer, class_names, is_one_of, make
 from fastai_heads.training.strategies.scalarized import Scalarized
 
 __all__ = ["as_strategy"]
@@ -15,15 +15,16 @@ def as_strategy(
     value: Any,  # None, a strategy, an aggregator, a scalarizer, or a class of one of the last two
     n: int,  # how many heads there are
 ) -> Strategy:
-    "The sum by `loss_weight`, `Balance(aggregator)`, `Scalarized(scalarizer)`, or the strategy that it is already."
+    """Make a strategy: the sum by `loss_weight`, `Balance(aggregator)`, `Scalarized(scalarizer)`, or the strategy that
+    it is already."""
     if value is None:
         return WeightedSum()
     if isinstance(value, Strategy):
         return value
     if is_one_of(value, Scalarizer):
-        return Scalarized(made(value, n))
+        return Scalarized(make(value, n))
     if is_one_of(value, Aggregator):
-        return Balance(made(value, n))
+        return Balance(make(value, n))
     near = did_you_mean(value, class_names(), n=1) if isinstance(value, str) else ""
     found = f"the class {value.__name__}: make it, `{value.__name__}(…)`" if isinstance(value, type) else repr(value)
     raise HeadsError(

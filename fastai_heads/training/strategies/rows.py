@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fastai_heads.errors import HeadsError
 from fastai_heads.training.across import mean_over_ranks
-from fastai_heads.training.gradients import Row, joined, loss_gradients
+from fastai_heads.training.gradients import Row, add_rows, loss_gradients
 from fastai_heads.training.strategies.base import LeafStrategy
 
 __all__ = ["RowsStrategy", "add_grad", "is_compiled", "loss_scale", "trainable"]
@@ -38,24 +38,24 @@ class RowsStrategy(LeafStrategy):
         self._rows, self._variables, self._reach, self._open = {}, [], {}, False
 
     def predict(self, learn: Learner) -> Any:
-        "Under distribution without its own exchange of gradients: the rows are exchanged here."
+        "Predict without distribution's own exchange of gradients: here the rows are exchanged."
         if not hasattr(learn.model, "no_sync"):
             return super().predict(learn)
         with learn.model.no_sync():
             return super().predict(learn)
 
     def backward(self, learn: Learner) -> None:
-        "A row for each loss that is present; what callbacks have added to `loss_grad` is added to the gradients."
+        "Make a row for each loss that is present. What callbacks have added to `loss_grad` is added to the gradients."
         self.open_step(trainable(learn.model))
         for name, row in self.batch_rows(learn, self._variables).items():
-            self._rows[name] = joined(self._rows.get(name), row)
+            self._rows[name] = add_rows(self._rows.get(name), row)
 
     def batch_rows(
         self,
         learn: Learner,
         variables: Sequence[Tensor],  # what the losses are differentiated for
     ) -> dict[str, Row]:
-        "The rows of one batch, and, the first time that a head is met, which variables it reaches."
+        "Make the rows of one batch. The first time that a head is met, note which variables it reaches."
         scales = self.coefficients(learn)
         learn.loss_grad.backward()
         asked = [n for n in self._losses if n in self._present or n not in self._reach]
@@ -66,15 +66,15 @@ class RowsStrategy(LeafStrategy):
         return {name: row for name, row in rows.items() if name in self._present}
 
     def reached_by_several(self) -> list[int]:
-        "The places of the variables that more than one loss reaches."
+        "List the places of the variables that more than one loss reaches."
         counts: dict[int, int] = {}
         for reached in self._reach.values():
             for i in reached:
                 counts[i] = counts.get(i, 0) + 1
         return sorted(i for i, n in counts.items() if n > 1)
 
-    def taken(self) -> dict[str, Row]:
-        "The rows of a step, alike on all ranks; the next step starts with none."
+    def take_rows(self) -> dict[str, Row]:
+        "Take the rows of a step, alike on all ranks. The next step starts with none."
         rows, self._rows, self._open = self._rows, {}, False
         mean_over_ranks([grad for row in rows.values() for grad in row if grad is not None])
         return rows
@@ -83,8 +83,8 @@ class RowsStrategy(LeafStrategy):
         self,
         params: list[nn.Parameter],  # that train
     ) -> None:
-        """The first batch of a step: no gradient, and if other parameters train than before, no loss is known to
-        reach."""
+        """Open a step at its first batch: no parameter has a gradient. If other parameters train than before, nothing
+        is known of what a loss reaches."""
         if self._open:
             return
         self._open = True
@@ -94,21 +94,21 @@ class RowsStrategy(LeafStrategy):
             param.grad = None
 
     def __getstate__(self) -> dict[str, Any]:
-        "Without the gradients of a step that was broken off."
+        "Leave out the gradients of a step that was broken off."
         return {**super().__getstate__(), "_rows": {}}
 
 
 def is_compiled(
     model: nn.Module,
 ) -> bool:
-    "Whether it, or a part of it, was compiled by `torch.compile`."
+    "Tell whether a network, or a part of it, was compiled by `torch.compile`."
     return any(getattr(m, "_compiled_call_impl", None) or hasattr(m, "_orig_mod") for m in model.modules())
 
 
 def trainable(
     model: nn.Module,
 ) -> list[nn.Parameter]:
-    "The parameters that train."
+    "List the parameters that train."
     return [p for p in model.parameters() if p.requires_grad]
 
 
@@ -116,13 +116,13 @@ def add_grad(
     param: nn.Parameter,
     grad: Tensor,  # of its shape; it becomes the parameter's own
 ) -> None:
-    "Adds to a parameter's gradient."
+    "Add to a parameter's gradient."
     param.grad = grad if param.grad is None else param.grad + grad
 
 
 def loss_scale(
     learn: Learner,
 ) -> float:
-    "What half precision has multiplied the losses by."
+    "Say what half precision has multiplied the losses by."
     scaler = getattr(learn, "scaler", None)
     return 1.0 if scaler is None else scaler.get_scale()

@@ -15,7 +15,7 @@ from fastai_heads.training.bound import BoundHeads
 from fastai_heads.training.mixing import batch_losses
 from fastai_heads.training.strategies.base import LeafStrategy, shared_losses
 from fastai_heads.training.strategies.bridge import Scalarizer, check_values
-from fastai_heads.training.strategies.kept import Kept, kept
+from fastai_heads.training.strategies.scalarizer_state import ScalarizerState, state_of
 
 __all__ = ["Scalarized"]
 
@@ -33,46 +33,47 @@ class Scalarized(LeafStrategy):
     ):
         super().__init__()
         self.scalarizer = scalarizer
-        self._kept: Kept | None = None
+        self._state: ScalarizerState | None = None
         self._random: dict[str, Any] = {}
 
     def check(self, heads: BoundHeads) -> None:
         check_values(self.scalarizer, len(heads))
 
     def module(self, heads: BoundHeads) -> nn.Module:
-        self._kept = kept(self.scalarizer, len(heads))
-        return self._kept
+        self._state = state_of(self.scalarizer, len(heads))
+        return self._state
 
     def before_fit(self, learn: Learner) -> None:
-        self._kept.start(next(learn.model.parameters()).detach())
+        self._state.start(next(learn.model.parameters()).detach())
 
     def predict(self, learn: Learner) -> Any:
-        if self._kept.needs_again:
+        if self._state.needs_again:
             self._random = _random_state()
         return super().predict(learn)
 
-    def combined(self, losses: dict[str, Tensor]) -> Tensor:
-        return self._kept.value(torch.stack(list(losses.values())), [self._names.index(name) for name in losses])
+    def combine(self, losses: dict[str, Tensor]) -> Tensor:
+        return self._state.value(torch.stack(list(losses.values())), [self._names.index(name) for name in losses])
 
     def nothing(self, losses: Tensor) -> Tensor:
-        "It depends on what is learned, too: under distribution every parameter waits for a gradient."
-        return losses.sum() + sum(param.sum() * 0 for param in self._kept.parameters())
+        "Make a zero that depends on what is learned, too: under distribution every parameter waits for a gradient."
+        return losses.sum() + sum(param.sum() * 0 for param in self._state.parameters())
 
     def backward(self, learn: Learner) -> None:
-        "One pass: through the scalarizer to what it learns, and through every loss, those of absent heads with 0."
+        """Go back once: through the scalarizer to what it learns, and through every loss. Losses of absent heads count
+        with 0."""
         slopes = self.coefficients(learn)
         losses = {name: loss for name, loss in self._losses.items() if loss.requires_grad}
         starts = [slopes[name].to(loss.dtype) for name, loss in losses.items()]
         torch.autograd.backward([learn.loss_grad, *losses.values()], [None, *starts])
 
     def after_step(self, learn: Learner) -> None:
-        self._kept.after_step(lambda: self._again(learn))
+        self._state.after_step(lambda: self._again(learn))
 
     def after_train(self, learn: Learner) -> None:
-        self._kept.after_train()
+        self._state.after_train()
 
     def _again(self, learn: Learner) -> tuple[Tensor, list[int]]:
-        "The losses of the batch after the step, under the same dropout; no statistic of a batch norm moves."
+        "Take the losses of the batch after the step, under the same dropout. No statistic of a batch norm moves."
         mixed, model = getattr(learn, "mixed_precision", None), get_model(learn.model)
         with torch.no_grad(), _same_random(self._random), _still_norms(model):
             with nullcontext() if mixed is None else mixed.autocast:
@@ -93,14 +94,14 @@ class Scalarized(LeafStrategy):
 
 
 def _random_state() -> dict[str, Any]:
-    "Of torch, on the processor and on every GPU."
+    "Note torch's random state, on the processor and on every GPU."
     gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {"cpu": torch.get_rng_state(), "gpus": gpus}
 
 
 @contextmanager
 def _same_random(state: dict[str, Any]) -> Iterator[None]:
-    "torch draws as it did from that state, and goes on afterwards as if nothing had been drawn."
+    "Let torch draw as it did from that state. Afterwards it goes on as if nothing had been drawn."
     with torch.random.fork_rng(range(len(state["gpus"]))):
         torch.set_rng_state(state["cpu"])
         for gpu, there in enumerate(state["gpus"]):
@@ -110,7 +111,7 @@ def _same_random(state: dict[str, Any]) -> Iterator[None]:
 
 @contextmanager
 def _still_norms(model: nn.Module) -> Iterator[None]:
-    "Batch norms take each batch's own statistics, as in training, and keep none."
+    "Let batch norms take each batch's own statistics, as in training, and keep none."
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
     for norm in norms:
         norm.track_running_stats = False

@@ -16,7 +16,7 @@ from torchjd.scalarization import DWA, FAMO, STCH, UW, GeometricMean
 from fastai_heads.errors import HeadsError
 from fastai_heads.model import Trunk
 from fastai_heads.training.precision import DevicePrecision
-from fastai_heads.training.strategies.bridge import scalarized
+from fastai_heads.training.strategies.bridge import scalarize
 
 from .conftest import apart, losses_of, one_step, weights
 
@@ -319,6 +319,6 @@ def test_what_does_not_fit_is_refused(small, make, said):
 
 def test_of_some_losses_a_scalarizer_holds_no_more(small):
     uw = UW(3)
-    value = scalarized(uw, torch.tensor([1.0, 2.0]), [0, 2], 3)
+    value = scalarize(uw, torch.tensor([1.0, 2.0]), [0, 2], 3)
     (grad,) = torch.autograd.grad(value, uw.log_var)
     assert value.item() == pytest.approx(1.5) and grad.tolist() == [0.0, 0.0, -0.5]

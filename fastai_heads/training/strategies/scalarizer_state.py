@@ -6,15 +6,15 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from fastai_heads.training.strategies.bridge import DWA, FAMO, Scalarizer, moved, scalarized
+from fastai_heads.training.strategies.bridge import DWA, FAMO, Scalarizer, move_to, scalarize
 
-__all__ = ["Kept", "kept"]
+__all__ = ["ScalarizerState", "state_of"]
 
 Again = Callable[[], tuple[Tensor, list[int]]]
 "Gives the losses of the same batch once more, and their places among all."
 
 
-class Kept(nn.Module):
+class ScalarizerState(nn.Module):
     "A scalarizer whose parameters, if any, train as the heads do."
 
     needs_again = False  # whether it asks for the losses after a step
@@ -31,28 +31,28 @@ class Kept(nn.Module):
         self,
         like: Tensor,  # on the device, and of the type, of the losses
     ) -> None:
-        "A fit starts: what is no parameter has to be moved by hand."
-        moved(self.scalarizer, like)
+        "Prepare a fit: what is no parameter has to be moved to the device by hand."
+        move_to(self.scalarizer, like)
 
     def value(
         self,
         values: Tensor,  # (len(places),) losses with a graph
         places: Sequence[int],  # which of all they are
     ) -> Tensor:  # a scalar
-        "One number of the losses that are there."
-        return scalarized(self.scalarizer, values, places, self.n)
+        "Make one number of the losses that are there."
+        return scalarize(self.scalarizer, values, places, self.n)
 
     def after_step(
         self,
         again: Again,
     ) -> None:
-        "The optimizer has stepped."
+        "Take note of a step of the optimizer."
 
     def after_train(self) -> None:
-        "An epoch's training is over."
+        "Take note of the end of an epoch's training."
 
 
-class KeptDWA(Kept):
+class DWAState(ScalarizerState):
     """`DWA` by the average loss of every head over the batches in which it is present. An epoch without it leaves its
     average where it was. The averages of the last two epochs are kept as buffers."""
 
@@ -63,7 +63,7 @@ class KeptDWA(Kept):
         self.register_buffer("epochs", torch.zeros((), dtype=torch.int64))
 
     def start(self, like: Tensor) -> None:
-        "What an epoch that was broken off has counted is forgotten."
+        "Forget what an epoch that was broken off has counted."
         self.sums.zero_()
         self.counts.zero_()
 
@@ -74,7 +74,7 @@ class KeptDWA(Kept):
         return self._with_history(at, values.dtype)(values)
 
     def _with_history(self, at: Tensor, dtype: torch.dtype) -> DWA:
-        "A `DWA` that has seen the last two epochs of some losses."
+        "Make a `DWA` that has seen the last two epochs of some losses."
         dwa = DWA(self.scalarizer.temperature)
         if self.epochs >= 2:
             for averages in (self.older, self.newer):
@@ -92,7 +92,7 @@ class KeptDWA(Kept):
         self.counts.zero_()
 
 
-class KeptFAMO(Kept):
+class FAMOState(ScalarizerState):
     """`FAMO`, whose logits have an optimizer of their own: they are kept as buffers, out of the learner's optimizer,
     with that optimizer's state. A head that is absent from a batch keeps its logit."""
 
@@ -118,7 +118,7 @@ class KeptFAMO(Kept):
 
     def value(self, values: Tensor, places: Sequence[int]) -> Tensor:
         self._seen = values.detach(), list(places)
-        return scalarized(self._famo[0], values, places, self.n)
+        return scalarize(self._famo[0], values, places, self.n)
 
     def after_step(self, again: Again) -> None:
         if self._seen is None:
@@ -135,13 +135,13 @@ class KeptFAMO(Kept):
         self._read()
 
     def _whole(self, values: Tensor, places: list[int]) -> Tensor:
-        "All losses, those of absent heads one above their bound: they do not change by the step."
+        "List all losses. Those of absent heads are one above their bound, so that the step does not change them."
         whole = self._famo[0].min_losses.to(values) + 1
         whole[places] = values
         return whole
 
     def _read(self) -> None:
-        "Logits and their optimizer's state, from where TorchJD has them."
+        "Read logits and their optimizer's state from where TorchJD has them."
         famo = self._famo[0]
         self.logits.copy_(famo._w.detach())
         state = famo._optimizer.state[famo._w] if famo._optimizer is not None else {}
@@ -151,12 +151,12 @@ class KeptFAMO(Kept):
             self.steps.copy_(state["step"])
 
 
-_KINDS: dict[type, type[Kept]] = {DWA: KeptDWA, FAMO: KeptFAMO}
+_KINDS: dict[type, type[ScalarizerState]] = {DWA: DWAState, FAMO: FAMOState}
 
 
-def kept(
+def state_of(
     scalarizer: Scalarizer,
     n: int,  # losses in all
-) -> Kept:
-    "The module that keeps it."
-    return next((made for kind, made in _KINDS.items() if isinstance(scalarizer, kind)), Kept)(scalarizer, n)
+) -> ScalarizerState:
+    "Make the module that holds what a scalarizer learns or remembers."
+    return next((made for kind, made in _KINDS.items() if isinstance(scalarizer, kind)), ScalarizerState)(scalarizer, n)
