@@ -8,7 +8,8 @@ from collections.abc import Callable
 import timm
 import torch
 
-from fastai_heads.body import cut_body, cut_points
+from fastai_heads.archs.points import cut_points
+from fastai_heads.bodies.image import cut_body
 
 ARCHS = ("resnet50", "convnext_base", "vit_base_patch16_224", "swin_base_patch4_window7_224")
 REPEATS = 3

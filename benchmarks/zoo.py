@@ -20,7 +20,7 @@ from benchmarks.sweep.names import every_name, family_name, in_turn, zoo_of
 from benchmarks.sweep.page import Place, page
 from benchmarks.sweep.training import training_step
 from fastai_heads.archs.checks import CHECKS, FAULT, NOT_RUN, OK, Report, check_arch
-from fastai_heads.body import Body
+from fastai_heads.bodies.image import ImageBody
 
 ALL = {**CHECKS, "training": training_step}
 "Every check by name, in the order in which they run."
@@ -47,7 +47,7 @@ def one(
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     try:
-        report = check_arch(name, Body, {c: ALL[c] for c in checks}, tell=lambda r: pipe.send(as_row(r)))
+        report = check_arch(name, ImageBody, {c: ALL[c] for c in checks}, tell=lambda r: pipe.send(as_row(r)))
         pipe.send(as_row(report))
     except Exception as e:  # what kind it is, is what is recorded
         text = f"{type(e).__name__}: {str(e).strip()[:200]}"
@@ -94,7 +94,9 @@ def sweep(
     "Runs what the CSV does not have yet."
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = not path.exists()
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["benchmarks.sweep.training", "fastai_heads.body"])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(
+        ["benchmarks.sweep.training", "fastai_heads.bodies.image"]
+    )
     with path.open("a", newline="") as f, ThreadPoolExecutor(jobs) as pool:
         writer = csv.DictWriter(f, FIELDS, lineterminator="\n")
         if fresh:

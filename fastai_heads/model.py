@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastai_heads.archs.records import Level
-from fastai_heads.body import Body
+from fastai_heads.bodies.contract import Body
 from fastai_heads.errors import HeadsError, unknown
 from fastai_heads.heads.levels import LevelFrom, PyramidLevel
 from fastai_heads.heads.pooled import PooledHead

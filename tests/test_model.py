@@ -11,7 +11,7 @@ from fastai.vision.learner import add_head
 from torch import nn
 from torchvision.ops import FeaturePyramidNetwork
 
-from fastai_heads.body import cut_body
+from fastai_heads.bodies.image import cut_body
 from fastai_heads.errors import HeadsError
 from fastai_heads.heads.classification import ClassificationHead
 from fastai_heads.heads.custom import CustomHead

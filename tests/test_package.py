@@ -24,13 +24,13 @@ LAYERS = {
     "head_tuple": {"errors", "names"},
     "archs": {*LEAVES},
     "data": {*LEAVES},
-    "body": {*LEAVES, "archs"},
+    "bodies": {*LEAVES, "archs"},
     "heads": {*LEAVES, "archs", "data"},
-    "model": {*LEAVES, "archs", "data", "body", "heads"},
-    "training": {*LEAVES, "archs", "data", "body", "heads", "model"},
-    "view": {*LEAVES, "archs", "data", "body", "heads", "model", "training"},
-    "learner": {*LEAVES, "archs", "data", "body", "heads", "model", "training", "view"},
-    "compare": {*LEAVES, "archs", "data", "body", "heads", "model", "training", "view", "learner"},
+    "model": {*LEAVES, "archs", "data", "bodies", "heads"},
+    "training": {*LEAVES, "archs", "data", "bodies", "heads", "model"},
+    "view": {*LEAVES, "archs", "data", "bodies", "heads", "model", "training"},
+    "learner": {*LEAVES, "archs", "data", "bodies", "heads", "model", "training", "view"},
+    "compare": {*LEAVES, "archs", "data", "bodies", "heads", "model", "training", "view", "learner"},
 }
 ANYTHING = {"__init__", "__main__", "demo"}  # the doors: may import every layer, no layer imports them
 
@@ -45,7 +45,7 @@ class Import(NamedTuple):
 
 
 def module_name(path: Path) -> str:
-    "`fastai_heads.heads` of fastai_heads/heads/__init__.py, `fastai_heads.body` of fastai_heads/body.py."
+    "`fastai_heads.heads` of fastai_heads/heads/__init__.py, `fastai_heads.model` of fastai_heads/model.py."
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 

@@ -70,7 +70,7 @@ class Case:
 
     network: Network
     measured: Measured
-    make: Callable[[Network, list[str], Measured], nn.Module]  # `Body`
+    make: Callable[[Network, list[str], Measured], nn.Module]  # `ImageBody`
     x: Tensor
 
     @property
@@ -224,7 +224,7 @@ CHECKS: dict[str, Callable[[Case], str]] = {
 
 def check_arch(
     name: str,  # of any zoo
-    make: Callable[[Network, list[str], Measured], nn.Module],  # `Body`
+    make: Callable[[Network, list[str], Measured], nn.Module],  # `ImageBody`
     checks: Mapping[str, Callable[[Case], str]] = CHECKS,  # which to run: a fault, or '' if the claim holds
     batch: int = 2,  # images
     tell: Callable[[Report], object] = lambda report: None,  # is called with the report after each check

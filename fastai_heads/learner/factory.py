@@ -6,12 +6,12 @@ from inspect import signature
 from typing import Any
 
 from fastai.data.core import DataLoaders
-from fastai.data.transforms import Normalize
 from fastai.learner import Learner
 from torch import Tensor, nn
 
 from fastai_heads.archs.records import Level
-from fastai_heads.body import Body, cut_body
+from fastai_heads.bodies.contract import Body
+from fastai_heads.bodies.image import cut_body
 from fastai_heads.data.bbox_blocks import joined_boxes
 from fastai_heads.data.in_image import check_boxes_in_images
 from fastai_heads.data.partial import check_complete
@@ -86,7 +86,7 @@ def multihead_learner(
     learn = MultiHeadLearner(dls, model, specs, targets, strategy, **learner_kwargs)
     check_dense(learn.heads, model, dls)
     if normalize:
-        _add_normalize(dls, body)
+        _add_transforms(dls, body)
     if body.weights:
         learn.freeze()
     return learn
@@ -153,17 +153,14 @@ def _body(
 
 
 def _check_inputs(dls: DataLoaders, body: Body) -> tuple[Tensor, ...]:
-    "One item's inputs, which the body can take; else a `HeadsError`."
+    "Give one item's inputs, which the body can take; else a `HeadsError`."
     inputs = sample_inputs(dls)
-    if len(inputs) != 1:
-        raise HeadsError(
-            f"`dls` has {len(inputs)} inputs (`n_inp`), and a body takes one image: pass `n_inp=1` to the DataBlock."
-        )
-    body.check_input(tuple(inputs[0].shape))
+    body.check_inputs(inputs)
     return tuple(x.cpu() for x in inputs)
 
 
-def _add_normalize(dls: DataLoaders, body: Body) -> None:
-    "Normalise as the weights in use were trained, unless the data does already."
-    if body.mean is not None and not any(isinstance(f, Normalize) for f in dls.after_batch.fs):
-        dls.add_tfms([Normalize.from_stats(body.mean, body.std)], "after_batch")
+def _add_transforms(dls: DataLoaders, body: Body) -> None:
+    "Treat batches as those were that the weights in use saw, unless the data does so already."
+    for transform in body.transforms():
+        if not any(isinstance(f, type(transform)) for f in dls.after_batch.fs):
+            dls.add_tfms([transform], "after_batch")

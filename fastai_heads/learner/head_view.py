@@ -9,7 +9,7 @@ from fastai.learner import Learner
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from fastai_heads.body import Body
+from fastai_heads.bodies.contract import Body
 from fastai_heads.data.decode import of_targets
 from fastai_heads.head_tuple import HeadTuple
 from fastai_heads.model import Heads, run_trunk

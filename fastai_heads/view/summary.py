@@ -8,7 +8,7 @@ from fastai.learner import Learner
 from torch import Tensor, nn
 
 from fastai_heads.archs.records import Removed
-from fastai_heads.body import Body
+from fastai_heads.bodies.contract import Body
 from fastai_heads.heads.levels import LevelFrom, PyramidLevel
 from fastai_heads.model import Heads
 from fastai_heads.training.bound import BoundHead

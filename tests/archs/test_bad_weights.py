@@ -9,7 +9,7 @@ from torchvision.models import ResNet18_Weights
 
 from fastai_heads.archs import fastai_zoo
 from fastai_heads.archs.channels import adapted_weight
-from fastai_heads.body import cut_body
+from fastai_heads.bodies.image import cut_body
 from fastai_heads.errors import HeadsError
 
 
@@ -67,7 +67,7 @@ def test_an_arch_of_a_fixed_size_takes_another(arch):
     assert body.input_size == 96
     assert body(torch.randn(2, 3, 96, 96))["features"].shape[1] == body.channels["features"]
     with pytest.raises(HeadsError, match=f"{arch} takes 96×96 pixels only, found 224×224"):
-        body.check_input((3, 224, 224))
+        body.check_inputs((torch.empty(3, 224, 224),))
 
 
 def test_positions_of_a_checkpoint_are_interpolated(tmp_path):

@@ -8,11 +8,12 @@ from torchvision import models
 
 from benchmarks.sweep.training import training_step
 from fastai_heads.archs.checks import CHECKS, check_arch
+from fastai_heads.archs.points import cut_points
 from fastai_heads.archs.registry import _FAMILIES
 from fastai_heads.archs.segmentation_rows import SEGMENTATION
 from fastai_heads.archs.smallest import SMALLEST, SMALLEST_TORCHVISION
 from fastai_heads.archs.torchvision_rows import TORCHVISION
-from fastai_heads.body import Body, cut_points
+from fastai_heads.bodies.image import ImageBody
 
 # torch, of LeViT's and EfficientFormer's caches of their attention's biases: the exported program computes them
 pytestmark = pytest.mark.filterwarnings("ignore:The tensor attributes? .* assigned during export:UserWarning")
@@ -31,14 +32,14 @@ def one_thread():
 
 @pytest.mark.parametrize("name", EVERY)
 def test_every_claim_holds_in_a_small_configuration(name):
-    report = check_arch(name, Body, ALL, shrink=True)
+    report = check_arch(name, ImageBody, ALL, shrink=True)
     assert report.ok, report.faults
 
 
 @pytest.mark.zoo
 @pytest.mark.parametrize("name", EVERY)
 def test_every_claim_holds(name):
-    report = check_arch(name, Body, ALL)
+    report = check_arch(name, ImageBody, ALL)
     assert report.ok, report.faults
 
 

@@ -4,7 +4,7 @@ import pytest
 from timm.models._manipulate import group_with_matcher
 
 from benchmarks.sweep.training import random_dls
-from fastai_heads.body import cut_body
+from fastai_heads.bodies.image import cut_body
 from fastai_heads.heads import ClassificationHead, RegressionHead
 from fastai_heads.learner import multihead_learner
 

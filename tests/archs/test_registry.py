@@ -6,8 +6,9 @@ from torch import nn
 
 from fastai_heads.archs import Family, list_archs, register_arch, step
 from fastai_heads.archs import registry as rows
+from fastai_heads.archs.points import cut_points
 from fastai_heads.archs.steps import flatten
-from fastai_heads.body import cut_body, cut_points
+from fastai_heads.bodies.image import cut_body
 from fastai_heads.errors import HeadsError
 
 

@@ -5,7 +5,8 @@ import torch
 from torchvision import models
 from torchvision.models import get_model_builder, list_models, segmentation
 
-from fastai_heads.body import cut_body, cut_points
+from fastai_heads.archs.points import cut_points
+from fastai_heads.bodies.image import cut_body
 from fastai_heads.errors import HeadsError
 
 

@@ -10,7 +10,9 @@ from fastai.vision.models.xresnet import xresnet18
 from torchvision import models
 from torchvision.models import ResNet18_Weights, ResNet34_Weights
 
-from fastai_heads.body import cut_body, cut_points, list_archs
+from fastai_heads.archs.points import cut_points
+from fastai_heads.archs.registry import list_archs
+from fastai_heads.bodies.image import cut_body
 from fastai_heads.errors import HeadsError
 
 

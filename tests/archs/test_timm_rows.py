@@ -8,7 +8,7 @@ from fastai_heads.archs.fastai_zoo import BROKEN, FASTAI
 from fastai_heads.archs.segmentation_rows import SEGMENTATION
 from fastai_heads.archs.timm_rows import ENCODERS, NOT_EXPORTED, RESIZED, SIDEWAYS, TIMM_ROWS
 from fastai_heads.archs.torchvision_rows import TORCHVISION
-from fastai_heads.body import cut_body
+from fastai_heads.bodies.image import cut_body
 from fastai_heads.errors import HeadsError
 
 

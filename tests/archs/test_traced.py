@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torchvision import models
 
-from fastai_heads.body import cut_body
+from fastai_heads.bodies.image import cut_body
 from fastai_heads.errors import HeadsError
 
 

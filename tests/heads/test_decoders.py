@@ -8,7 +8,7 @@ from fastai.vision.learner import create_body
 from fastai.vision.models.unet import DynamicUnet
 from torchvision.models import resnet18
 
-from fastai_heads.body import cut_body
+from fastai_heads.bodies.image import cut_body
 from fastai_heads.errors import HeadsError
 from fastai_heads.heads.decoders import DECODERS, DptDecoder, DynamicDecoder, SmpDecoder
 from fastai_heads.heads.segmentation import MaskModule

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fastai_heads.archs.records import Level
-from fastai_heads.body import cut_body
+from fastai_heads.bodies.image import cut_body
 from fastai_heads.data.digits import digits_dls
 from fastai_heads.errors import HeadsError
 from fastai_heads.heads.levels import PYRAMID_CHANNELS, LevelFrom, PyramidLevel

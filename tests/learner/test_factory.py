@@ -9,7 +9,7 @@ from torch import nn
 from torchvision import models
 from torchvision.models import ResNet18_Weights
 
-from fastai_heads.body import cut_body
+from fastai_heads.bodies.image import cut_body
 from fastai_heads.data.digits import digits_dls
 from fastai_heads.errors import HeadsError
 from fastai_heads.heads import ClassificationHead, RegressionHead

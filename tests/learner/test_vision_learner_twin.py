@@ -12,7 +12,7 @@ from fastai.vision.models.xresnet import xresnet18
 from torch import nn
 from torchvision import models
 
-from fastai_heads.body import cut_body
+from fastai_heads.bodies.image import cut_body
 from fastai_heads.data.digits import digits_dls
 from fastai_heads.heads import ClassificationHead
 from fastai_heads.learner import multihead_learner

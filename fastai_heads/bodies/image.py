@@ -1,23 +1,25 @@
-"""The arch, tapped: a module that gives a tensor for every place that a head reads."""
+"""The body of an image: an arch, cut and tapped, that gives a tensor for every place that a head reads."""
 
 import math
 from collections.abc import Callable, Iterable
 from enum import Enum
 from typing import Any
 
+from fastai.data.transforms import Normalize
+from fasttransform import Transform
 from torch import Tensor, nn
 
-from fastai_heads.archs.points import Parts, all_taps, cut_points, parts_of, sort_out
+from fastai_heads.archs.points import Parts, all_taps, parts_of, sort_out
 from fastai_heads.archs.probe import on_meta
 from fastai_heads.archs.records import FEATURES, INPUT, PRE_LOGITS, Level, Measured, Network, Removed, TapPoint
-from fastai_heads.archs.registry import list_archs, register_arch
 from fastai_heads.archs.source import Request, find_network
-from fastai_heads.errors import HeadsError, did_you_mean
+from fastai_heads.bodies.contract import Body, tap_key
+from fastai_heads.errors import HeadsError
 
-__all__ = ["Body", "cut_body", "cut_points", "list_archs", "register_arch"]
+__all__ = ["ImageBody", "cut_body"]
 
 
-class Body(nn.Module):
+class ImageBody(Body):
     "A network up to the furthest tap in use. Its parameters keep the arch's own names under `net.`."
 
     def __init__(
@@ -34,40 +36,23 @@ class Body(nn.Module):
         self.cut, self.net = network.cut, network.net
         self.points: tuple[TapPoint, ...] = all_taps(network, measured)
         self.unlisted: tuple[TapPoint, ...] = measured.by_hand
-        self.taps = self._names(taps)
-        if not self.taps:
-            raise HeadsError(f"`taps` is empty. Taps of {self.arch}: {', '.join(p.name for p in self.points)}.")
+        self.use_taps(taps)
         before = parts_of(network.net)
         self.cut.prune(self.net, self.taps, measured, network.shape)
         parts: Parts = sort_out(before, self.net, measured)
         self.removed: tuple[Removed, ...] = parts.removed
         self.left_out: tuple[Removed, ...] = parts.left_out
-        self.tap_modules = nn.ModuleDict({tap_key(t): nn.Identity() for t in self.taps})
         self._fits: dict[tuple[int, ...], str] = {}
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         "The tensor at every tap, in the order of `taps`."
         found = self.cut.run(self.net, x, self.taps)
         found[INPUT] = x
-        return {t: self.tap_modules[tap_key(t)](found[t]) for t in self.taps}
+        return self.through_taps(found)
 
-    @property
-    def channels(self) -> dict[str, int]:
-        "Width of the tensor at every tap in use."
-        return {t: self._point(t).channels for t in self.taps}
-
-    @property
-    def strides(self) -> dict[str, int | None]:
-        "Input side / map side at every tap in use, None for a vector."
-        return {t: self._point(t).stride for t in self.taps}
-
-    def _point(self, name: str) -> TapPoint:
-        return next(p for p in (*self.points, *self.unlisted) if p.name == name)
-
-    def _names(self, taps: Iterable[str | int | Level]) -> tuple[str, ...]:
-        "The canonical names, each once; an optional level that the arch does not have is left out."
-        found = (self.level_source(t) if isinstance(t, Level) else self.tap_name(t) for t in taps)
-        return tuple(dict.fromkeys(name for name in found if name is not None))
+    def transforms(self) -> list[Transform]:
+        "List `Normalize` with the mean and deviation that the weights in use were trained with."
+        return [] if self.mean is None else [Normalize.from_stats(self.mean, self.std)]
 
     @property
     def one_stride(self) -> bool:
@@ -100,9 +85,7 @@ class Body(nn.Module):
         tap: str | int,  # a tap's name, or a stride
     ) -> str:
         "The canonical name: of a stride, the deepest inner tap that has it."
-        names = [p.name for p in self.points]
-        if isinstance(tap, str) and tap in (*names, *(p.name for p in self.unlisted)):
-            return tap
+        known = {p.name for p in (*self.points, *self.unlisted)}
         inner = [p for p in self.points if p.name not in _NOT_INNER]
         if isinstance(tap, int) and not isinstance(tap, bool):
             at = [p.name for p in inner if p.stride == tap]
@@ -110,14 +93,11 @@ class Body(nn.Module):
                 return at[-1]
             strides = ", ".join(str(s) for s in sorted({p.stride for p in inner}))
             raise HeadsError(f"`tap={tap}`: {self.arch} has no tap at that stride. Its strides: {strides}.")
-        if tap == PRE_LOGITS:
+        if tap == PRE_LOGITS and tap not in known:
             raise HeadsError(f"`tap={tap!r}`: {self.arch} has none: {self.cut.no_vector}.")
-        if tap == FEATURES:
+        if tap == FEATURES and tap not in known:
             raise HeadsError(f"`tap={tap!r}`: {self.cut.no_features}.")
-        raise HeadsError(
-            f"`tap={tap!r}`, which {self.arch} does not have.{did_you_mean(tap, names)} "
-            f"Taps of {self.arch}: {', '.join(names)}."
-        )
+        return super().tap_name(tap)
 
     @property
     def min_size(self) -> int:
@@ -127,12 +107,17 @@ class Body(nn.Module):
         sides = (1, 2, 4, 8, 16, 32, 64, 128, 256)
         return next((s for s in sides if not self._misfit((2, self.n_in, s, s))), self._shape[-1])
 
-    def check_input(
+    def check_inputs(
         self,
-        shape: tuple[int, ...],  # of the image, or of a batch of them
+        inputs: tuple[Tensor, ...],  # one batch of images, or one image
     ) -> None:
-        "Raises a `HeadsError` that names channels or size if the body cannot take such images."
-        n_in, height, width = tuple(shape)[-3:]
+        "Refuse images whose channels or size the body cannot take."
+        if len(inputs) != 1:
+            raise HeadsError(
+                f"`dls` has {len(inputs)} inputs (`n_inp`), and this body takes one image: "
+                "pass `n_inp=1` to the DataBlock."
+            )
+        n_in, height, width = tuple(inputs[0].shape)[-3:]
         if n_in != self.n_in:
             raise HeadsError(
                 f"`n_in`: the body of {self.arch} takes images of {self.n_in} channels, found {n_in}; "
@@ -175,7 +160,7 @@ class Body(nn.Module):
             )
         except (RuntimeError, AssertionError, ValueError, IndexError, KeyError, AttributeError):
             found = []
-        if name != INPUT and found != [self._point(name).channels]:
+        if name != INPUT and found != [self.point(name).channels]:
             raise HeadsError(
                 f"`tap={tap!r}`: this body of {self.arch} ends before it, at {', '.join(self.taps)}. "
                 "Read one of those, or make the learner again with all its heads."
@@ -194,11 +179,6 @@ class Body(nn.Module):
 _NOT_INNER = frozenset({"input", "features", "pre_logits"})
 
 
-def tap_key(tap: str) -> str:
-    "A tap's name as a module's: no dots, and a prefix, as `nn.ModuleDict` refuses some names."
-    return f"tap_{tap.replace('.', '_')}"
-
-
 def cut_body(
     arch: str | Callable[..., nn.Module] | nn.Module,  # a name, a function, a network, or a body
     taps: Iterable[str | int | Level] | str | int = ("features",),  # names, or strides
@@ -208,16 +188,16 @@ def cut_body(
     n_in: int = 3,  # channels of the image
     grad_checkpointing: bool = False,  # compute activations again in the backward pass, to save memory
     **arch_kwargs: Any,  # for the arch
-) -> Body:
+) -> ImageBody:
     "The arch without what the taps do not need."
     taps = (taps,) if isinstance(taps, str | int) or not isinstance(taps, Iterable) else tuple(taps)
-    if isinstance(arch, Body):
+    if isinstance(arch, ImageBody):
         return _recut(arch, taps)
     network = find_network(Request(arch, pretrained, weights, n_in, arch_kwargs))
     measured = _measured(network, arch_kwargs)
     if grad_checkpointing:
         network.cut = network.cut.checkpointed(network.net)
-    return Body(network, taps, measured)
+    return ImageBody(network, taps, measured)
 
 
 def _measured(network: Network, arch_kwargs: dict[str, Any]) -> Measured:
@@ -233,8 +213,8 @@ def _measured(network: Network, arch_kwargs: dict[str, Any]) -> Measured:
         ) from e
 
 
-def _recut(body: Body, taps: tuple[str | int | Level, ...]) -> Body:
-    names = body._names(taps)
+def _recut(body: ImageBody, taps: tuple[str | int | Level, ...]) -> ImageBody:
+    names = body.tap_names(taps)
     if names == body.taps:
         return body
     raise HeadsError(

@@ -12,14 +12,14 @@ from fastai.vision.models.xresnet import xresnet18, xresnet50
 from torch import nn
 from torchvision import models
 
-from fastai_heads.body import Body, cut_body
+from fastai_heads.bodies.image import ImageBody, cut_body
 from fastai_heads.errors import HeadsError
 
 SMALL = [models.resnet18, xresnet18, "resnet10t", "test_vit", "test_convnext", "test_efficientnet"]
 SIDE = 64
 
 
-def images(body: Body, n: int = 2) -> torch.Tensor:
+def images(body: ImageBody, n: int = 2) -> torch.Tensor:
     side = body.input_size or SIDE
     return torch.randn(n, body.n_in, side, side)
 
@@ -171,15 +171,15 @@ def test_a_wrong_tap_says_which_there_are(taps, says):
 
 def test_check_input_names_what_is_wrong():
     body = cut_body("vit_tiny_patch16_224", pretrained=False)
-    body.check_input((3, 224, 224))
+    body.check_inputs((torch.empty(3, 224, 224),))
     assert body.input_size == body.min_size == 224
     with pytest.raises(HeadsError, match="224×224 pixels only, found 128×128"):
-        body.check_input((8, 3, 128, 128))
+        body.check_inputs((torch.empty(8, 3, 128, 128),))
     with pytest.raises(HeadsError, match="images of 3 channels, found 1"):
-        body.check_input((1, 224, 224))
+        body.check_inputs((torch.empty(1, 224, 224),))
     resnet = cut_body(models.resnet18, pretrained=False)
     assert resnet.input_size is None and resnet.min_size == 1
-    resnet.check_input((3, 28, 28))
+    resnet.check_inputs((torch.empty(3, 28, 28),))
 
 
 def test_building_leaves_the_mode_and_the_random_state_of_the_arch():

@@ -1,0 +1,137 @@
+"""What a body is, whatever it takes: an image, a row of a table, a text, or several of them."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+
+from fasttransform import Transform
+from torch import Tensor, nn
+
+from fastai_heads.archs.records import Level, Removed, TapPoint
+from fastai_heads.errors import HeadsError, did_you_mean
+
+__all__ = ["Body", "tap_key"]
+
+
+class Body(nn.Module, ABC):
+    """The contract of what stands before the heads: inputs of a batch in, a tensor for every tap in use out.
+
+    Heads, trunks, the learner and the views ask this contract and never which kind of body it is. A subclass sets the
+    attributes below, calls `use_taps`, and says `forward`, `groups` and `check_inputs`. The other methods have answers
+    that fit a body of vectors without pretrained weights."""
+
+    arch: str  # what it is called, in messages and in the summary
+    zoo: str = "module"  # where the arch was found
+    weights: str = ""  # which pretrained weights are in use; '' for none: such a body is never frozen
+    points: tuple[TapPoint, ...]  # every place that a head may read, from the input on
+    unlisted: tuple[TapPoint, ...] = ()  # further places that a head may name
+    taps: tuple[str, ...]  # canonical names of the taps in use, in the order of `forward`
+    removed: tuple[Removed, ...] = ()  # what of the arch was taken off
+    left_out: tuple[Removed, ...] = ()  # trained layers among them that no tap in use needs
+
+    @abstractmethod
+    def forward(self, *inputs: Tensor) -> dict[str, Tensor]:
+        "Give the tensor at every tap, in the order of `taps`: a map (B, C, H, W) or a vector (B, C)."
+
+    @abstractmethod
+    def groups(self) -> list[list[nn.Parameter]]:
+        "List the parameters in two groups, early and late, each parameter once."
+
+    @abstractmethod
+    def check_inputs(
+        self,
+        inputs: tuple[Tensor, ...],  # of a batch, as they reach `forward`
+    ) -> None:
+        "Refuse inputs that the body cannot take, by a `HeadsError` that says which it takes."
+
+    def transforms(self) -> list[Transform]:
+        "List the batch transforms that the weights in use were trained with, such as `Normalize`."
+        return []
+
+    @property
+    def channels(self) -> dict[str, int]:
+        "Width of the tensor at every tap in use."
+        return {tap: self.point(tap).channels for tap in self.taps}
+
+    @property
+    def strides(self) -> dict[str, int | None]:
+        "Input side / map side at every tap in use, None for a vector."
+        return {tap: self.point(tap).stride for tap in self.taps}
+
+    def point(
+        self,
+        name: str,  # canonical
+    ) -> TapPoint:
+        "Find what is known of a tap."
+        return next(p for p in (*self.points, *self.unlisted) if p.name == name)
+
+    def use_taps(
+        self,
+        taps: Iterable[str | int | Level],  # names, strides or levels
+    ) -> None:
+        "Set `taps`, and the named `nn.Identity` that each of them passes, which can be hooked."
+        self.taps = self.tap_names(taps)
+        if not self.taps:
+            raise HeadsError(f"`taps` is empty. Taps of {self.arch}: {', '.join(p.name for p in self.points)}.")
+        self.tap_modules = nn.ModuleDict({tap_key(tap): nn.Identity() for tap in self.taps})
+
+    def through_taps(
+        self,
+        found: dict[str, Tensor],  # at least the taps in use
+    ) -> dict[str, Tensor]:
+        "Pass every tap through its module. It is the last step of `forward`."
+        return {tap: self.tap_modules[tap_key(tap)](found[tap]) for tap in self.taps}
+
+    def tap_names(
+        self,
+        taps: Iterable[str | int | Level],  # names, strides or levels
+    ) -> tuple[str, ...]:
+        "List the canonical names, each once. An optional level that the arch does not have is left out."
+        found = (self.level_source(tap) if isinstance(tap, Level) else self.tap_name(tap) for tap in taps)
+        return tuple(dict.fromkeys(name for name in found if name is not None))
+
+    def tap_name(
+        self,
+        tap: str | int,  # a tap's name, or a stride
+    ) -> str:
+        "Find the canonical name of a tap. Raises `HeadsError` with the names that there are."
+        names = [p.name for p in self.points]
+        if tap in (*names, *(p.name for p in self.unlisted)):
+            return tap
+        raise HeadsError(
+            f"`tap={tap!r}`, which {self.arch} does not have.{did_you_mean(tap, names)} "
+            f"Taps of {self.arch}: {', '.join(names)}."
+        )
+
+    @property
+    def one_stride(self) -> bool:
+        "Whether every inner map has the same stride, as of a ViT: levels are made of the last one then."
+        return False
+
+    def level_source(
+        self,
+        level: Level,  # a stride
+    ) -> str | None:  # its canonical name; None for an optional level that the arch does not have
+        "Find the tap that a level is, or is made of. A body without maps has none."
+        if level.optional:
+            return None
+        raise HeadsError(f"`tap={level.stride}`: {self.arch} has no map. Its taps: {', '.join(self.taps)}.")
+
+    def tap_also(
+        self,
+        tap: str | int,  # a tap's name, or a stride
+    ) -> str:  # its canonical name
+        "Give one tap more, where the body still reaches it. Raises `HeadsError` where it does not."
+        name = self.tap_name(tap)
+        if name not in self.taps:
+            raise HeadsError(
+                f"`tap={tap!r}`: this body of {self.arch} was made for {', '.join(self.taps)}. "
+                "Read one of those, or make the learner again with all its heads."
+            )
+        return name
+
+
+def tap_key(
+    tap: str,  # canonical name
+) -> str:
+    "Make a module's name of a tap's: without dots, and with a prefix, as `nn.ModuleDict` refuses some names."
+    return f"tap_{tap.replace('.', '_')}"
