@@ -78,13 +78,12 @@ def without_gaps(
 
 def mean_of_counted(
     values: Tensor,  # (B, …) a loss that is not reduced
-    known: Tensor,  # (B, …) which numbers of the target count
+    targ: Tensor,  # (B, …) its target
+    known: Tensor,  # of the target's shape, from `counted`
 ) -> Tensor:  # (B,) NaN for an item of which nothing counts
     "Average a loss over each item's own numbers, those that count."
-    values, known = _by_item(values, known)
-    if known.all():
-        return values.mean(1)
-    return torch.where(known, values, 0).sum(1) / known.sum(1)
+    values, known = _by_item(values, targ, known)
+    return values.mean(1) if known.all() else values.sum(1) / known.sum(1)
 
 
 def loss_over(
@@ -131,9 +130,8 @@ def measured_count(
         return known.sum()
     if heard.values is None or heard.values.ndim == 0:
         return known.sum()
-    values, known = _by_item(heard.values, known)
-    whole, values = known.sum(), torch.where(known, values.double(), 0.0)
-    total, near = values.sum(), 1e-5 * values.abs().sum()
+    values, known = _by_item(heard.values.double(), targ, known)
+    whole, total, near = known.sum(), values.sum(), 1e-5 * values.abs().sum()
     found = total / loss.double()
     if loss.isnan() and total == 0:  # weights of zero throughout
         return torch.zeros_like(whole)
@@ -154,10 +152,13 @@ class _Heard:
         return self.values
 
 
-def _by_item(values: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
-    "Both as (B, n); where a loss has a value for several numbers, it counts if one of them does."
-    values, known = values.view(len(known), -1), known.view(len(known), -1)
-    return values, known if known.shape == values.shape else known.any(1, keepdim=True).expand_as(values)
+def _by_item(values: Tensor, targ: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    """Both as (B, n), the values 0 where nothing counts: a loss with an `ignore_index` has seen to that, and fastai's
+    have the pixels in an order of their own. A value of several numbers counts if one of them does."""
+    values, known = values.reshape(len(known), -1), known.reshape(len(known), -1)
+    if known.shape != values.shape:
+        known = known.any(1, keepdim=True).expand_as(values)
+    return (values.masked_fill(~known, 0) if targ.is_floating_point() else values), known
 
 
 def _takes_reduction(loss_func: Callable) -> bool:

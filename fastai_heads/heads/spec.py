@@ -182,7 +182,7 @@ class HeadSpec:
             values = one_by_one(loss_func, pred, targ)
         if values.numel() == 0 or values.numel() % len(targ):
             raise HeadsError(f"the loss of {self.label} cannot be told apart by items: it gave {tuple(values.shape)}.")
-        return mean_of_counted(values, known)
+        return mean_of_counted(values, targ, known)
 
     def loss_count(
         self,

@@ -66,7 +66,7 @@ class BoundHead:
     ) -> Tensor:  # a scalar; where no item has a label a zero that reaches every parameter
         "Return its loss's own reduction over the labelled items, and of these over the tags that are there."
         pred, targ, _ = self._labelled(pred, targ)
-        if not len(targ):
+        if not len(targ) or (self.target.kind == "mask" and not self.counted(targ).any()):
             return _zero(pred)
         if self._may_have_gaps:
             return loss_over(self.loss_func, pred, targ, self.spec.train_loss)

@@ -68,9 +68,7 @@ class HeadMetric(Metric):
     def accumulate(self, learn: Learner) -> None:
         "Measure a batch. Means of batches are weighted by what they are means of, so that `bs` changes none."
         if type(self.metric).accumulate is AvgLoss.accumulate:
-            total, count = seen_measure(learn, self.head, self.place)
-            self.metric.total += total
-            self.metric.count = 1 if self.head.sums else self.metric.count + count
+            self._add_loss(learn)
             return
         preds = learn.pred if isinstance(learn.pred, tuple | list) else (learn.pred,)
         targ = joined_target(learn, self.head.target, learn.yb[self.head.target.index])
@@ -80,6 +78,13 @@ class HeadMetric(Metric):
             return
         whole = bool(mask.all())
         self._add(_OneHead(learn, self, pred if whole else pred[mask], targ if whole else targ[mask], mask))
+
+    def _add_loss(self, learn: Learner) -> None:
+        if learn.loss.ndim:
+            return
+        total, count = seen_measure(learn, self.head, self.place)
+        self.metric.total += total
+        self.metric.count = 1 if self.head.sums else self.metric.count + count
 
     def _add(self, view: "_OneHead") -> None:
         weight = len(view.y)
