@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from fastai.data.core import Datasets, TfmdDL
+from fastai.data.core import DataLoaders, Datasets, TfmdDL
 from torch import Tensor
 
-__all__ = ["decode_targets", "of_targets"]
+__all__ = ["decode_targets", "dls_of_target", "of_targets"]
 
 
 def of_targets(
@@ -21,6 +21,15 @@ def of_targets(
     view._types = {tuple: [types[p] for p in places]}
     view._n_inp = ds.n_inp
     return view
+
+
+def dls_of_target(
+    dls: DataLoaders,  # over fastai `Datasets`
+    target: int,  # a place among its targets
+) -> DataLoaders:
+    "Return the same data with one target."
+    loaders = [of_targets(dl, [target]) for dl in dls.loaders]
+    return DataLoaders(*loaders, path=dls.path, device=dls.device)
 
 
 def decode_targets(

@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from fastai.data.block import TransformBlock
 from fastai.data.core import DataLoaders, Datasets, TfmdDL, TfmdLists
-from fastai.data.transforms import Categorize, ColReader
+from fastai.data.transforms import Categorize, ColReader, EncodedMultiCategorize, MultiCategorize
 from fastai.torch_core import ShowTitle, TensorImageBase
 from fastai.vision.core import PILBase, PILMask, TensorMask, TensorPoint
 from fastcore.foundation import L
@@ -91,6 +91,13 @@ def _renew(missing: Any) -> Any:
     return missing.clone() if isinstance(missing, Tensor) else MissingMask(missing.copy())
 
 
+def _with_nan(tags: Any) -> Any:
+    "Tags of which those that are missing are NaN, whatever else says that there is none."
+    if isinstance(tags, Tensor) or not missing_share(tags):
+        return tags
+    return [float("nan") if is_missing(tag) else tag for tag in tags]
+
+
 def _columns(tfms: Iterable) -> str:
     "The columns that a target's getter reads, for messages; '' where it reads none by name."
     return ", ".join(f"`{c}`" for f in tfms if isinstance(f, ColReader) for c in f.cols)
@@ -142,18 +149,33 @@ class Partial(ItemTransform):
         if len(known):
             self.missing = missing_like(known[0])
 
-    @staticmethod
-    def _is_missing(o: Any) -> bool:
+    def _is_missing(self, o: Any) -> bool:
+        "Whether there is no label. Refuses a label that is there in part, but for tags of which each has its cell."
         share = missing_share(o)
-        if 0 < share < 1:
-            raise HeadsError(
-                f"A label has some of its numbers and not others: {list(o)}. Leave all of them empty, or give each "
-                "column a block of its own: `PartialBlock(RegressionBlock())`."
-            )
+        if 0 < share < 1 and not self._has(EncodedMultiCategorize):
+            raise HeadsError(f"A label has some of its numbers and not others: {list(o)}. {self._whole_labels()}")
         return share == 1
 
+    def _whole_labels(self) -> str:
+        "What to do about a label that is there in part."
+        if self._has(MultiCategorize):
+            return (
+                "A list of tags has no place for one that is not known: leave it out, or give every tag a column of "
+                "0, 1 or nothing: `PartialBlock(MultiCategoryBlock(encoded=True, vocab=[…]))`."
+            )
+        return (
+            "Leave all of them empty, or give each column a block of its own: `PartialBlock(RegressionBlock())`. "
+            "Tags are columns of 0 and 1, of which `PartialBlock(MultiCategoryBlock(encoded=True, vocab=[…]))` lets "
+            "some be empty."
+        )
+
+    def _has(self, kind: type) -> bool:
+        return any(type(f) is kind for f in self.tfms.fs)
+
     def encodes(self, o):
-        return _renew(self.missing) if self._is_missing(o) else self.tfms(o)
+        if self._is_missing(o):
+            return _renew(self.missing)
+        return self.tfms(_with_nan(o) if self._has(EncodedMultiCategorize) else o)
 
     def decodes(self, o):
         if isinstance(o, Missing) or (isinstance(o, Tensor) and not labelled(o[None]).item()):
@@ -219,8 +241,9 @@ def PartialBlock(
 
     Vocabulary and number of outputs come from the labels that are there. A missing label is encoded as the same type
     and shape as any other: -100 for integers, NaN for floats (categories as one-hot, numbers, points, boxes), 255 in
-    every pixel of the image's size for masks; `labelled` finds them in a batch. Raises `HeadsError` where a column has
-    no label at all, and where a label has some of its numbers only."""
+    every pixel of the image's size for masks; `labelled` finds them in a batch. Of a `MultiCategoryBlock(encoded=True,
+    vocab=[…])` single tags may be missing: they are NaN in the batch, and count nowhere. Raises `HeadsError` where a
+    column has no label at all, and where any other label has some of its numbers only."""
     block = block() if callable(block) else block
     if not isinstance(block, TransformBlock):
         raise HeadsError(f"`PartialBlock` takes a target block such as `CategoryBlock()`, found {block!r}.")

@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -110,6 +111,20 @@ class DetectionLoss:
         return self.net.compute_loss([_boxes(t, size) for t in targ], outputs, [anchors] * len(pred), *more)
 
     @torch.no_grad()
+    def loss_count(
+        self,
+        pred: Tensor,  # from `pack`
+        targ: Tensor,  # (B, N, 5) boxes from −1 to 1 and classes
+    ) -> Tensor:  # a scalar
+        "Return what the loss is a mean of: RetinaNet's of images, FCOS's of the cells that are inside a box."
+        if self.kind == "retinanet":
+            return torch.tensor(len(targ), device=targ.device)
+        _, levels, size = _unpack(self.kind, pred)
+        anchors, counts = self._anchors(pred, levels, size)
+        matcher = SimpleNamespace(head=_Cells, center_sampling_radius=self.net.center_sampling_radius)
+        return FCOS.compute_loss(matcher, [_boxes(t, size) for t in targ], {}, [anchors] * len(pred), counts)
+
+    @torch.no_grad()
     def detect(
         self,
         pred: Tensor,  # from `pack`
@@ -135,6 +150,14 @@ class DetectionLoss:
         images = ImageList(nothing.expand(1, 1, *size), [size])
         anchors = make(images, [nothing.expand(1, 1, v.height, v.width) for v in levels])[0]
         return anchors, [v.height * v.width * n for v, n in zip(levels, make.num_anchors_per_location())]
+
+
+class _Cells:
+    "In the place of torchvision's head where FCOS has matched cells with boxes: counts those that it has."
+
+    @staticmethod
+    def compute_loss(targets: list, outputs: dict, anchors: list, matched: list[Tensor]) -> Tensor:
+        return torch.stack([(one >= 0).sum() for one in matched]).sum()
 
 
 def _boxes(targ: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:

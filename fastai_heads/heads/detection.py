@@ -158,8 +158,8 @@ class DetectionHead(HeadSpec):
         return (MeanAP(), MeanAP(0.5)) if has_torchmetrics() else ()
 
     def item_loss(self, loss_func: Callable, pred: Tensor, targ: Tensor) -> Tensor:
-        """Each image's loss as if it stood alone. RetinaNet's mean over them is the loss of the batch; FCOS divides by
-        the boxes' cells in the whole batch, so that no value per image has that mean."""
+        """Return each image's loss as if it stood alone. RetinaNet's mean over them is the loss of the batch; FCOS
+        divides by the boxes' cells in the whole batch, so that no value per image has that mean."""
         return torch.stack([loss_func(p[None], t[None]) for p, t in zip(pred, targ)])
 
     def activation(self, loss_func: Callable, pred: Tensor) -> Tensor:

@@ -2,8 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from inspect import Parameter, signature
 from math import isfinite
 from numbers import Integral, Real
 from typing import Any, ClassVar
@@ -20,6 +18,14 @@ from fastai_heads.archs.records import Level
 from fastai_heads.data.missing import labelled
 from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError, did_you_mean
+from fastai_heads.heads.reduction import (
+    counted,
+    mean_of_counted,
+    measured_count,
+    one_by_one,
+    unreduced,
+    without_gaps,
+)
 
 __all__ = ["HeadSpec", "TapShape", "as_weights", "is_number", "is_tap", "read_as", "weights_of"]
 
@@ -167,20 +173,30 @@ class HeadSpec:
         loss_func: Callable,  # from `loss_func()`
         pred: Tensor,  # (B, …) the module's output, labelled items only
         targ: Tensor,  # (B, …) their targets
-    ) -> Tensor:  # (B,) one value per item, their mean the trained value where the loss is separable
-        "The value per item, for reports."
-        per_item = _not_reduced(loss_func)(pred, targ)
-        if per_item.ndim == 0 and not self.blends:  # its `reduction` does nothing, as of SMP's; for reports alone
-            per_item = _one_by_one(loss_func, pred, targ)
-        if per_item.numel() == 0 or per_item.numel() % len(targ):
-            raise HeadsError(
-                f"the loss of {self.label} cannot be told apart by items: it gave {tuple(per_item.shape)}."
-            )
-        per_item = per_item.view(len(targ), -1).mean(1)
-        mean, whole = per_item.mean(), self.train_loss(loss_func, pred, targ)
-        if mean == 0 or torch.isclose(mean, whole, rtol=1e-5, atol=0):
-            return per_item  # the loss's own values, to the bit
-        return per_item * (whole / mean) if torch.isfinite(whole / mean) else per_item
+    ) -> Tensor:  # (B,) NaN for an item of which nothing counts, such as a mask of ignored pixels
+        """Return the loss of each item, whatever stands beside it: what the loss gives with `reduction='none'`,
+        averaged over the item's own numbers, tags or pixels, those that count."""
+        known = counted(loss_func, targ)
+        values = unreduced(loss_func)(pred, without_gaps(targ, known))
+        if values.ndim == 0 and not self.blends:  # its `reduction` does nothing, as of SMP's; for reports alone
+            values = one_by_one(loss_func, pred, targ)
+        if values.numel() == 0 or values.numel() % len(targ):
+            raise HeadsError(f"the loss of {self.label} cannot be told apart by items: it gave {tuple(values.shape)}.")
+        return mean_of_counted(values, targ, known)
+
+    def loss_count(
+        self,
+        loss_func: Callable,  # from `loss_func()`
+        pred: Tensor,  # (B, …) the module's output, labelled items only
+        targ: Tensor,  # (B, …) their targets
+        loss: Tensor,  # a scalar, their `train_loss`
+    ) -> Tensor | None:  # a scalar; None: of nothing that adds up over batches
+        """Return what the loss of a batch is a mean of: labelled numbers or pixels, or the sum of their weights.
+
+        By it the batches of a data loader are averaged. A loss may say so itself, by a method `loss_count(pred,
+        targ)`, as those of masks and of boxes do. Where it is None, the mean of the items' losses is taken."""
+        own = getattr(loss_func, "loss_count", None)
+        return measured_count(self.item_loss, loss_func, pred, targ, loss) if own is None else own(pred, targ)
 
     def activation(self, loss_func: Callable, pred: Tensor) -> Tensor:
         "The module's output as probabilities, or as it is."
@@ -200,37 +216,6 @@ class HeadSpec:
     ) -> Tensor:  # (B,) bool
         "True where an item has a label."
         return labelled(targ)
-
-
-def _not_reduced(loss_func: Callable) -> Callable:
-    "`loss_func` with `reduction='none'`, whichever way it takes it; its own reduction is back after the call."
-    if not hasattr(loss_func, "reduction"):
-        return partial(loss_func, reduction="none") if _takes_reduction(loss_func) else partial(_one_by_one, loss_func)
-
-    def not_reduced(pred: Tensor, targ: Tensor) -> Tensor:
-        own, loss_func.reduction = loss_func.reduction, "none"
-        try:
-            return loss_func(pred, targ)
-        finally:
-            loss_func.reduction = own
-
-    return not_reduced
-
-
-def _takes_reduction(loss_func: Callable) -> bool:
-    "Whether a function, or the one that it wraps as `.loss_func`, has a parameter `reduction`."
-    if hasattr(loss_func, "loss_func"):
-        return _takes_reduction(loss_func.loss_func)
-    try:
-        params = signature(loss_func.forward if isinstance(loss_func, nn.Module) else loss_func).parameters
-    except ValueError:  # a builtin that does not say
-        return False
-    return "reduction" in params or any(p.kind is Parameter.VAR_KEYWORD for p in params.values())
-
-
-def _one_by_one(loss_func: Callable, pred: Tensor, targ: Tensor) -> Tensor:
-    "A loss that always gives a scalar, on every item by itself."
-    return torch.stack([loss_func(p[None], t[None]) for p, t in zip(pred, targ)])
 
 
 def is_tap(

@@ -13,7 +13,7 @@ from fastai_heads.data.detection import same_count
 from fastai_heads.errors import HeadsError
 from fastai_heads.head_tuple import HeadTuple
 from fastai_heads.training.bound import BoundHead, BoundHeads
-from fastai_heads.training.joint import joined_target, speaks, whole_item_losses
+from fastai_heads.training.joint import joined_target, speaks
 from fastai_heads.training.loss import CombinedLoss
 
 __all__ = ["ConstantOrder", "GatherHeads"]
@@ -52,7 +52,7 @@ class GatherHeads(GatherPredsCallback):
         if self.with_loss:
             if not len(self.yb):
                 raise HeadsError("`with_loss=True` needs labels: `test_dl(items, with_labels=True)` reads them.")
-            losses = whole_item_losses(self.learn)
+            losses = self.learn.head_losses
             self.losses.append(self.learn.to_detach(torch.stack([self.learn.loss_func.total(losses), *losses], 1)))
 
     def after_validate(self) -> None:
@@ -115,7 +115,9 @@ def _activated(head: BoundHead, pred: Tensor, act: Callable | None) -> Tensor:
 
 
 def _losses(losses: Tensor, heads: BoundHeads) -> Tensor:
-    "The total per item, with `.heads` and, where that is no name of a tensor's own, `.digit` for each head."
+    """Return the total per item, with `.heads` and, where that is no name of a tensor's own, `.digit` for each head.
+
+    A head's loss is NaN for an item without a label, which the total leaves out; where no head has one it is NaN."""
     total = losses[:, 0].clone()
     total.heads = HeadTuple(losses[:, 1:].unbind(1), heads.names)
     for name, loss in total.heads.pairs():

@@ -4,18 +4,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from fastai.data.core import DataLoaders
-from fastai.learner import Learner
+from fastai.learner import Learner, Recorder
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from fastai_heads.bodies.contract import Body
-from fastai_heads.data.decode import of_targets
+from fastai_heads.data.decode import dls_of_target
 from fastai_heads.head_tuple import HeadTuple
 from fastai_heads.model import Heads, run_trunk
 from fastai_heads.training.bound import BoundHead, BoundHeads
 from fastai_heads.training.loss import CombinedLoss
-from fastai_heads.training.metrics import HeadMetric, head_metrics
+from fastai_heads.training.metrics import HeadMetric, HeadValidLoss, head_metrics
+from fastai_heads.training.recorder import HeadTrainLoss
 from fastai_heads.view.show import show_samples
 
 __all__ = ["head_learner"]
@@ -63,7 +63,11 @@ class OnTuple(nn.Module):
 
 
 class OneHeadLoss(CombinedLoss):
-    "The loss of one head on bare tensors, with the activation and decoding that fastai looks for."
+    "The loss of one head on bare tensors, not weighted, with the activation and decoding that fastai looks for."
+
+    def total(self, losses: Sequence[Tensor]) -> Tensor:
+        "The one that there is."
+        return losses[0]
 
     def activation(self, preds: Tensor) -> Tensor:
         return super().activation(preds)[0]
@@ -103,17 +107,21 @@ def head_learner(
     body, heads = learn.model[0], learn.model[1]
     module = head.module if len(heads.reads[name]) == 1 else OnTuple(head.module)
     alone = BoundHead(name, head.spec, replace(head.target, index=0), heads)
-    loaders = [of_targets(dl, [head.target.index]) for dl in learn.dls.loaders]
-    dls = DataLoaders(*loaders, path=learn.dls.path, device=learn.dls.device)
     cls = ShowingLearner if head.target.kind in ("regression", "detection") else Learner
-    return cls(
-        dls,
+    view = cls(
+        dls_of_target(learn.dls, head.target.index),
         nn.Sequential(BodyToHead(body, heads, name), module),
         loss_func=OneHeadLoss(BoundHeads({name: alone})),
         metrics=_metrics(alone),
         splitter=split_view,
         **_settings(learn),
     )
+    for recorder in view._grab_cbs(Recorder):  # its losses are over what has a label
+        recorder.loss, recorder.smooth_loss = (
+            HeadValidLoss(alone, 0),
+            HeadTrainLoss(alone, 0, recorder.smooth_loss.beta),
+        )
+    return view
 
 
 def split_view(
@@ -134,16 +142,14 @@ def _needed_trunks(heads: Heads, reads: Sequence[str]) -> dict[str, tuple[str, .
 
 
 def _metrics(head: BoundHead) -> list[Any]:
-    "The head's metrics under fastai's own names; where labels may be missing they still count the labelled items."
-    metrics: list[HeadMetric] = head_metrics(head, 0)
-    wrapped = head.target.partial or head.spec.by_batch
-    return [_Unprefixed(head, 0, m.metric) for m in metrics] if wrapped else [m.metric for m in metrics]
+    "The head's metrics, which count the labelled items, without the head's name."
+    return [_Unprefixed(m.head, 0, m.metric, m.called) for m in head_metrics(head, 0)]
 
 
 class _Unprefixed(HeadMetric):
     @property
     def name(self) -> str:
-        return self.metric.name
+        return self.called
 
 
 def _settings(learn: Learner) -> dict[str, Any]:

@@ -54,7 +54,8 @@ class HeadPredictions(HeadsAcrossRanks):
         dl: Any = None,  # a data loader or a list of batches instead
         with_input: bool = False,  # inputs first
         with_decoded: bool = False,  # decoded predictions after the targets, of the deciding heads
-        with_loss: bool = False,  # at the end the total loss per item, with `.heads` and one attribute per head
+        with_loss: bool = False,  # at the end the total loss per item, with `.heads` and one attribute per head; NaN
+        # for a head that has no label for it, and in the total where none has
         act: Callable | None = None,  # an activation for every head; None: each head's own
         inner: bool = False,  # inside a fit: no events of its own
         reorder: bool = True,  # into the dataset's order

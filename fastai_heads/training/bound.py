@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError, unknown
+from fastai_heads.heads.reduction import counted, loss_over, own_reduction
 from fastai_heads.heads.spec import HeadSpec, is_number
 from fastai_heads.model import Heads
 
@@ -63,29 +64,89 @@ class BoundHead:
         pred: Tensor,  # (B, …) its prediction
         targ: Tensor,  # (B, …) its target
     ) -> Tensor:  # a scalar; where no item has a label a zero that reaches every parameter
-        "Its loss's own reduction over the labelled items."
+        "Return its loss's own reduction over the labelled items, and of these over the tags that are there."
         pred, targ, _ = self._labelled(pred, targ)
-        return self.spec.train_loss(self.loss_func, pred, targ) if len(targ) else _zero(pred)
+        if not len(targ) or (self.target.kind == "mask" and not self.counted(targ).any()):
+            return _zero(pred)
+        if self._may_have_gaps:
+            return loss_over(self.loss_func, pred, targ, self.spec.train_loss)
+        return self.spec.train_loss(self.loss_func, pred, targ)
 
     def item_loss(
         self,
         pred: Tensor,  # (B, …) its prediction
         targ: Tensor,  # (B, …) its target
-    ) -> Tensor:  # (B,) their mean is `train_loss` where the loss is separable; 0 for an item without a label
-        "Its loss per item, for reports."
+    ) -> Tensor:  # (B,) NaN for an item without a label
+        "Return the loss of each item, which is the same in any batch."
         kept, kept_targ, mask = self._labelled(pred, targ)
         if not len(kept_targ):
-            return _zero(pred) + pred.new_zeros(len(pred))
+            return _zero(pred) + pred.new_full((len(pred),), torch.nan)
         losses = self.spec.item_loss(self.loss_func, kept, kept_targ)
-        if mask is None:
-            return losses
-        return losses.new_zeros(len(pred)).masked_scatter(mask, losses) * (len(pred) / len(kept_targ))
+        return losses if mask is None else losses.new_full((len(pred),), torch.nan).masked_scatter(mask, losses)
+
+    @torch.no_grad()
+    def loss_count(
+        self,
+        pred: Tensor,  # (B, …) its prediction
+        targ: Tensor,  # (B, …) its target
+        loss: Tensor,  # a scalar, its loss for them
+    ) -> Tensor | None:  # a scalar, 0 where no item has a label; None: of nothing that adds up over batches
+        "Return what its loss of a batch is a mean of."
+        pred, targ, _ = self._labelled(pred.detach(), targ)
+        if not len(targ):
+            return torch.zeros((), device=targ.device)
+        if self.sums:
+            return torch.ones((), device=targ.device)
+        return self.spec.loss_count(self.loss_func, pred, targ, loss.detach())
+
+    @torch.no_grad()
+    def measure(
+        self,
+        pred: Tensor,  # (B, …) its prediction
+        targ: Tensor,  # (B, …) its target
+        loss: Tensor,  # a scalar, its loss for them
+    ) -> tuple[Tensor, Tensor]:  # scalars: a sum, and how much it is the sum of
+        """Return its loss for a batch such that batches can be joined: their sums and their counts are added up.
+
+        Where the loss is of nothing that adds up (Dice), the sum is that of the items' own losses."""
+        count = self.loss_count(pred, targ, loss)
+        if count is None:
+            losses = self.item_loss(pred.detach(), targ)
+            known = ~losses.isnan()
+            return losses[known].double().sum(), known.sum()
+        value = loss.detach().double()
+        return torch.where(count > 0, value * count, torch.where(value.isnan(), 0.0, value)), count
+
+    @property
+    def sums(self) -> bool:
+        "Whether its loss adds up items and does not average them: then so does the table."
+        return own_reduction(self.loss_func) == "sum"
+
+    @property
+    def _may_have_gaps(self) -> bool:
+        "Whether some tags of an item may be missing and others not."
+        return self.target.partial and self.target.kind == "multilabel"
+
+    def counted(
+        self,
+        targ: Tensor,  # (B, …) its target
+    ) -> Tensor:  # bool, of the target's shape
+        "Return which numbers, tags or pixels of a target count."
+        return counted(self.loss_func, targ)
+
+    def shares(
+        self,
+        targ: Tensor,  # (B, …) its target
+    ) -> Tensor:  # (B,) from 0 to 1
+        "Return how much of each item has a label."
+        there = self.labelled(targ).float()
+        return there * self.counted(targ).float().mean(1) if self._may_have_gaps else there
 
     def labelled(
         self,
         targ: Tensor,  # (B, …) its target
     ) -> Tensor:  # (B,) bool
-        "Which items have a label."
+        "Return which items have a label."
         if not self.target.partial:
             return torch.ones(len(targ), dtype=torch.bool, device=targ.device)
         return self.spec.mask(targ)

@@ -15,12 +15,12 @@ from fastai.callback.progress import CSVLogger, ProgressCallback, ShowGraphCallb
 from fastai.callback.tracker import TrackerCallback
 from fastai.data.load import DataLoader
 from fastai.distributed import DistributedDL, DistributedTrainer
-from fastai.torch_core import apply, find_bs, get_model, num_distrib
+from fastai.torch_core import apply, get_model, num_distrib
 from torch import Tensor
 
 from fastai_heads.errors import HeadsError
 from fastai_heads.training.across import from_first_rank, mean_over_ranks, world
-from fastai_heads.training.joint import joint_batch
+from fastai_heads.training.joint import joint_batch, measure_batch
 from fastai_heads.training.mixing import label_counts
 
 __all__ = ["HeadsTrainer", "RanksDL", "gathered"]
@@ -169,13 +169,13 @@ class HeadsTrainer(DistributedTrainer):
     def after_loss(self) -> None:
         "What the batch is over all ranks."
         self.learn.joint_batch = None
-        if not isinstance(self.learn.dl, RanksDL) or not len(self.yb):
+        if not isinstance(self.learn.dl, RanksDL) or not len(self.yb) or self.learn.loss.ndim:
             return
-        counts = label_counts(self.learn.loss_func, self.yb)
-        self.learn.joint_batch = joint_batch(self.learn.head_losses, counts, find_bs(self.yb))
-        if self.learn.loss.ndim == 0:
-            parts = zip(self.learn.heads.values(), self.learn.joint_batch.losses)
-            self.learn.loss = sum(head.loss_weight * loss for head, loss in parts).to(self.learn.loss.dtype)
+        heads = list(self.learn.heads.values())
+        measures = [measure_batch(self.learn, head, place) for place, head in enumerate(heads)]
+        self.learn.joint_batch = joint_batch(heads, measures, label_counts(self.learn.loss_func, self.yb))
+        parts = zip(heads, self.learn.joint_batch.losses)
+        self.learn.loss = sum(head.loss_weight * loss for head, loss in parts).to(self.learn.loss.dtype)
 
     def after_train(self) -> None:
         "The first rank's statistics of batch norms, on all ranks: not every strategy has the model exchange them."

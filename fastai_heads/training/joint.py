@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 from fastai.learner import Learner
-from fastai.torch_core import find_bs, rank_distrib
+from fastai.torch_core import rank_distrib
 from torch import Tensor
 
 from fastai_heads.data.detection import same_count
 from fastai_heads.data.targets import Target
 from fastai_heads.training.across import sum_over_ranks
 from fastai_heads.training.bound import BoundHead
+from fastai_heads.training.mixing import loss_count
 
 __all__ = [
     "JointBatch",
@@ -20,11 +21,12 @@ __all__ = [
     "joined",
     "joined_target",
     "joint_batch",
-    "seen_items",
+    "measure_batch",
+    "over_counts",
     "seen_labels",
     "seen_loss",
+    "seen_measure",
     "speaks",
-    "whole_item_losses",
 ]
 
 
@@ -32,72 +34,84 @@ __all__ = [
 class JointBatch:
     "The batches of all ranks as one."
 
-    losses: Tensor  # (K,) each head's loss over the labelled items of all ranks
-    counts: Tensor  # (K,) how many of them there are
-    items: Tensor  # () all items
+    losses: Tensor  # (K,) each head's loss over what counts on all ranks
+    sums: Tensor  # (K,) the same as a sum, as `BoundHead.measure` gives it
+    counts: Tensor  # (K,) how much it is the sum of
+    labels: Tensor  # (K,) how many items have a label
 
 
 def joint_batch(
-    losses: Sequence[Tensor],  # K, of this rank: a scalar each, or one value per item
-    counts: Tensor,  # (K,) how many labels each is of
-    items: int,  # of this rank
+    heads: Sequence[BoundHead],  # K
+    measures: Sequence[tuple[Tensor, Tensor]],  # K, of this rank: a sum, and how much it is the sum of
+    labels: Tensor,  # (K,) how many items of this rank have a label
 ) -> JointBatch:
-    "The same on every rank, by one exchange. A head's losses are averaged by the labels that each rank has for it."
-    means = torch.stack([loss.detach().mean().double() for loss in losses])
-    counts = counts.to(means)
-    sums = torch.where(counts > 0, means * counts, 0.0)  # of no item the mean is NaN
-    whole = sum_over_ranks(torch.cat([sums, counts, means.new_tensor([items])]))
-    sums, counts = whole[:-1].chunk(2)
-    return JointBatch(sums / counts.clamp(min=1), counts.long(), whole[-1].long())
+    "Return the same on every rank, by one exchange."
+    own = [torch.stack([torch.as_tensor(part).double() for part in parts]) for parts in zip(*measures)]
+    sums, counts, labels = sum_over_ranks(torch.cat([*own, labels.to(own[0])])).chunk(3)
+    return JointBatch(over_counts(heads, sums, counts), sums, counts, labels.long())
+
+
+def over_counts(
+    heads: Sequence[BoundHead],  # K
+    sums: Tensor,  # (K,) of their losses
+    counts: Tensor,  # (K,) how much each is the sum of
+) -> Tensor:  # (K,)
+    "Return the losses as each head has them: as means, or as sums where its loss adds up."
+    whole = torch.tensor([head.sums for head in heads], device=counts.device) | (counts == 0)
+    return sums / counts.masked_fill(whole, 1)
 
 
 def seen_loss(
-    learn: Learner,  # with `heads`, after a batch
-    place: int,  # of one of them among the losses
+    learn: Learner,  # after a batch; fastai's own has one head
+    place: int,  # of a head among the losses
 ) -> Tensor:  # a scalar without a graph
-    "One head's loss of the batch over all ranks."
-    batch, own = getattr(learn, "joint_batch", None), learn.head_losses[place].detach()
-    return own.mean() if batch is None else batch.losses[place].to(own.dtype)
+    "Return one head's loss of the batch over all ranks."
+    batch, own = getattr(learn, "joint_batch", None), _own_losses(learn)[place].detach()
+    return own if batch is None else batch.losses[place].to(own.dtype)
+
+
+def seen_measure(
+    learn: Learner,  # after a batch; fastai's own has one head
+    head: BoundHead,  # one of its heads
+    place: int,  # its place among the losses
+) -> tuple[Tensor, Tensor]:  # scalars: a sum, and how much it is the sum of
+    "Return one head's loss of the batch over all ranks such that batches can be joined."
+    batch = getattr(learn, "joint_batch", None)
+    if batch is not None:
+        return batch.sums[place], batch.counts[place]
+    return measure_batch(learn, head, place)
+
+
+def measure_batch(
+    learn: Learner,  # after a batch; fastai's own has one head
+    head: BoundHead,  # one of its heads
+    place: int,  # its place among the losses
+) -> tuple[Tensor, Tensor]:  # scalars: a sum, and how much it is the sum of
+    "Return one head's loss of this rank's batch such that batches can be joined. In training it is that which trains."
+    pred = learn.pred[place] if isinstance(learn.pred, tuple | list) else learn.pred
+    loss = _own_losses(learn)[place].detach()
+    if not learn.training:
+        return head.measure(pred, learn.yb[head.target.index], loss)
+    count = loss_count(learn.loss_func, head, pred, learn.yb, loss)
+    return torch.where(count > 0, loss * count, 0.0), count
+
+
+def _own_losses(learn: Learner) -> tuple[Tensor, ...]:
+    "Each head's; fastai's own learner has one."
+    return getattr(learn, "head_losses", None) or (learn.loss,)
 
 
 def seen_labels(
-    learn: Learner,  # with `heads`, after a batch
-    head: BoundHead,  # one of them
+    learn: Learner,  # after a batch
+    head: BoundHead,  # one of its heads
     place: int,  # its place among the losses
 ) -> Tensor | int:  # a scalar on the batch's device where it had to be counted
-    "How many labels the batch has for one head over all ranks."
+    "Return how many items of the batch have a label for one head over all ranks."
     batch = getattr(learn, "joint_batch", None)
     if batch is not None:
-        return batch.counts[place]
+        return batch.labels[place]
     targ = learn.yb[head.target.index]
     return head.labelled(targ).sum() if head.target.partial else len(targ)
-
-
-def seen_items(
-    learn: Learner,  # after a batch
-) -> int:
-    "How many items the batch has over all ranks."
-    batch = getattr(learn, "joint_batch", None)
-    return find_bs(learn.yb) if batch is None else int(batch.items)
-
-
-def whole_item_losses(
-    learn: Learner,  # after a batch whose losses are per item
-) -> tuple[Tensor, ...]:  # K, of this rank
-    """The losses per item, scaled to the batch over all ranks: where labels are missing, their mean is the loss over
-    the labelled items of the whole batch and not of this rank's."""
-    batch = getattr(learn, "joint_batch", None)
-    if batch is None:
-        return learn.head_losses
-    return tuple(
-        loss * _scale(head, learn.yb[head.target.index], batch.items / count.clamp(min=1))
-        for head, loss, count in zip(learn.heads.values(), learn.head_losses, batch.counts)
-    )
-
-
-def _scale(head: BoundHead, targ: Tensor, whole: Tensor) -> float:
-    mask = head.labelled(targ)
-    return float(whole * mask.sum() / len(mask)) if mask.any() else 1.0
 
 
 def is_joined(

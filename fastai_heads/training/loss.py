@@ -15,7 +15,7 @@ __all__ = ["CombinedLoss", "loss_name"]
 
 class CombinedLoss(nn.Module):
     """The loss function of a learner with several heads: (predictions, targets) → the sum of the heads' losses, each
-    by its `loss_weight`. With `reduction='none'`, one value per item."""
+    by its `loss_weight`. With `reduction='none'`, one value per item: of the heads that have a label for it."""
 
     y_int = True  # tells fastai's `MixUp` and `CutMix` to blend losses and to leave targets as they are
 
@@ -27,7 +27,7 @@ class CombinedLoss(nn.Module):
         self,
         preds: tuple[Tensor, ...] | Tensor,  # one per head, in head order
         targs: tuple[Tensor, ...],  # one per target, in target order
-    ) -> tuple[Tensor, ...]:  # one per head: scalars, or (B,) each with `reduction='none'`
+    ) -> tuple[Tensor, ...]:  # one per head: scalars, or (B,) each with `reduction='none'`, NaN without a label
         "Each head's loss, not weighted."
         pairs = [(h, p, targs[h.target.index]) for h, p in self.pairs(preds)]
         return tuple((h.item_loss if self.reduction == "none" else h.train_loss)(p, t) for h, p, t in pairs)
@@ -46,9 +46,13 @@ class CombinedLoss(nn.Module):
         self,
         losses: Sequence[Tensor],  # one per head, from `losses`
     ) -> Tensor:
-        "The sum by the heads' `loss_weight`s."
+        """Return the sum by the heads' `loss_weight`s. Of an item it is over the heads that have a label for it, and
+        NaN where none has."""
         weighted = [loss * h.loss_weight for h, loss in zip(self.heads.values(), losses)]
-        return torch.stack(weighted).sum(0) if len(weighted) > 1 else weighted[0]
+        if len(weighted) == 1:
+            return weighted[0]
+        each = torch.stack(weighted)
+        return each.sum(0) if each.ndim == 1 else torch.where(each.isnan().all(0), torch.nan, each.nansum(0))
 
     def forward(self, preds: tuple[Tensor, ...] | Tensor, *targs: Tensor) -> Tensor:
         return self.total(self.losses(preds, targs))

@@ -1,21 +1,25 @@
 """fastai's metrics, each on one head."""
 
-from collections.abc import Callable
-from copy import deepcopy
+from collections.abc import Callable, Iterable
 from functools import partial
-from types import SimpleNamespace
+from itertools import count
 from typing import Any
 
-from fastai.learner import Learner, Metric, mk_metric
-from fastai.metrics import AccumMetric, ActivationType
+import torch
+from fastai.data.core import DataLoaders
+from fastai.learner import AvgLoss, AvgMetric, Learner, Metric
+from fastai.metrics import AccumMetric, ActivationType, Dice, DiceMulti
 from fastai.torch_core import to_detach
-from torch import Tensor
+from torch import Tensor, nn
 
+from fastai_heads.data.decode import dls_of_target, of_targets
 from fastai_heads.training.bound import BoundHead
-from fastai_heads.training.joint import is_joined, joined, joined_target, seen_labels, seen_loss
+from fastai_heads.training.joint import is_joined, joined, joined_target, over_counts, seen_loss, seen_measure
+from fastai_heads.training.wrapped_metrics import TagsMetric, TorchMetric, as_metric, metric_name
 
-__all__ = ["HeadMetric", "HeadValidLoss", "head_metrics", "metric_name", "takes_kind"]
+__all__ = ["HeadMetric", "HeadValidLoss", "distinct", "head_metrics", "metric_name", "takes_kind"]
 
+_BY_NUMBER = (AvgMetric, AccumMetric, Dice, DiceMulti)  # fastai's, which look at the pixels of a mask one by one
 _NUMBERS = frozenset({"regression", "point", "box"})
 _KINDS: dict[str, frozenset[str]] = {  # fastai's functions, by the kind of target that they measure
     **dict.fromkeys(("accuracy", "error_rate", "top_k_accuracy"), frozenset({"category"})),
@@ -29,20 +33,23 @@ _LESS = frozenset({"mse", "_rmse", "mae", "msle", "_exp_rmspe", "rmse", "exp_rms
 
 
 class HeadMetric(Metric):
-    "Any fastai metric on one head: it sees that head's prediction and target, and the labelled items only."
+    """Any metric on one head. It sees the learner that has this head alone: its prediction, target, loss, inputs and
+    data loader, and the labelled items, pixels and tags only."""
 
     def __init__(
         self,
         head: BoundHead,  # the head it looks at
         place: int,  # the head's place among the predictions
         metric: Callable | Metric,  # what fastai takes: a function of (pred, target), a `Metric`, or its class
+        called: str | None = None,  # in the table, behind the head's name; None: the metric's own name
     ):
         self.head, self.place = head, place
-        self.metric = mk_metric(deepcopy(metric) if isinstance(metric, Metric) else metric)  # heads may share one
+        self.called = metric_name(metric) if called is None else called
+        self.metric = _of_gaps(head, as_metric(metric))
 
     @property
     def name(self) -> str:
-        return f"{self.head.name}_{self.metric.name}"
+        return f"{self.head.name}_{self.called}"
 
     @property
     def higher_is_better(self) -> bool:
@@ -59,6 +66,10 @@ class HeadMetric(Metric):
         self.metric.reset()
 
     def accumulate(self, learn: Learner) -> None:
+        "Measure a batch. Means of batches are weighted by what they are means of, so that `bs` changes none."
+        if type(self.metric).accumulate is AvgLoss.accumulate:
+            self._add_loss(learn)
+            return
         preds = learn.pred if isinstance(learn.pred, tuple | list) else (learn.pred,)
         targ = joined_target(learn, self.head.target, learn.yb[self.head.target.index])
         pred = joined(learn, self.head.answer(preds[self.place]))
@@ -66,7 +77,36 @@ class HeadMetric(Metric):
         if not mask.any() and len(mask):
             return
         whole = bool(mask.all())
-        self.metric.accumulate(_OneHead(learn, pred if whole else pred[mask], targ if whole else targ[mask]))
+        self._add(_OneHead(learn, self, pred if whole else pred[mask], targ if whole else targ[mask], mask))
+
+    def _add_loss(self, learn: Learner) -> None:
+        if learn.loss.ndim:
+            return
+        total, count = seen_measure(learn, self.head, self.place)
+        self.metric.total += total
+        self.metric.count = 1 if self.head.sums else self.metric.count + count
+
+    def _add(self, view: "_OneHead") -> None:
+        weight = len(view.y)
+        if view.y.ndim > 1 and self._looks_by_number:
+            known = self.head.counted(view.y)
+            if not known.any() and known.numel():
+                return
+            if not known.all():
+                weight = float(known.sum() / known[0].numel())
+                view.pred, view.y = _counted_alone(view.pred, view.y, known)
+        if type(self.metric).accumulate is AvgMetric.accumulate:
+            self.metric.total += view.to_detach(self.metric.func(view.pred, view.y)) * weight
+            self.metric.count += weight
+        else:
+            self.metric.accumulate(view)
+
+    @property
+    def _looks_by_number(self) -> bool:
+        "Whether it can be given the tags or pixels that are there, without those beside them."
+        if self.head.target.kind == "mask":
+            return isinstance(self.metric, (*_BY_NUMBER, TorchMetric))
+        return not isinstance(self.metric, TagsMetric | TorchMetric)
 
     @property
     def value(self) -> Any:
@@ -74,7 +114,7 @@ class HeadMetric(Metric):
 
 
 class HeadValidLoss(Metric):
-    "One head's loss over the labelled items of the validation set."
+    "One head's loss over all of the validation set that has a label, as if it were one batch."
 
     def __init__(
         self,
@@ -88,36 +128,83 @@ class HeadValidLoss(Metric):
         return f"{self.head.name}_loss"
 
     def reset(self) -> None:
-        self.total, self.count = 0.0, 0
+        self.total, self.count = torch.zeros(()), torch.zeros(())
 
     def accumulate(self, learn: Learner) -> None:
-        loss = to_detach(seen_loss(learn, self.place), gather=False)
-        count = int(seen_labels(learn, self.head, self.place))
-        self.total += loss * count if count else 0.0
-        self.count += count
+        "Add a batch; losses per item (`get_preds(with_loss=True)`) are none."
+        if learn.loss.ndim:
+            return
+        total, count = (to_detach(part, gather=False).double() for part in seen_measure(learn, self.head, self.place))
+        self.total, self.count = self.total + total, self.count + count
 
     @property
     def value(self) -> Tensor | None:
-        return self.total / self.count if self.count else None
+        if not self.count and not self.total:
+            return None
+        return over_counts([self.head], self.total[None], self.count[None])[0]
 
 
-class _OneHead(SimpleNamespace):
-    "A learner as a metric of one head sees it: one prediction, one target, all else the learner's own."
+class _OneHead:
+    "A learner as a metric of one head sees it: as the one that has this head alone. All else is the learner's own."
 
-    def __init__(self, learn: Learner, pred: Tensor, targ: Tensor):
-        super().__init__(learn=learn, pred=pred, y=targ, yb=(targ,))
+    def __init__(self, learn: Learner, metric: HeadMetric, pred: Tensor, targ: Tensor, mask: Tensor):
+        self.learn, self.head, self.pred, self.y = learn, metric.head, pred, targ
+        self.loss_func = metric.head.loss_func
+        self._place, self._mask = metric.place, mask
         if is_joined(learn):  # the items are those of all ranks already
             self.to_detach = partial(to_detach, gather=False)
+
+    @property
+    def yb(self) -> tuple[Tensor]:
+        return (self.y,)
+
+    @property
+    def loss(self) -> Tensor:
+        return seen_loss(self.learn, self._place)
+
+    @property
+    def xb(self) -> tuple[Tensor, ...]:
+        inputs = joined(self.learn, tuple(self.learn.xb))
+        return inputs if self._mask.all() else tuple(x[self._mask.to(x.device)] for x in inputs)
+
+    @property
+    def x(self) -> Tensor:
+        return self.xb[0]
+
+    @property
+    def dl(self) -> Any:
+        return of_targets(self.learn.dl, [self.head.target.index])
+
+    @property
+    def dls(self) -> DataLoaders:
+        return dls_of_target(self.learn.dls, self.head.target.index)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.learn, name)
 
 
-def metric_name(
-    metric: Any,  # what fastai takes as one
-) -> str:
-    "What it is called in the table."
-    return mk_metric(metric).name
+def _counted_alone(pred: Tensor, targ: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    "The tags that are there, (N,); of a mask the labelled pixels as an image that is one pixel wide."
+    if pred.shape == targ.shape:
+        return pred[known], targ[known]
+    return pred.movedim(1, -1)[known].T[None, ..., None], targ[known][None, :, None]
+
+
+def _of_gaps(head: BoundHead, metric: Metric) -> Metric:
+    "scikit-learn's metrics of several tags see them beside each other."
+    tags = head.target.partial and head.target.kind == "multilabel"
+    return TagsMetric(metric) if tags and isinstance(metric, AccumMetric) and not metric.flatten else metric
+
+
+def distinct(
+    names: Iterable[str],  # in order
+) -> list[str]:
+    "Return the names, a second one of a kind as `name_2`."
+    found: list[str] = []
+    for name in names:
+        number = next(n for n in count(1) if (name if n == 1 else f"{name}_{n}") not in found)
+        found.append(name if number == 1 else f"{name}_{number}")
+    return found
 
 
 def takes_kind(
@@ -125,7 +212,7 @@ def takes_kind(
     kind: str,  # of a target
 ) -> bool:
     "Whether a metric says something of a kind of target: told for fastai's own, believed of the user's."
-    made = mk_metric(metric)
+    made = as_metric(metric)
     if isinstance(made, AccumMetric):
         return kind in _accumulated_kinds(made)
     func = getattr(made, "func", None)
@@ -151,4 +238,6 @@ def head_metrics(
         chosen = () if head.spec.train_only else head.spec.default_metrics()
     elif callable(chosen) or isinstance(chosen, Metric):
         chosen = (chosen,)
-    return [HeadMetric(head, place, metric) for metric in chosen]
+    chosen = [m for given in chosen for m in (given.values() if isinstance(given, nn.ModuleDict) else (given,))]
+    names = distinct(metric_name(metric) for metric in chosen)
+    return [HeadMetric(head, place, metric, name) for metric, name in zip(chosen, names)]

@@ -14,7 +14,7 @@ from fastai_heads.errors import HeadsError
 from fastai_heads.training.bound import BoundHead, BoundHeads
 from fastai_heads.training.loss import CombinedLoss
 
-__all__ = ["Targets", "batch_losses", "blended_loss", "check_mixing", "combined_loss", "label_counts"]
+__all__ = ["Targets", "batch_losses", "blended_loss", "check_mixing", "combined_loss", "label_counts", "loss_count"]
 
 
 class Targets(tuple):
@@ -35,7 +35,7 @@ def batch_losses(
     preds: tuple[Tensor, ...] | Tensor,  # one per head
     targs: tuple[Tensor, ...],  # one per target
 ) -> tuple[Tensor, ...]:  # one per head
-    "Each head's loss, not weighted, blended where images are."
+    "Return each head's loss, not weighted, blended where images are."
     loss, handler = combined_loss(loss_func), _handler(loss_func)
     if handler is None:
         return loss.losses(preds, targs)
@@ -50,14 +50,28 @@ def label_counts(
     loss_func: Callable,  # as of `batch_losses`
     targs: tuple[Tensor, ...],  # one per target
 ) -> Tensor:  # (K,) one per head
-    "How many images of a batch have a label for each head; where images are blended, one of the two is enough."
+    "Count the images of a batch that have a label for each head; where images are blended, one of the two is enough."
+    return torch.stack([_label_count(loss_func, head, targs) for head in combined_loss(loss_func).heads.values()])
+
+
+def loss_count(
+    loss_func: Callable,  # as of `batch_losses`
+    head: BoundHead,  # one of its heads
+    pred: Tensor,  # the head's
+    targs: tuple[Tensor, ...],  # one per target
+    loss: Tensor,  # the head's, a scalar
+) -> Tensor:  # a scalar
+    """Return what a head's loss of a batch is a mean of: see `HeadSpec.loss_count`. Where images are blended, and where
+    a loss is of nothing that adds up, it is images."""
+    plain = _handler(loss_func) is None
+    count = head.loss_count(pred, targs[head.target.index], loss) if plain else None
+    return _label_count(loss_func, head, targs) if count is None else count
+
+
+def _label_count(loss_func: Callable, head: BoundHead, targs: tuple[Tensor, ...]) -> Tensor:
     handler = _handler(loss_func)
     sides = [targs] if handler is None else [targs, _blended_in(handler)]
-    counts = []
-    for head in combined_loss(loss_func).heads.values():
-        masks = [head.labelled(side[head.target.index]) for side in sides]
-        counts.append(torch.stack(masks).any(0).sum())
-    return torch.stack(counts)
+    return torch.stack([head.labelled(side[head.target.index]) for side in sides]).any(0).sum()
 
 
 def _blended_in(handler: MixHandler) -> tuple[Tensor, ...]:
@@ -68,7 +82,7 @@ def _blended_in(handler: MixHandler) -> tuple[Tensor, ...]:
 def combined_loss(
     loss_func: Callable,  # `learn.loss_func`
 ) -> CombinedLoss:
-    "The learner's own loss, also while `MixUp` or `CutMix` stand in its place."
+    "Return the learner's own loss, also while `MixUp` or `CutMix` stand in its place."
     handler = _handler(loss_func)
     return loss_func if handler is None else handler.old_lf
 
@@ -80,8 +94,9 @@ def blended_loss(
     other: Tensor,  # (B, …) the target of the images that were blended in
     share: Tensor,  # (B,) or one for all: what `targ`'s images have of the blend, 0 to 1
 ) -> Tensor:  # a scalar
-    """The loss on either target, blended as the images are, over the labelled items. A label that is missing takes
-    its share out of the mean. With `mix=False` the loss on the target of the image with the larger share.
+    """Return the loss on either target, blended as the images are, over the labelled items. A label that is missing
+    takes its share out of the mean. With `mix=False` the loss on the target of the image with the larger share. As in
+    fastai, the weights of classes weight the items, and their mean is over the items.
 
     Source: Zhang et al. 2018 (mixup), sec. 2, in the form of `fastai.callback.mixup.MixHandler.lf`."""
     share = share.to(pred.device)
@@ -98,11 +113,12 @@ def blended_loss(
         ) from None
     share = share.to(losses[0].dtype)
     if not head.target.partial:
-        return torch.lerp(*losses, share).mean()
-    masks = [head.labelled(t).to(losses[0].dtype) for t in (other, targ)]
-    sums = [loss * mask.mean() for loss, mask in zip(losses, masks)]  # `item_loss` divides by the share labelled
-    weight = torch.lerp(*masks, share).sum()
-    return torch.lerp(*sums, share).sum() / weight.clamp(min=torch.finfo(weight.dtype).tiny)
+        blended = torch.lerp(*losses, share)
+        return blended.sum() if head.sums else blended.mean()
+    there = [head.shares(t).to(losses[0].dtype) for t in (other, targ)]
+    known = [torch.where(part > 0, loss, 0) * part for loss, part in zip(losses, there)]
+    blended, weight = torch.lerp(*known, share).sum(), torch.lerp(*there, share).sum()
+    return blended if head.sums else blended / weight.clamp(min=torch.finfo(weight.dtype).tiny)
 
 
 def check_mixing(

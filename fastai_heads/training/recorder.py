@@ -1,19 +1,20 @@
 """fastai's `Recorder` with a column for every head's loss."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from fastai.learner import AvgLoss, AvgSmoothLoss, Learner, Recorder
+import torch
+from fastai.learner import AvgSmoothLoss, Learner, Metric, Recorder
 from fastai.torch_core import to_detach
 from fastcore.foundation import L
 from matplotlib.axes import Axes
-from torch import lerp
+from torch import Tensor, lerp
 
 from fastai_heads.errors import HeadsError
 from fastai_heads.training.bound import BoundHead
 from fastai_heads.training.curves import Curves, empty_figure
-from fastai_heads.training.joint import seen_items, seen_labels, seen_loss
-from fastai_heads.training.metrics import HeadValidLoss
+from fastai_heads.training.joint import seen_labels, seen_loss
+from fastai_heads.training.metrics import HeadValidLoss, distinct
 
 __all__ = ["HeadsRecorder"]
 
@@ -51,13 +52,26 @@ class TotalTrainLoss(AvgSmoothLoss):
         self.val = lerp(loss, self.val.to(loss.dtype), self.beta)
 
 
-class TotalValidLoss(AvgLoss):
-    "fastai's mean loss, by the items of all ranks."
+class TotalValidLoss(Metric):
+    """The sum of the heads' validation losses by their `loss_weight`s, each over all that has a label for that head:
+    the same however large the batches are."""
+
+    name = "loss"
+
+    def __init__(self):
+        self.heads: Sequence[HeadValidLoss] = ()  # what it is the sum of, which count for themselves
+
+    def reset(self) -> None:
+        pass
 
     def accumulate(self, learn: Learner) -> None:
-        items = seen_items(learn)
-        self.total += to_detach(learn.loss.mean(), gather=False) * items
-        self.count += items
+        pass
+
+    @property
+    def value(self) -> Tensor | None:
+        found = [(loss.head.loss_weight, loss.value) for loss in self.heads]
+        known = [weight * value for weight, value in found if value is not None]
+        return torch.stack(known).sum() if known else None
 
 
 class HeadsRecorder(Recorder):
@@ -84,9 +98,10 @@ class HeadsRecorder(Recorder):
         heads = self.learn.heads
         self._train_heads = L(HeadTrainLoss(h, i, self.smooth_loss.beta) for i, h in enumerate(heads.values()))
         self._valid_heads = L(HeadValidLoss(h, i) for i, h in enumerate(heads.values()))
+        self.loss.heads = self._valid_heads
         self.losses_by_head = {name: [] for name in heads.names}
         super().before_fit()
-        self.metric_names = "epoch" + self.columns() + (L("time") if self.add_time else L())
+        self.metric_names = "epoch" + L(distinct(self.columns())) + (L("time") if self.add_time else L())
 
     def columns(self) -> L:
         "The names of a row's values, in order."

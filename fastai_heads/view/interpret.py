@@ -1,6 +1,6 @@
 """fastai's `Interpretation` of a learner with several heads: per head, and in total."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, partial
 from operator import itemgetter
 from typing import Any
@@ -43,13 +43,13 @@ class ItemLosses(Callback):
         self.batches: list[tuple[Tensor, Tensor]] = []
 
     def after_loss(self) -> None:
-        "The loop scales a head's losses by its labelled share of the batch; here each item's loss is its own."
+        "Keep a batch."
         if not len(self.yb):
             raise HeadsError("`dl` has no labels: `learn.test_dl(items, with_labels=True)` reads them.")
         heads = self.learn.heads.values()
         there = torch.stack([head.labelled(self.yb[head.target.index]) for head in heads], 1)
         losses = torch.stack([loss.float().as_subclass(Tensor) for loss in self.learn.head_losses], 1)
-        self.batches.append(self.learn.to_detach((losses * there.float().mean(0), there)))
+        self.batches.append(self.learn.to_detach((losses, there)))
 
 
 class HeadsInterpretation(Interpretation):
@@ -62,13 +62,11 @@ class HeadsInterpretation(Interpretation):
         self,
         learn: Learner,  # a `MultiHeadLearner`
         dl: TfmdDL,  # whose items are looked at
-        losses: HeadTuple,  # per head (N,), unweighted, 0 for an item without a label
+        losses: HeadTuple,  # per head (N,), unweighted, NaN for an item without a label
         known: HeadTuple,  # per head (N,) bool, whether there is a label
         act: Callable | None = None,  # an activation for every head; None: each head's own
     ):
-        weights = [learn.heads[name].loss_weight for name in losses.names]
-        total = torch.stack([w * loss for w, loss in zip(weights, losses)]).sum(0)
-        super().__init__(learn, dl, total, act)
+        super().__init__(learn, dl, learn.loss_func.total(losses), act)
         self.head_losses, self.known = losses, known
 
     @classmethod
@@ -117,14 +115,12 @@ class HeadsInterpretation(Interpretation):
         items: bool = False,  # the items themselves, too
         head: str | None = None,  # by this head's loss; None: by the total
     ) -> tuple:  # (losses, indices, [items])
-        "The items with the largest losses. Of one head, only those that have a label for it."
+        "Return the items with the largest losses. Items without a label are left out, of one head or of all."
         if not isinstance(largest, bool):
             raise HeadsError(f"`largest` is True or False, found {largest!r}; a head is named as `head={largest!r}`.")
-        losses, places = self.losses, torch.arange(len(self.losses))
-        if head is not None:
-            name = self.learn.heads[head].name
-            places = self.known[name].nonzero().view(-1)
-            losses = self.head_losses[name][places]
+        losses = self.losses if head is None else self.head_losses[self.learn.heads[head].name]
+        places = (~losses.isnan()).nonzero().view(-1)
+        losses = losses[places]
         values, order = losses.topk(len(losses) if k is None else min(k, len(losses)), largest=largest)
         idx = places[order]
         if not items:
@@ -158,10 +154,7 @@ class HeadsInterpretation(Interpretation):
 
     def _title(self, i: int, first: str | None) -> str:
         "The losses of one item in words: a head's first if it is asked for, then the total, then the others."
-        each = {
-            name: number(loss[i]) if self.known[name][i] else number(float("nan"))
-            for name, loss in self.head_losses.pairs()
-        }
+        each = {name: number(loss[i]) for name, loss in self.head_losses.pairs()}
         said = {first: each[first]} if first is not None else {}
         if len(each) > 1:
             said["total"] = number(self.losses[i])
@@ -177,7 +170,7 @@ class HeadsInterpretation(Interpretation):
         bound = self._head(head, (*_CLASSES, "multilabel"), "confusion_matrix")
         said, truth = self._pairs(bound)
         if bound.target.kind == "multilabel":
-            return skm.multilabel_confusion_matrix(truth.astype(bool), said.astype(bool))
+            return np.stack([skm.confusion_matrix(*pair, labels=[0, 1]) for pair in _by_tag(truth, said)])
         n = _n_classes(bound, said, truth)
         return np.bincount(truth.astype(int) * n + said.astype(int), minlength=n * n).reshape(n, n)
 
@@ -235,6 +228,8 @@ class HeadsInterpretation(Interpretation):
         bound = self._head(head, (*_CLASSES, "multilabel"), "classification_report")
         said, truth = self._pairs(bound)
         several = bound.target.kind == "multilabel"
+        if several:  # a tag that is missing is neither said nor true, as of what is neither nothing is reported
+            said, truth = said * ~np.isnan(truth), np.nan_to_num(truth)
         labels = range(said.shape[1]) if several else range(_n_classes(bound, said, truth))
         kind = bool if several else int
         names = [str(v) for v in (bound.vocab or labels)]
@@ -296,6 +291,13 @@ class HeadsInterpretation(Interpretation):
             there = truth.reshape(-1) != IGNORE_PIXEL
             return said.reshape(-1)[there], truth.reshape(-1)[there]
         return said, truth
+
+
+def _by_tag(truth: np.ndarray, said: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    "Of each tag what is true and what is said, where it is not missing."
+    for true, guess in zip(truth.T, said.T):
+        known = ~np.isnan(true)
+        yield true[known].astype(int), guess[known].astype(int)
 
 
 def _n_classes(head: BoundHead, said: np.ndarray, truth: np.ndarray) -> int:

@@ -71,6 +71,9 @@ class Halved(BoxHead):
     def train_loss(self, loss_func, pred, targ):
         return super().train_loss(loss_func, pred, targ) / 2
 
+    def item_loss(self, loss_func, pred, targ):
+        return super().item_loss(loss_func, pred, targ) / 2
+
     def mask(self, targ):
         return targ[:, 0, 0] != 0
 

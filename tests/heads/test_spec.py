@@ -1,6 +1,7 @@
 """What every head says of itself, and a head of one's own in thirty lines."""
 
 import copy
+import functools
 import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import FrozenInstanceError, dataclass, replace
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from fastai.losses import BaseLoss, CrossEntropyLossFlat
+from fastai.losses import BaseLoss, CrossEntropyLossFlat, FocalLossFlat
 from fastai.metrics import F1Score, accuracy
 from fastcore.foundation import L
 from torch import Tensor, nn
@@ -177,17 +178,65 @@ def test_a_loss_that_cannot_be_told_by_items_says_so():
         spec.item_loss(spec.loss_func(), torch.randn(3, 2), torch.randn(3, 2))
 
 
-def test_item_losses_have_the_mean_that_is_trained_on():
-    pred, targ = torch.randn(9, 4), torch.randint(0, 4, (9,))
-    for loss in (
-        nn.CrossEntropyLoss(weight=torch.tensor([0.1, 1.0, 2.0, 5.0])),
-        nn.CrossEntropyLoss(reduction="sum"),
-        CrossEntropyLossFlat(weight=torch.tensor([0.1, 1.0, 2.0, 5.0]), label_smoothing=0.1),
-    ):
+WEIGHTS = torch.tensor([0.1, 1.0, 2.0, 5.0])
+
+
+@pytest.mark.parametrize(
+    ("loss", "count"),
+    [
+        (nn.CrossEntropyLoss(weight=WEIGHTS), "weights"),
+        (CrossEntropyLossFlat(weight=WEIGHTS, label_smoothing=0.1), "weights"),
+        (functools.partial(F.cross_entropy, weight=WEIGHTS), "weights"),
+        (lambda pred, targ, reduction="mean": F.cross_entropy(pred, targ, WEIGHTS, reduction=reduction), "weights"),
+        (nn.CrossEntropyLoss(weight=WEIGHTS, ignore_index=2), "weights without 2"),
+        (nn.CrossEntropyLoss(ignore_index=2), "items without 2"),
+        (FocalLossFlat(weight=WEIGHTS), "items"),
+        (F.cross_entropy, "items"),
+        (lambda pred, targ: F.cross_entropy(pred, targ), "items"),
+        (lambda pred, targ, reduction="mean": 0 * F.cross_entropy(pred, targ, reduction=reduction), "items"),
+    ],
+    ids=[
+        *("torch", "fastai", "partial", "function", "weighted, ignored", "ignored", "focal", "plain", "no reduction"),
+        "zero",
+    ],
+)
+def test_a_loss_says_what_it_is_a_mean_of(loss, count):
+    pred, targ = torch.randn(9, 4), torch.arange(9) % 4
+    kept = targ[targ != 2] if "without" in count else targ
+    wanted = WEIGHTS[kept].sum() if "weights" in count else len(kept)
+    spec = HeadSpec(loss=loss)
+    found = spec.loss_count(loss, pred, targ, loss(pred, targ))
+    assert float(found) == pytest.approx(float(wanted), rel=1e-5)
+
+
+def test_a_loss_that_has_several_values_an_item_is_a_mean_of_them_all():
+    pred, targ = torch.randn(9, 4), torch.randn(9, 4)
+    for loss in (nn.MSELoss(), F.l1_loss, lambda pred, targ: (pred - targ).abs().mean()):
         spec = HeadSpec(loss=loss)
-        torch.testing.assert_close(spec.item_loss(loss, pred, targ).mean(), loss(pred, targ))
-    zero = HeadSpec(loss=lambda pred, targ, reduction="mean": 0 * pred.mean(1))
-    assert torch.equal(zero.item_loss(zero.loss_func(), pred, targ), torch.zeros(9)), "no division by its mean of zero"
+        assert spec.loss_count(loss, pred, targ, loss(pred, targ)) == 36
+    signed = HeadSpec(loss=lambda pred, targ, reduction="mean": pred if reduction == "none" else pred.mean())
+    even = torch.cat([pred, -pred])  # its mean is 0, and says nothing
+    assert signed.loss_count(signed.loss, even, even, even.mean()) == 72
+
+
+class Noting(nn.Module):
+    "A loss that notes a part of it, as `LossMetric` reads it."
+
+    reduction = "mean"
+
+    def forward(self, pred, targ):
+        each = F.cross_entropy(pred, targ, reduction="none")
+        self.part = each if self.reduction == "none" else each.mean()
+        return self.part
+
+
+def test_a_further_look_at_a_loss_leaves_no_trace():
+    pred, targ, loss = torch.randn(9, 4), torch.arange(9) % 4, Noting()
+    value = loss(pred, targ)
+    spec = HeadSpec(loss=loss)
+    spec.item_loss(loss, pred[:3], targ[:3])
+    spec.loss_count(loss, pred, targ, value)
+    assert loss.part is value and "reduction" not in vars(loss)
 
 
 def test_the_modules_inside_a_loss_are_found():

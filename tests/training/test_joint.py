@@ -4,9 +4,16 @@ from types import SimpleNamespace
 
 import torch
 
-from fastai_heads.training.joint import joint_batch, seen_items, seen_labels, seen_loss
+from fastai_heads.training.joint import joint_batch, measure_batch, seen_labels, seen_loss
 from fastai_heads.training.loss import CombinedLoss
 from fastai_heads.training.mixing import label_counts
+
+
+def joined(heads, preds, targs, losses):
+    loss = CombinedLoss(heads)
+    learn = SimpleNamespace(head_losses=losses, pred=preds, yb=targs, loss_func=loss, training=True)
+    measures = [measure_batch(learn, head, place) for place, head in enumerate(heads.values())]
+    return joint_batch(list(heads.values()), measures, label_counts(loss, targs))
 
 
 def test_a_rank_without_labels_counts_for_nothing(three, batch):
@@ -14,8 +21,8 @@ def test_a_rank_without_labels_counts_for_nothing(three, batch):
     targs[1][:] = -100
     losses = [head.train_loss(pred, targs[head.target.index]) for head, pred in zip(heads.values(), preds)]
     losses[0] = torch.tensor(float("nan"))  # of no item
-    joint = joint_batch(losses, label_counts(CombinedLoss(heads), targs), 8)
-    assert joint.counts.tolist() == [0, 8, 8] and joint.items == 8
+    joint = joined(heads, preds, targs, losses)
+    assert joint.labels.tolist() == [0, 8, 8] and joint.counts.tolist() == [0, 24, 16]
     wanted = torch.stack([torch.tensor(0.0), *(loss.detach() for loss in losses[1:])])
     torch.testing.assert_close(joint.losses.float(), wanted)
 
@@ -25,9 +32,8 @@ def test_without_other_ranks_it_is_the_batch_itself(three, batch):
     targs[1][:3] = -100
     losses = [head.train_loss(pred, targs[head.target.index]) for head, pred in zip(heads.values(), preds)]
     learn = SimpleNamespace(head_losses=losses, yb=targs)
-    joint = joint_batch(losses, label_counts(CombinedLoss(heads), targs), 8)
+    joint = joined(heads, preds, targs, losses)
     for place, head in enumerate(heads.values()):
-        assert seen_labels(learn, head, place) == joint.counts[place] == (5 if head.name == "breed" else 8)
+        assert seen_labels(learn, head, place) == joint.labels[place] == (5 if head.name == "breed" else 8)
         assert not seen_loss(learn, place).requires_grad
         torch.testing.assert_close(seen_loss(learn, place), joint.losses[place].float())
-    assert seen_items(learn) == joint.items == 8

@@ -38,8 +38,8 @@ def test_gradients_are_those_of_the_sum(three, batch):
         torch.testing.assert_close(found, hand)
 
 
-def test_per_item_it_is_one_value_for_each_with_the_same_mean(three, batch):
-    heads = three(breed={"class_weights": [0.1, 1, 5], "loss_weight": 2})
+def test_per_item_it_is_one_value_for_each(three, batch):
+    heads = three(breed={"label_smoothing": 0.1, "loss_weight": 2})
     loss, (preds, targs) = CombinedLoss(heads), batch
     mean = loss(preds, *targs)
     loss.reduction = "none"
@@ -49,6 +49,26 @@ def test_per_item_it_is_one_value_for_each_with_the_same_mean(three, batch):
     assert all(h.loss_func.reduction == "mean" for h in heads.values()), "each loss's own reduction is back"
     loss.reduction = "mean"
     assert torch.equal(loss(preds, *targs), mean)
+
+
+def test_the_total_of_an_item_is_over_the_heads_that_have_a_label_for_it(three, batch):
+    heads, (preds, targs) = three(partial=True, tags={"loss_weight": 3}), batch
+    age, breed, tags = (t.clone() for t in targs)
+    breed[[1, 2]], tags[[2, 3]], age[2] = -100, float("nan"), float("nan")
+    loss = CombinedLoss(heads)
+    loss.reduction = "none"
+    total, each = loss(preds, age, breed, tags), loss.losses(preds, (age, breed, tags))
+    assert [one.isnan().nonzero().flatten().tolist() for one in each] == [[1, 2], [2, 3], [2]]
+    assert total.isnan().nonzero().flatten().tolist() == [2]
+    torch.testing.assert_close(total[0], each[0][0] + 3 * each[1][0] + each[2][0])
+    torch.testing.assert_close(total[1], 3 * each[1][1] + each[2][1])
+    torch.testing.assert_close(total[3], each[0][3] + each[2][3])
+
+
+def test_a_loss_that_is_not_finite_shows_in_the_total(three, batch):
+    heads, (preds, targs) = three(), batch
+    broken = (preds[0] * float("nan"), *preds[1:])
+    assert CombinedLoss(heads)(broken, *targs).isnan()
 
 
 def test_activates_and_decodes_every_head_but_the_auxiliary_decode_nothing(three, batch):

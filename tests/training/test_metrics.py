@@ -67,7 +67,7 @@ class Run:
     "Batches as a learner holds them after a step, and one prediction and target by themselves."
 
     def __init__(self, batches, bonus=0):
-        self.batches, self.bonus = batches, bonus
+        self.batches, self.bonus, self.training = batches, bonus, False
 
     def on(self, metric):
         metric.reset()
@@ -186,10 +186,11 @@ def test_the_validation_loss_is_over_labelled_items(three, batches):
     assert metric.name == "breed_loss"
     metric.reset()
     for preds, targs in batches:
-        run.yb, run.head_losses = targs, (head.train_loss(preds[0], targs[1]),)
+        run.pred, run.yb, run.head_losses = preds, targs, (head.train_loss(preds[0], targs[1]),)
+        run.loss = run.head_losses[0]
         metric.accumulate(run)
     pred, targ = (torch.cat(parts) for parts in zip(*((preds[0], targs[1]) for preds, targs in batches)))
-    torch.testing.assert_close(metric.value, torch.nn.functional.cross_entropy(pred, targ))
+    torch.testing.assert_close(metric.value.float(), torch.nn.functional.cross_entropy(pred, targ))
     metric.reset()
     assert metric.value is None
 
@@ -202,7 +203,7 @@ def test_which_metrics_a_head_has(three):
     assert names(metrics=[]) == []
     assert names(metrics=error_rate) == ["breed_error_rate"]
     assert names(metrics=F1Score()) == ["breed_f1_score"]
-    assert names(metrics=[error_rate, Counted, Counted()]) == ["breed_error_rate", "breed_counted", "breed_counted"]
+    assert names(metrics=[error_rate, Counted, Counted()]) == ["breed_error_rate", "breed_counted", "breed_counted_2"]
     assert names(train_only=True) == [] and names(train_only=True, metrics=accuracy) == ["breed_accuracy"]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastai_heads.training.across import mean_over_ranks, sum_over_ranks, world
 from fastai_heads.training.bound import BoundHeads
-from fastai_heads.training.mixing import combined_loss, label_counts
+from fastai_heads.training.mixing import combined_loss, label_counts, loss_count
 from fastai_heads.training.optimizer import HeadsOptimizer
 
 __all__ = ["LeafStrategy", "Strategy", "WeightedSum", "shared_losses"]
@@ -200,10 +200,13 @@ def shared_losses(
     learn: Learner,
     losses: Sequence[Tensor],  # one per head
 ) -> tuple[Tensor, ...]:  # one per head
-    """The heads' losses such that their mean over all ranks is the loss of the ranks' batches joined: where labels
-    may be missing, each times this rank's share of the labels."""
-    if world() == 1 or not any(head.target.partial for head in learn.heads.values()):
+    """Return the heads' losses such that their mean over all ranks is the loss of the ranks' batches joined: each times
+    this rank's share of what it is a mean of."""
+    if world() == 1:
         return tuple(losses)
-    counts = label_counts(learn.loss_func, learn.yb)
-    shares = counts.double() * world() / sum_over_ranks(counts).clamp(min=1)
+    pairs = zip(combined_loss(learn.loss_func).pairs(learn.pred), losses)
+    own = torch.stack([loss_count(learn.loss_func, *pair, learn.yb, loss).double() for pair, loss in pairs])
+    whole = sum_over_ranks(own)
+    adds = torch.tensor([head.sums for head in learn.heads.values()], device=own.device)
+    shares = torch.where(adds, 1.0, own / whole.masked_fill(whole == 0, 1)) * world()
     return tuple(loss * share.to(loss.dtype) for loss, share in zip(losses, shares))
