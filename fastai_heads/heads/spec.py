@@ -21,7 +21,7 @@ from fastai_heads.data.missing import labelled
 from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError, did_you_mean
 
-__all__ = ["HeadSpec", "TapShape", "as_weights", "is_number", "is_tap", "read_as", "weights_of"]
+__all__ = ["HeadSpec", "TapShape", "as_weights", "has_shape", "is_number", "is_tap", "read_as", "weights_of"]
 
 
 _MAKERS = (MSELossFlat, L1LossFlat, BCELossFlat)  # fastai's functions that make a loss, named as its classes are
@@ -122,6 +122,11 @@ class HeadSpec:
         "The metrics where `metrics` is None."
         return ()
 
+    @property
+    def output_shape(self) -> tuple[int | None, ...] | None:
+        "The shape of one item's prediction, None for a length that is free; None where its module alone decides."
+        return None
+
     def infer_n_out(self, target: Target) -> int | None:
         "How many numbers per image the target needs; None where it cannot be told."
         return target.n_out
@@ -144,7 +149,10 @@ class HeadSpec:
             raise HeadsError(f"`n_out` of {self.label} cannot be inferred from target {target.name!r}: pass `n_out=`.")
         if self.n_out is not None and needed is not None and self.n_out != needed:
             what = f"its vocabulary has {needed}" if target.vocab is not None else f"it needs {needed}"
-            raise HeadsError(f"`n_out={self.n_out}` of {self.label} contradicts target {target.name!r}: {what}.")
+            raise HeadsError(
+                f"`n_out={self.n_out}` of {self.label} contradicts target {target.name!r}: {what}. With a loss of your "
+                f"own any number goes: `CustomHead(module, n_out={self.n_out}, loss=…)`."
+            )
         return replace(self, n_out=self.n_out if needed is None else needed)
 
     def loss_func(self) -> Callable:
@@ -190,6 +198,13 @@ class HeadSpec:
         "The activated output in the form of the target."
         return getcallable(loss_func, "decodes")(pred)
 
+    def in_form(
+        self,
+        decoded: Tensor,  # (B, …) from `decode`
+    ) -> bool:
+        "Whether decoded values have the form of the target, so that what made the target can undo it."
+        return True
+
     def empty(self) -> Tensor:
         "Activated predictions of no item."
         return torch.empty(0, self.n_out)
@@ -231,6 +246,14 @@ def _takes_reduction(loss_func: Callable) -> bool:
 def _one_by_one(loss_func: Callable, pred: Tensor, targ: Tensor) -> Tensor:
     "A loss that always gives a scalar, on every item by itself."
     return torch.stack([loss_func(p[None], t[None]) for p, t in zip(pred, targ)])
+
+
+def has_shape(
+    pred: Tensor,  # (B, …)
+    shape: tuple[int | None, ...],  # of one item; None: any length
+) -> bool:
+    "Whether every item of a prediction has a shape."
+    return pred.ndim == len(shape) + 1 and all(want in (None, got) for want, got in zip(shape, pred.shape[1:]))
 
 
 def is_tap(
