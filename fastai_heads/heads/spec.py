@@ -21,7 +21,17 @@ from fastai_heads.data.missing import labelled
 from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError, did_you_mean
 
-__all__ = ["HeadSpec", "TapShape", "as_weights", "has_shape", "is_number", "is_tap", "read_as", "weights_of"]
+__all__ = [
+    "HeadSpec",
+    "TapShape",
+    "as_weights",
+    "has_shape",
+    "is_metric",
+    "is_number",
+    "is_tap",
+    "read_as",
+    "weights_of",
+]
 
 
 _MAKERS = (MSELossFlat, L1LossFlat, BCELossFlat)  # fastai's functions that make a loss, named as its classes are
@@ -75,8 +85,7 @@ class HeadSpec:
         self.check("target", self.target is None or is_tap(self.target), "a target's name or its index")
         self.check("loss", self.loss is None or callable(self.loss), "a function of (pred, target)")
         metrics = self.metrics if isinstance(self.metrics, list | tuple | L) else [self.metrics]
-        measures = all(callable(m) or isinstance(m, Metric) for m in metrics)
-        self.check("metrics", self.metrics is None or measures, "a metric or a list of them")
+        self.check("metrics", self.metrics is None or all(map(is_metric, metrics)), "a metric or a list of them")
         for field in ("train_only", "mix"):
             self.check(field, isinstance(getattr(self, field), bool), "True or False")
 
@@ -254,6 +263,13 @@ def has_shape(
 ) -> bool:
     "Whether every item of a prediction has a shape."
     return pred.ndim == len(shape) + 1 and all(want in (None, got) for want, got in zip(shape, pred.shape[1:]))
+
+
+def is_metric(
+    value: object,  # what the user wrote
+) -> bool:
+    "Whether fastai takes it as a metric."
+    return callable(value) or isinstance(value, Metric)
 
 
 def is_tap(

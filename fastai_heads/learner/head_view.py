@@ -1,11 +1,13 @@
 """One head of a learner as a plain fastai `Learner` over the same weights."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
+from fastai.torch_core import get_model
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -15,7 +17,7 @@ from fastai_heads.head_tuple import HeadTuple
 from fastai_heads.model import Heads, run_trunk
 from fastai_heads.training.bound import BoundHead, BoundHeads
 from fastai_heads.training.loss import CombinedLoss
-from fastai_heads.training.metrics import HeadMetric, head_metrics
+from fastai_heads.training.metrics import HeadMetric
 from fastai_heads.view.show import show_samples
 
 __all__ = ["head_learner"]
@@ -100,7 +102,7 @@ def head_learner(
 ) -> Learner:  # fastai's own, with one target
     "A plain `Learner` over one head: every tool of fastai that knows one target works on it, on the same weights."
     head = learn.heads[name]
-    body, heads = learn.model[0], learn.model[1]
+    body, heads = get_model(learn.model)
     module = head.module if len(heads.reads[name]) == 1 else OnTuple(head.module)
     alone = BoundHead(name, head.spec, replace(head.target, index=0), heads)
     loaders = [of_targets(dl, [head.target.index]) for dl in learn.dls.loaders]
@@ -110,7 +112,7 @@ def head_learner(
         dls,
         nn.Sequential(BodyToHead(body, heads, name), module),
         loss_func=OneHeadLoss(BoundHeads({name: alone})),
-        metrics=_metrics(alone),
+        metrics=_metrics(alone, [m for m in learn.metrics if isinstance(m, HeadMetric) and m.head is head]),
         splitter=split_view,
         **_settings(learn),
     )
@@ -133,11 +135,10 @@ def _needed_trunks(heads: Heads, reads: Sequence[str]) -> dict[str, tuple[str, .
     return dict(reversed(needed.items()))
 
 
-def _metrics(head: BoundHead) -> list[Any]:
+def _metrics(head: BoundHead, metrics: Sequence[HeadMetric]) -> list[Any]:
     "The head's metrics under fastai's own names; where labels may be missing they still count the labelled items."
-    metrics: list[HeadMetric] = head_metrics(head, 0)
     wrapped = head.target.partial or head.spec.by_batch
-    return [_Unprefixed(head, 0, m.metric) for m in metrics] if wrapped else [m.metric for m in metrics]
+    return [_Unprefixed(head, 0, m.metric) if wrapped else deepcopy(m.metric) for m in metrics]
 
 
 class _Unprefixed(HeadMetric):

@@ -13,7 +13,8 @@ from matplotlib.patches import FancyBboxPatch
 from matplotlib.textpath import TextPath
 from torch import Tensor, nn
 
-from fastai_heads.model import Heads, in_eval, named_maps, trunk_input
+from fastai_heads.model import Heads, named_maps, trunk_input
+from fastai_heads.running import in_eval
 from fastai_heads.training.bound import BoundHead
 from fastai_heads.training.loss import loss_name
 from fastai_heads.view.texts import number
