@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastai_heads.archs.records import Level
 from fastai_heads.body import Body
-from fastai_heads.errors import HeadsError, unknown
+from fastai_heads.errors import HeadsError, refuse_change, unknown
 from fastai_heads.heads.levels import LevelFrom, PyramidLevel
 from fastai_heads.heads.pooled import PooledHead
 from fastai_heads.heads.spec import HeadSpec, TapShape, is_tap, read_as
@@ -68,6 +68,9 @@ class Trunk:
         if not isinstance(module, nn.Module):
             raise HeadsError(f"`module` of Trunk is a function that makes an nn.Module, and it made {module!r}.")
         return module
+
+
+Trunk.__setattr__ = refuse_change  # instead of the dataclass's own, which names the field alone
 
 
 class Heads(nn.Module):

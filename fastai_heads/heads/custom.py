@@ -91,7 +91,16 @@ class CustomHead(HeadSpec):
     def build(self, taps: tuple[TapShape, ...]) -> nn.Module:
         if isinstance(self.module, nn.Module):
             return self.module
-        module = self.module(*(t.channels for t in taps))
+        channels = ", ".join(str(t.channels) for t in taps)
+        try:
+            module = self.module(*(t.channels for t in taps))
+        except Exception as error:  # it is the user's, and may raise anything
+            raise HeadsError(
+                f"`module` of {self.label} is an nn.Module, or a function that makes one of the channels of what it "
+                f"reads; called with {channels} it raised {type(error).__name__}: {error}. Such a function is "
+                "`lambda channels: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, "
+                f"{self.n_out or 1}))`."
+            ) from error
         if not isinstance(module, nn.Module):
             raise HeadsError(f"`module` of {self.label} is a function that makes an nn.Module, and it made {module!r}.")
         return module

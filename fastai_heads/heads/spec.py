@@ -19,7 +19,7 @@ from typing_extensions import Self
 from fastai_heads.archs.records import Level
 from fastai_heads.data.missing import labelled
 from fastai_heads.data.targets import Target
-from fastai_heads.errors import HeadsError, did_you_mean
+from fastai_heads.errors import HeadsError, did_you_mean, refuse_change
 
 __all__ = [
     "HeadSpec",
@@ -72,6 +72,7 @@ class HeadSpec:
         for name in fields:
             if name not in known:
                 raise HeadsError(f"`{name}` is not a parameter of {cls.__name__}.{did_you_mean(name, known)}")
+        cls.__setattr__ = refuse_change  # instead of the dataclass's own, which names the field alone
         return super().__new__(cls)
 
     def __post_init__(self) -> None:

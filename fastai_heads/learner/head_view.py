@@ -8,16 +8,19 @@ from typing import Any
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.torch_core import get_model
+from fastcore.basics import tuplify
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from fastai_heads.body import Body
 from fastai_heads.data.decode import of_targets
 from fastai_heads.head_tuple import HeadTuple
+from fastai_heads.heads.custom import CustomHead
 from fastai_heads.model import Heads, run_trunk
 from fastai_heads.training.bound import BoundHead, BoundHeads
 from fastai_heads.training.loss import CombinedLoss
 from fastai_heads.training.metrics import HeadMetric
+from fastai_heads.view.decoded import decode_heads
 from fastai_heads.view.show import show_samples
 
 __all__ = ["head_learner"]
@@ -75,7 +78,22 @@ class OneHeadLoss(CombinedLoss):
 
 
 class ShowingLearner(Learner):
-    "A plain `Learner` of numbers or of boxes with labels, which fastai 2.8's `show_results` cannot draw on an image."
+    """A plain `Learner` of numbers or of boxes with labels, which fastai 2.8's `show_results` cannot draw on an image, and
+    of what has not the form of its target, which fastai cannot decode."""
+
+    def predict(
+        self,
+        item: Any,  # one item, as `get_items` of the data gives it
+        rm_type_tfms: int | None = None,  # fastai's: how many of the first transforms the item has been through
+        with_input: bool = False,  # the decoded input first
+    ) -> tuple:  # ([input], decoded, decoded as a tensor, activated)
+        "fastai's; a prediction that has not the form of its target is given as it is."
+        dl = self.dls.test_dl([item], rm_type_tfms=rm_type_tfms, num_workers=0)
+        inputs, preds, _, decoded = self.get_preds(dl=dl, with_input=True, with_decoded=True)
+        heads = tuple(self.loss_func.heads.values())
+        *inp, values = decode_heads(self.dls.valid, tuplify(inputs), heads, (decoded,), 1)[0]
+        answer = (values[0], decoded[0], preds[0])
+        return (*inp, *answer) if with_input else answer
 
     def show_results(
         self,
@@ -89,11 +107,11 @@ class ShowingLearner(Learner):
         dl = self.dls[ds_idx].new(shuffle=shuffle) if dl is None else dl
         batch = dl.one_batch()
         decoded = self.get_preds(dl=[batch], with_decoded=True)[2]
-        names = tuple(h.name for h in self.loss_func.heads.values())
+        heads = tuple(self.loss_func.heads.values())
         samples = dl.decode_batch(batch, max_n=max_n)
-        outs = dl.decode_batch((batch[0], decoded), max_n=max_n)
-        targets, preds = ([HeadTuple(item[1:], names) for item in items] for items in (samples, outs))
-        return show_samples([item[0] for item in samples], targets, preds, **kwargs)
+        outs = decode_heads(dl, (batch[0],), heads, (decoded,), max_n)
+        targets = [HeadTuple(item[1:], [head.name for head in heads]) for item in samples]
+        return show_samples([item[0] for item in samples], targets, [item[-1] for item in outs], **kwargs)
 
 
 def head_learner(
@@ -107,7 +125,8 @@ def head_learner(
     alone = BoundHead(name, head.spec, replace(head.target, index=0), heads)
     loaders = [of_targets(dl, [head.target.index]) for dl in learn.dls.loaders]
     dls = DataLoaders(*loaders, path=learn.dls.path, device=learn.dls.device)
-    cls = ShowingLearner if head.target.kind in ("regression", "detection") else Learner
+    showing = head.target.kind in ("regression", "detection") or isinstance(head.spec, CustomHead)
+    cls = ShowingLearner if showing else Learner
     return cls(
         dls,
         nn.Sequential(BodyToHead(body, heads, name), module),

@@ -111,6 +111,7 @@ def check_loss(
             raise _refused(
                 head, pred, targ, "compares every prediction with the target of every item, as shapes are broadcast"
             )
+        _check_classes(head, pred, targ)
         _check_least(head, pred, targ)
 
 
@@ -154,9 +155,21 @@ def _pairs_all(head: BoundHead, pred: Tensor, targ: Tensor) -> bool:
     return max(each) - min(each) > 100 * close and abs(own - moved) <= close and abs(own - mean) <= close
 
 
+def _check_classes(head: BoundHead, pred: Tensor, targ: Tensor) -> None:
+    "Refuse more logits than classes where the loss takes each of them for a class."
+    n, several = head.target.n_out, pred.ndim > 1 and pred.shape[1]
+    if head.target.kind != "category" or n is None or not several or several <= n:
+        return
+    if _value(head, pred, torch.full_like(targ, several - 1)) is not None:
+        raise HeadsError(
+            f"`heads[{head.name!r}]`: `module` of {head.spec.label} gives {_told(pred)}, and its loss takes each of "
+            f"the {several} numbers for a class; target {head.target.name!r} has {n}. End it with `nn.Linear(…, {n})`."
+        )
+
+
 def _check_least(head: BoundHead, pred: Tensor, targ: Tensor) -> None:
     "Refuse a loss that is smaller for a wrong prediction than for the right one, or falls without end."
-    if isinstance(head.spec, NumbersSpec) and not _is_activated(head, pred):
+    if isinstance(head.spec, NumbersSpec) and not (head.target.kind == "regression" and _is_activated(head, pred)):
         right = targ.reshape(pred.shape).to(pred.dtype)
         step = (right - right.mean(0)).abs().mean(0) + 0.1 * (right == right[0]).all()
         wrong = [right + step, right - step]
@@ -203,8 +216,10 @@ def _refused(head: BoundHead, pred: Tensor, targ: Tensor, what: str) -> HeadsErr
     "The error for a loss: what it does, of which shapes, and the nearest that fits."
     spec, kind = head.spec, head.target.kind
     fit = _LOSS_OF_KIND.get(kind)
-    advice = f" Nearest: `loss={fit}`, or leave `loss` out." if spec.loss is not None and fit else ""
-    if spec.loss is not None and hasattr(spec, "module"):
+    own = spec.loss is not None and hasattr(spec, "module")
+    fits = spec.loss is not None and fit and (not own or spec.n_out == head.target.n_out)
+    advice = f" Nearest: `loss={fit}`, or leave `loss` out." if fits else ""
+    if own:
         advice += " A loss of your own in CustomHead gets prediction and target as they are."
     return HeadsError(
         f"`heads[{head.name!r}]`: `loss` of {spec.label}, {loss_name(head.loss_func)}, {what}. It gets predictions "
