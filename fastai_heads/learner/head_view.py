@@ -78,8 +78,8 @@ class OneHeadLoss(CombinedLoss):
 
 
 class ShowingLearner(Learner):
-    """A plain `Learner` of numbers or of boxes with labels, which fastai 2.8's `show_results` cannot draw on an image, and
-    of what has not the form of its target, which fastai cannot decode."""
+    """A plain `Learner` of numbers or of boxes with labels, which fastai 2.8's `show_results` cannot draw on an image,
+    and of what has not the form of its target, which fastai cannot decode."""
 
     def predict(
         self,
