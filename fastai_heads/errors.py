@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import NoReturn
 
-__all__ = ["HeadsError", "HeadsWarning", "did_you_mean", "unknown"]
+__all__ = ["HeadsError", "HeadsWarning", "did_you_mean", "refuse_change", "unknown"]
 
 
 class HeadsError(ValueError):
@@ -12,6 +13,21 @@ class HeadsError(ValueError):
 
 class HeadsWarning(UserWarning):
     "Something the user should know that does not stop the work."
+
+
+def refuse_change(
+    record: object,  # a frozen dataclass
+    name: str,  # of the attribute that is set
+    value: object,  # what it is set to
+) -> NoReturn:
+    "Refuse to set a field of what is fixed once it is made, with the way to have it, or a name that is no field."
+    kind, fields = type(record).__name__, [n for n, f in record.__dataclass_fields__.items() if f.init]
+    if name not in fields:
+        raise HeadsError(f"`{name}` is no field of {kind}.{did_you_mean(name, fields)}")
+    raise HeadsError(
+        f"`{name}` of {kind} is fixed once it is made: make another, `{kind}({name}={value!r}, …)`, or of this one "
+        f"`dataclasses.replace(…, {name}={value!r})`."
+    )
 
 
 def unknown(

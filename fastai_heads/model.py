@@ -5,15 +5,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
+from fastai.torch_core import get_model
 from torch import Tensor, nn
 
 from fastai_heads.archs.records import Level
 from fastai_heads.bodies.contract import Body
-from fastai_heads.errors import HeadsError, unknown
+from fastai_heads.errors import HeadsError, refuse_change, unknown
 from fastai_heads.heads.levels import LevelFrom, PyramidLevel
 from fastai_heads.heads.pooled import PooledHead
 from fastai_heads.heads.spec import HeadSpec, TapShape, is_tap, read_as
+from fastai_heads.running import in_eval
 
 __all__ = [
     "PREFIX",
@@ -21,7 +22,6 @@ __all__ = [
     "Heads",
     "Trunk",
     "body_and_heads",
-    "in_eval",
     "multihead_model",
     "named_maps",
     "read_by",
@@ -68,6 +68,9 @@ class Trunk:
         if not isinstance(module, nn.Module):
             raise HeadsError(f"`module` of Trunk is a function that makes an nn.Module, and it made {module!r}.")
         return module
+
+
+Trunk.__setattr__ = refuse_change  # instead of the dataclass's own, which names the field alone
 
 
 class Heads(nn.Module):
@@ -252,7 +255,8 @@ def body_and_heads(
     model: nn.Sequential,  # from `multihead_model`
 ) -> list[list[nn.Parameter]]:  # the body's groups, early layers first, and one group for trunks and heads
     "The parameter groups that a user sees: what `slice`, `freeze_to` and the recorded rate count."
-    return [*model[0].groups(), list(model[1].parameters())]
+    body, heads = get_model(model)
+    return [*body.groups(), list(heads.parameters())]
 
 
 def run_trunk(
@@ -292,12 +296,27 @@ def _add_trunks(body: Body, trunks: Mapping[str, Trunk], heads: Heads, sample: t
         for level in (tap for tap in reads if tap not in known):
             source = heads.trunk_reads[level][0]
             tensors[level] = in_eval(heads.trunk(level), tensors[source])
-        channels = [heads.shapes[tap].channels for tap in reads]
-        module = trunk.build(channels if len(reads) > 1 else channels[0])
-        found = in_eval(module, trunk_input(reads, tensors))
+        module, found = _tried(name, trunk, [heads.shapes[tap] for tap in reads], trunk_input(reads, tensors))
         shapes = _shapes(name, found, heads.shapes[reads[0]], tensors[reads[0]])
         heads.add_trunk(name, module, reads, shapes)
         tensors |= named_maps(found, heads.trunk_gives[name])
+
+
+def _tried(name: str, trunk: Trunk, reads: Sequence[TapShape], sample: Any) -> tuple[nn.Module, Any]:
+    "A trunk's module, and what it gives for a sample."
+    channels = [shape.channels for shape in reads]
+    try:
+        module = trunk.build(channels if len(reads) > 1 else channels[0])
+        return module, in_eval(module, sample)
+    except HeadsError:
+        raise
+    except Exception as error:  # the module is the user's, and may raise anything
+        what = ", ".join(f"{s.name!r} of {s.channels} channels" for s in reads)
+        hint = f", such as `Trunk(lambda channels: nn.Conv2d(channels, 64, 1), tap={trunk.tap!r})`"
+        raise HeadsError(
+            f"`trunk[{name!r}]`: `module` of Trunk cannot take what it reads, {what}: {str(error).strip()}. A function "
+            f"of the channels always fits{hint if len(reads) == 1 else ''}."
+        ) from error
 
 
 def _shapes(name: str, found: Any, shape: TapShape, before: Tensor) -> list[TapShape]:
@@ -329,18 +348,3 @@ def _measured(name: str, after: Tensor, shape: TapShape, before: Tensor) -> TapS
     if after.ndim == 4 and shape.stride is not None:
         stride = max(1, round(shape.stride * before.shape[-1] / after.shape[-1]))
     return TapShape(name, after.shape[1], stride)
-
-
-@torch.no_grad()
-def in_eval(
-    module: nn.Module,  # a body, a trunk, or a whole model
-    *inputs: Tensor,  # what it takes
-) -> Any:
-    "The module's output in evaluation mode; its mode is back afterwards, no statistic has moved."
-    modes = {m: m.training for m in module.modules()}
-    module.eval()
-    try:
-        return module(*inputs)
-    finally:
-        for m, training in modes.items():
-            m.training = training

@@ -17,7 +17,8 @@ from fastai_heads.heads.classification import ClassificationHead
 from fastai_heads.heads.custom import CustomHead
 from fastai_heads.heads.pooled import PooledHead
 from fastai_heads.heads.spec import HeadSpec
-from fastai_heads.model import Heads, Trunk, body_and_heads, in_eval, multihead_model
+from fastai_heads.model import Heads, Trunk, body_and_heads, multihead_model
+from fastai_heads.running import in_eval
 
 TAPS = ("layer2", "features", "pre_logits")
 

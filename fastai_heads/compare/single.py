@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from weakref import WeakSet
 
 import pandas as pd
-from fastai.torch_core import no_random
+from fastai.torch_core import get_model, no_random
 from fastprogress.fastprogress import progress_bar
 
 from fastai_heads.compare.runs import Runs
@@ -173,7 +173,7 @@ def _setup(learn: MultiHeadLearner, epochs: int) -> dict[str, Any]:
     heads = {name: f"{head!r}, loss weight {head.loss_weight:g}" for name, head in learn.heads.items()}
     return {
         "epochs": epochs,
-        "arch": learn.model[0].arch,
+        "arch": get_model(learn.model)[0].arch,
         "parameters": sum(p.numel() for p in learn.model.parameters()),
         "training items": len(learn.dls.train_ds),
         "validation items": len(learn.dls.valid_ds),
@@ -210,7 +210,7 @@ def _leave_alone(learn: MultiHeadLearner, name: str) -> None:
     for other in list(learn.heads):
         if other != name:
             learn.drop_head(other)
-    learn.model[1].drop_unread()
+    get_model(learn.model)[1].drop_unread()
 
 
 def _validated(learn: MultiHeadLearner) -> dict[str, float]:

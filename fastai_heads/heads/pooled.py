@@ -79,6 +79,11 @@ class PooledSpec(HeadSpec):
         self.check("ps", fits, f"one dropout in [0, 1) or one for each of its {layers} linear layers")
         self.check("init", self.init is None or callable(self.init), "a function of a weight, or None")
 
+    @property
+    def output_shape(self) -> tuple[int | None, ...]:
+        "As many numbers as `n_out`."
+        return (self.n_out,)
+
     def build(self, taps: tuple[TapShape, ...]) -> nn.Module:
         "fastai's head on one tap; a vector is not pooled. A map needs a `pool`."
         if len(taps) > 1:

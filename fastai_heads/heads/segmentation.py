@@ -90,6 +90,11 @@ class SegmentationHead(HeadSpec):
         return dict.fromkeys((self.losses,) if isinstance(self.losses, str) else tuple(self.losses), 1.0)
 
     @property
+    def output_shape(self) -> tuple[int | None, ...]:
+        "A channel per code, at any size."
+        return (self.n_out, None, None)
+
+    @property
     def reads(self) -> tuple[str | int | Level, ...]:
         "As of every head; stride 2 only where the arch has it, and not for 'dpt', which does not read it."
         taps = (Level(2, optional=True) if tap == Level(2) else tap for tap in super().reads)

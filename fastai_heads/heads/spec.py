@@ -17,7 +17,7 @@ from typing_extensions import Self
 from fastai_heads.archs.records import Level
 from fastai_heads.data.missing import labelled
 from fastai_heads.data.targets import Target
-from fastai_heads.errors import HeadsError, did_you_mean
+from fastai_heads.errors import HeadsError, did_you_mean, refuse_change
 from fastai_heads.heads.reduction import (
     counted,
     mean_of_counted,
@@ -27,7 +27,17 @@ from fastai_heads.heads.reduction import (
     without_gaps,
 )
 
-__all__ = ["HeadSpec", "TapShape", "as_weights", "is_number", "is_tap", "read_as", "weights_of"]
+__all__ = [
+    "HeadSpec",
+    "TapShape",
+    "as_weights",
+    "has_shape",
+    "is_metric",
+    "is_number",
+    "is_tap",
+    "read_as",
+    "weights_of",
+]
 
 
 _MAKERS = (MSELossFlat, L1LossFlat, BCELossFlat)  # fastai's functions that make a loss, named as its classes are
@@ -68,6 +78,7 @@ class HeadSpec:
         for name in fields:
             if name not in known:
                 raise HeadsError(f"`{name}` is not a parameter of {cls.__name__}.{did_you_mean(name, known)}")
+        cls.__setattr__ = refuse_change  # instead of the dataclass's own, which names the field alone
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
@@ -81,8 +92,7 @@ class HeadSpec:
         self.check("target", self.target is None or is_tap(self.target), "a target's name or its index")
         self.check("loss", self.loss is None or callable(self.loss), "a function of (pred, target)")
         metrics = self.metrics if isinstance(self.metrics, list | tuple | L) else [self.metrics]
-        measures = all(callable(m) or isinstance(m, Metric) for m in metrics)
-        self.check("metrics", self.metrics is None or measures, "a metric or a list of them")
+        self.check("metrics", self.metrics is None or all(map(is_metric, metrics)), "a metric or a list of them")
         for field in ("train_only", "mix"):
             self.check(field, isinstance(getattr(self, field), bool), "True or False")
 
@@ -128,6 +138,11 @@ class HeadSpec:
         "The metrics where `metrics` is None."
         return ()
 
+    @property
+    def output_shape(self) -> tuple[int | None, ...] | None:
+        "The shape of one item's prediction, None for a length that is free; None where its module alone decides."
+        return None
+
     def infer_n_out(self, target: Target) -> int | None:
         "How many numbers per image the target needs; None where it cannot be told."
         return target.n_out
@@ -150,7 +165,10 @@ class HeadSpec:
             raise HeadsError(f"`n_out` of {self.label} cannot be inferred from target {target.name!r}: pass `n_out=`.")
         if self.n_out is not None and needed is not None and self.n_out != needed:
             what = f"its vocabulary has {needed}" if target.vocab is not None else f"it needs {needed}"
-            raise HeadsError(f"`n_out={self.n_out}` of {self.label} contradicts target {target.name!r}: {what}.")
+            raise HeadsError(
+                f"`n_out={self.n_out}` of {self.label} contradicts target {target.name!r}: {what}. With a loss of your "
+                f"own any number goes: `CustomHead(module, n_out={self.n_out}, loss=…)`."
+            )
         return replace(self, n_out=self.n_out if needed is None else needed)
 
     def loss_func(self) -> Callable:
@@ -206,6 +224,13 @@ class HeadSpec:
         "The activated output in the form of the target."
         return getcallable(loss_func, "decodes")(pred)
 
+    def in_form(
+        self,
+        decoded: Tensor,  # (B, …) from `decode`
+    ) -> bool:
+        "Whether decoded values have the form of the target, so that what made the target can undo it."
+        return True
+
     def empty(self) -> Tensor:
         "Activated predictions of no item."
         return torch.empty(0, self.n_out)
@@ -216,6 +241,21 @@ class HeadSpec:
     ) -> Tensor:  # (B,) bool
         "True where an item has a label."
         return labelled(targ)
+
+
+def has_shape(
+    pred: Tensor,  # (B, …)
+    shape: tuple[int | None, ...],  # of one item; None: any length
+) -> bool:
+    "Tell whether every item of a prediction has a shape."
+    return pred.ndim == len(shape) + 1 and all(want in (None, got) for want, got in zip(shape, pred.shape[1:]))
+
+
+def is_metric(
+    value: object,  # what the user wrote
+) -> bool:
+    "Tell whether fastai takes it as a metric."
+    return callable(value) or isinstance(value, Metric)
 
 
 def is_tap(

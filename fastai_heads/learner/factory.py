@@ -18,9 +18,11 @@ from fastai_heads.data.partial import check_complete
 from fastai_heads.data.targets import Target, dls_targets
 from fastai_heads.errors import HeadsError, did_you_mean
 from fastai_heads.heads.spec import HeadSpec
-from fastai_heads.learner.guards import check_dense, check_items, sample_inputs
+from fastai_heads.learner.arguments import check_settings
+from fastai_heads.learner.guards import check_items, sample_inputs
 from fastai_heads.learner.learner import MultiHeadLearner
 from fastai_heads.learner.resolve import resolve_heads
+from fastai_heads.learner.trial import run_trial
 from fastai_heads.model import Trunk, multihead_model
 from fastai_heads.names import check_name
 
@@ -71,22 +73,26 @@ def multihead_learner(
     With `heads=None` every target of `dls` gets the head of its kind. A list renames the targets in order. In a dict,
     `spec.target` says which target a head predicts (by default the one that bears its name), targets not named get
     their default head, and `'age': None` leaves one out. Raises `HeadsError`, before any training, for whatever does
-    not fit: it names the parameter, what was expected and what was found."""
+    not fit: it names the parameter, what was expected and what was found. A few items go through the whole network, and
+    through every head's loss, decoding and metrics, to find that out."""
     _check_kwargs(learner_kwargs)
+    settings = {"pretrained": pretrained, "normalize": normalize, "n_in": n_in, "body_kwargs": body_kwargs}
+    check_settings({**settings, "metrics": metrics, **learner_kwargs})
     dls = joined_boxes(dls)
     targets = dls_targets(dls)
     check_items(dls)
     check_complete(dls)
     check_boxes_in_images(dls)
-    specs = resolve_heads(heads, targets, dls, metrics)
+    specs = resolve_heads(heads, targets, dls)
     trunks = _check_trunks(trunk or {}, specs)
     body = _body(arch, _needed_taps(specs, trunks), pretrained, weights, n_in, dict(body_kwargs or {}))
     inputs = _check_inputs(dls, body)
     model = multihead_model(body, {name: spec for name, (spec, _) in specs.items()}, trunks, inputs)
-    learn = MultiHeadLearner(dls, model, specs, targets, strategy, **learner_kwargs)
-    check_dense(learn.heads, model, dls)
     if normalize:
         _add_transforms(dls, body)
+    trial = run_trial(model, dls, specs)
+    learn = MultiHeadLearner(dls, model, trial.measured(specs), targets, strategy, **learner_kwargs)
+    learn.accept(trial, metrics)
     if body.weights:
         learn.freeze()
     return learn

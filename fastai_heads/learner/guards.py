@@ -13,10 +13,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fastai_heads.data.partial import check_complete
 from fastai_heads.data.targets import Target, dls_targets
 from fastai_heads.errors import HeadsError, HeadsWarning
-from fastai_heads.model import Heads, in_eval
-from fastai_heads.training.bound import BoundHead, BoundHeads
+from fastai_heads.running import in_eval
 
-__all__ = ["check_batches", "check_dense", "check_items", "same_targets", "sample_inputs"]
+__all__ = ["check_batches", "check_items", "same_targets", "sample_inputs"]
 
 
 def check_items(
@@ -28,59 +27,6 @@ def check_items(
             "`dls.train` holds no item: heads are made for the targets of a training set of one item at least. "
             "Pass the data itself, not what `new_empty` or an exported learner keeps of it."
         )
-
-
-def check_dense(
-    heads: BoundHeads,  # of a learner
-    model: nn.Sequential,  # the learner's
-    dls: DataLoaders,  # the learner's
-) -> None:
-    """Heads that read several maps are tried on the first item, their losses too: refuses images that are too small for
-    a decoder, masks of another size than the image, and codes that no channel stands for."""
-    dense = [head for head in heads.values() if len(model[1].reads[head.name]) > 1]
-    if not dense:
-        return
-    device = next(model.parameters()).device
-    batch = [t.as_subclass(Tensor).to(device) if isinstance(t, Tensor) else t for t in sample_batch(dls)]
-    inputs, targets = batch[: dls.n_inp], batch[dls.n_inp :]
-    try:
-        preds = dict(zip(heads, in_eval(model, *inputs)))
-    except HeadsError:
-        raise
-    except _MISFITS as error:
-        raise HeadsError(_too_small(dense, model, inputs[0], error)) from error
-    for head in dense:
-        try:
-            with torch.no_grad():
-                head.train_loss(preds[head.name], targets[head.target.index])
-        except HeadsError as error:
-            raise HeadsError(f"`heads[{head.name!r}]`: {error}") from None
-
-
-def _too_small(dense: Sequence[BoundHead], model: nn.Sequential, image: Tensor, error: Exception) -> str:
-    "Why images of this size cannot be taken, and by which head; of the sizes tried the first that can be."
-    body, heads = model
-    device = next(model.parameters()).device
-
-    def why(name: str, *shape: int) -> str:
-        one = Heads({name: heads[name]}, {name: heads.reads[name]})
-        one.trunks, one.trunk_reads, one.trunk_gives = heads.trunks, heads.trunk_reads, heads.trunk_gives
-        try:
-            in_eval(nn.Sequential(body, one), torch.zeros(1, image.shape[1], *shape, device=device))
-        except _MISFITS as error:
-            return str(error).strip().split("\n")[0] or type(error).__name__
-        return ""
-
-    height, width = image.shape[-2:]
-    names = [head.name for head in dense if why(head.name, height, width)]
-    if not names:
-        return f"`heads`: the network cannot take images of {height}×{width} pixels: {error}"
-    fits = [] if body.input_size else [s for s in _SIDES if s > min(height, width) and not why(names[0], s, s)]
-    hint = f"; it takes {fits[0]}×{fits[0]}" if fits else ""
-    return (
-        f"image size: `heads[{names[0]!r}]` cannot take what the body gives for {height}×{width} pixels{hint}. "
-        f"({why(names[0], height, width)})"
-    )
 
 
 def check_batches(
@@ -159,11 +105,6 @@ def same_targets(
             )
     check_complete(dls)
     return tuple(replace(old, partial=new.partial) for old, new in zip(targets, found))
-
-
-_MISFITS = (RuntimeError, ValueError, IndexError, TypeError, AssertionError)
-"What torch raises for shapes that do not fit."
-_SIDES = (32, 64, 96, 128, 192, 256, 384, 512)  # of images that are tried where a size cannot be taken
 
 
 def sample_inputs(

@@ -1,21 +1,26 @@
 """One head of a learner as a plain fastai `Learner` over the same weights."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
 from fastai.learner import Learner, Recorder
+from fastai.torch_core import get_model
+from fastcore.basics import tuplify
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from fastai_heads.bodies.contract import Body
 from fastai_heads.data.decode import dls_of_target
 from fastai_heads.head_tuple import HeadTuple
+from fastai_heads.heads.custom import CustomHead
 from fastai_heads.model import Heads, run_trunk
 from fastai_heads.training.bound import BoundHead, BoundHeads
 from fastai_heads.training.loss import CombinedLoss
-from fastai_heads.training.metrics import HeadMetric, HeadValidLoss, head_metrics
+from fastai_heads.training.metrics import HeadMetric, HeadValidLoss
 from fastai_heads.training.recorder import HeadTrainLoss
+from fastai_heads.view.decoded import decode_heads
 from fastai_heads.view.show import show_samples
 
 __all__ = ["head_learner"]
@@ -77,7 +82,22 @@ class OneHeadLoss(CombinedLoss):
 
 
 class ShowingLearner(Learner):
-    "A plain `Learner` of numbers or of boxes with labels, which fastai 2.8's `show_results` cannot draw on an image."
+    """A plain `Learner` of numbers or of boxes with labels, which fastai 2.8's `show_results` cannot draw on an image,
+    and of what has not the form of its target, which fastai cannot decode."""
+
+    def predict(
+        self,
+        item: Any,  # one item, as `get_items` of the data gives it
+        rm_type_tfms: int | None = None,  # fastai's: how many of the first transforms the item has been through
+        with_input: bool = False,  # the decoded input first
+    ) -> tuple:  # ([input], decoded, decoded as a tensor, activated)
+        "fastai's; a prediction that has not the form of its target is given as it is."
+        dl = self.dls.test_dl([item], rm_type_tfms=rm_type_tfms, num_workers=0)
+        inputs, preds, _, decoded = self.get_preds(dl=dl, with_input=True, with_decoded=True)
+        heads = tuple(self.loss_func.heads.values())
+        *inp, values = decode_heads(self.dls.valid, tuplify(inputs), heads, (decoded,), 1)[0]
+        answer = (values[0], decoded[0], preds[0])
+        return (*inp, *answer) if with_input else answer
 
     def show_results(
         self,
@@ -91,11 +111,11 @@ class ShowingLearner(Learner):
         dl = self.dls[ds_idx].new(shuffle=shuffle) if dl is None else dl
         batch = dl.one_batch()
         decoded = self.get_preds(dl=[batch], with_decoded=True)[2]
-        names = tuple(h.name for h in self.loss_func.heads.values())
+        heads = tuple(self.loss_func.heads.values())
         samples = dl.decode_batch(batch, max_n=max_n)
-        outs = dl.decode_batch((batch[0], decoded), max_n=max_n)
-        targets, preds = ([HeadTuple(item[1:], names) for item in items] for items in (samples, outs))
-        return show_samples([item[0] for item in samples], targets, preds, **kwargs)
+        outs = decode_heads(dl, (batch[0],), heads, (decoded,), max_n)
+        targets = [HeadTuple(item[1:], [head.name for head in heads]) for item in samples]
+        return show_samples([item[0] for item in samples], targets, [item[-1] for item in outs], **kwargs)
 
 
 def head_learner(
@@ -104,15 +124,16 @@ def head_learner(
 ) -> Learner:  # fastai's own, with one target
     "A plain `Learner` over one head: every tool of fastai that knows one target works on it, on the same weights."
     head = learn.heads[name]
-    body, heads = learn.model[0], learn.model[1]
+    body, heads = get_model(learn.model)
     module = head.module if len(heads.reads[name]) == 1 else OnTuple(head.module)
     alone = BoundHead(name, head.spec, replace(head.target, index=0), heads)
-    cls = ShowingLearner if head.target.kind in ("regression", "detection") else Learner
+    showing = head.target.kind in ("regression", "detection") or isinstance(head.spec, CustomHead)
+    cls = ShowingLearner if showing else Learner
     view = cls(
         dls_of_target(learn.dls, head.target.index),
         nn.Sequential(BodyToHead(body, heads, name), module),
         loss_func=OneHeadLoss(BoundHeads({name: alone})),
-        metrics=_metrics(alone),
+        metrics=_metrics(alone, [m for m in learn.metrics if isinstance(m, HeadMetric) and m.head is head]),
         splitter=split_view,
         **_settings(learn),
     )
@@ -141,9 +162,9 @@ def _needed_trunks(heads: Heads, reads: Sequence[str]) -> dict[str, tuple[str, .
     return dict(reversed(needed.items()))
 
 
-def _metrics(head: BoundHead) -> list[Any]:
-    "The head's metrics, which count the labelled items, without the head's name."
-    return [_Unprefixed(m.head, 0, m.metric, m.called) for m in head_metrics(head, 0)]
+def _metrics(head: BoundHead, metrics: Sequence[HeadMetric]) -> list[Any]:
+    "Give metrics of the head, which count the labelled items, without the head's name."
+    return [_Unprefixed(head, 0, deepcopy(m.metric), m.called) for m in metrics]
 
 
 class _Unprefixed(HeadMetric):

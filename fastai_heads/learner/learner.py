@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
-import fastai.callback.schedule  # noqa: F401  gives `Learner` its `fit_one_cycle`, `fine_tune` and `lr_find`
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import AMPMode
 from fastai.callback.tracker import TrackerCallback
@@ -21,16 +21,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import nn
 
-from fastai_heads.data.bbox_blocks import joined_boxes
 from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError, HeadsWarning
 from fastai_heads.heads.spec import HeadSpec
+from fastai_heads.learner.arguments import check_arguments
 from fastai_heads.learner.editing import add_module, added_spec, restandardize
-from fastai_heads.learner.guards import check_batches, same_targets, sample_inputs
+from fastai_heads.learner.guards import check_batches, sample_inputs
 from fastai_heads.learner.head_view import head_learner
 from fastai_heads.learner.predictions import HeadPredictions
+from fastai_heads.learner.settings import CheckedLearner
+from fastai_heads.learner.trial import Trial, run_trial
+from fastai_heads.learner.trial_metrics import check_metrics
 from fastai_heads.learner.weights import check_state_fits, load_vision_weights, load_what_fits
-from fastai_heads.model import body_and_heads, in_eval
+from fastai_heads.model import body_and_heads
+from fastai_heads.running import in_eval
 from fastai_heads.training.bound import BoundHead, BoundHeads
 from fastai_heads.training.callbacks import check_callbacks
 from fastai_heads.training.loss import CombinedLoss
@@ -38,7 +42,7 @@ from fastai_heads.training.metrics import HeadMetric, head_metrics
 from fastai_heads.training.mixing import Targets, batch_losses, combined_loss
 from fastai_heads.training.monitors import HeadsMonitor
 from fastai_heads.training.optimizer import multiplied
-from fastai_heads.training.precision import DevicePrecision
+from fastai_heads.training.precision import DevicePrecision, warn_of_half
 from fastai_heads.training.recorder import HeadsRecorder
 from fastai_heads.training.strategies.base import Strategy
 from fastai_heads.training.strategies.callback import StrategyCallback
@@ -51,7 +55,7 @@ from fastai_heads.view.summary import Summary, summarize
 __all__ = ["MultiHeadLearner"]
 
 
-class MultiHeadLearner(HeadPredictions):
+class MultiHeadLearner(CheckedLearner, HeadPredictions):
     """fastai's `Learner` over `nn.Sequential(body, heads)`: every head trained, measured, predicted and shown.
 
     Made by `multihead_learner`. `learn.heads` holds the heads, by name and by attribute."""
@@ -67,9 +71,14 @@ class MultiHeadLearner(HeadPredictions):
     ):
         self.data_targets = tuple(targets)  # not `targets`: fastai's callbacks set that on themselves
         self.heads = BoundHeads({name: BoundHead(name, spec, t, model[1]) for name, (spec, t) in specs.items()})
-        metrics = [m for place, head in enumerate(self.heads.values()) for m in head_metrics(head, place)]
+        self._tried: ref[DataLoaders] | None = ref(dls)
         super().__init__(
-            dls, model, loss_func=CombinedLoss(self.heads), splitter=body_and_heads, metrics=metrics, **learner_kwargs
+            dls,
+            model,
+            loss_func=CombinedLoss(self.heads),
+            splitter=body_and_heads,
+            metrics=self._own_metrics(),
+            **learner_kwargs,
         )
         for recorder in self._grab_cbs(Recorder):
             self.remove_cb(recorder)
@@ -92,20 +101,6 @@ class MultiHeadLearner(HeadPredictions):
         self._bind_strategy()
         self._renew_opt()
 
-    @property
-    def dls(self) -> DataLoaders:
-        "The data. New data must have the same targets and vocabularies; else `HeadsError`, and nothing has changed."
-        return self._dls
-
-    @dls.setter
-    def dls(self, dls: DataLoaders) -> None:
-        dls = joined_boxes(dls)
-        if hasattr(self, "_dls"):
-            self.data_targets = same_targets(dls, self.data_targets)
-            for head in self.heads.values():
-                head.target = self.data_targets[head.target.index]
-        self._dls = dls
-
     # training
 
     def fit(
@@ -117,7 +112,9 @@ class MultiHeadLearner(HeadPredictions):
         reset_opt: bool = False,
         start_epoch: int = 0,
     ) -> None:
-        "fastai's `fit`. Raises `HeadsError` before the first step where a batch or a callback would not work."
+        "fastai's `fit`. Raises `HeadsError` before the first step where an argument, batch or callback would not work."
+        given = {"n_epoch": n_epoch, "lr": lr, "wd": wd, "cbs": cbs, "reset_opt": reset_opt, "start_epoch": start_epoch}
+        check_arguments("fit", given)
         check_batches(self.dls, self.model, self.ranks)
         check_callbacks(self, L(cbs))
         self._check_strategy(self.strategy, self.heads)
@@ -134,7 +131,8 @@ class MultiHeadLearner(HeadPredictions):
         return super().add_cb(cb)
 
     def to_fp16(self, **kwargs) -> "MultiHeadLearner":
-        "fastai's, on any device that has autocast; keywords go to `GradScaler`."
+        "fastai's, on any device that has autocast; keywords go to `GradScaler`. Slow on a CPU, which is said once."
+        warn_of_half(self.dls.device)
         return self.add_cb(DevicePrecision(AMPMode.FP16, **kwargs))
 
     def to_bf16(self) -> "MultiHeadLearner":
@@ -192,12 +190,16 @@ class MultiHeadLearner(HeadPredictions):
         self.pred = self.strategy.predict(self) if self.training else self.model(*self.xb)
         self("after_pred")
         if len(self.yb):
-            self.head_losses = batch_losses(self.loss_func, self.pred, self.yb)
-            self.loss = combined_loss(self.loss_func).total([loss.detach().float() for loss in self.head_losses])
+            self.take_losses()
             self.loss_grad = self.strategy.objective(self) if self.training else self.loss.clone()
         self("after_loss")
         if self.training and len(self.yb):
             self._do_grad_opt()
+
+    def take_losses(self) -> None:
+        "Each head's loss of this batch, and their sum without a graph."
+        self.head_losses = batch_losses(self.loss_func, self.pred, self.yb)
+        self.loss = combined_loss(self.loss_func).total([loss.detach().float() for loss in self.head_losses])
 
     def _backward(self) -> None:
         self.strategy.backward(self)
@@ -232,12 +234,27 @@ class MultiHeadLearner(HeadPredictions):
         """One head more on a trained learner: body and other heads stay bit for bit, what was frozen stays frozen, the
         optimizer starts anew. Raises `HeadsError`, and nothing has changed, where the head does not fit."""
         spec, target = added_spec(self, name, head, target)
-        heads = {**self.heads, name: BoundHead(name, spec, target, self.model[1])}
-        self._check_strategy(self.strategy, BoundHeads(heads))
-        add_module(self.model, name, spec)
-        self._set_heads(heads)
-        self.metrics = [*self.metrics, *head_metrics(self.heads[name], len(self.heads) - 1)]
-        return self.heads[name]
+        network, place = get_model(self.model), len(self.heads)
+        added = BoundHead(name, spec, target, network[1])
+        self._check_strategy(self.strategy, BoundHeads({**self.heads, name: added}))
+        add_module(network, name, spec)
+        before = dict(self.heads)
+        try:
+            trial = self._trial_with(added)
+            added.spec = trial.measured({name: (spec, target)})[name][0]
+            trial.check([added])
+            self._set_heads({**before, name: added})
+            self.metrics = [*self.metrics, *check_metrics(self, trial, head_metrics(added, place))]
+        except HeadsError:
+            network[1].drop(name)
+            self._set_heads(before)
+            raise
+        return added
+
+    def _trial_with(self, added: BoundHead) -> Trial:
+        "A few items through the network with one head more."
+        heads = (*self.heads.values(), added)
+        return run_trial(self.model, self.dls, {head.name: (head.spec, head.target) for head in heads})
 
     def drop_head(
         self,
@@ -249,7 +266,7 @@ class MultiHeadLearner(HeadPredictions):
             raise HeadsError(f"`name`: {name!r} is the only head; a learner needs one.")
         heads = {n: h for n, h in self.heads.items() if h is not dropped}
         self._check_strategy(self.strategy, BoundHeads(heads))
-        self.model[1].drop(dropped.name)
+        get_model(self.model)[1].drop(dropped.name)
         self._set_heads(heads)
         places = {n: place for place, n in enumerate(self.heads)}
         self.metrics = [_at(m, places) for m in self.metrics if getattr(m, "head", None) is not dropped]
@@ -313,7 +330,7 @@ class MultiHeadLearner(HeadPredictions):
         head: str | None = None,  # the head that takes the head's weights; None: the only one
     ) -> "MultiHeadLearner":
         "Load the weights of a fastai `vision_learner` of the same arch into the body and one head."
-        load_vision_weights(self.model, self._weights_file(file), head)
+        load_vision_weights(get_model(self.model), self._weights_file(file), head)
         return self
 
     def _weights_file(self, file: str | Path) -> Path:

@@ -14,13 +14,13 @@ from fastcore.xtras import ContextManagers
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from fastai_heads.data.decode import decode_targets
 from fastai_heads.errors import HeadsError, unknown
 from fastai_heads.head_tuple import HeadTuple
 from fastai_heads.learner.gather import ConstantOrder, GatherHeads
 from fastai_heads.learner.ranks import HeadsAcrossRanks
 from fastai_heads.training.across import from_first_rank
 from fastai_heads.training.recorder import HeadsRecorder
+from fastai_heads.view.decoded import decode_heads
 from fastai_heads.view.show import show_predictions, show_targets
 
 __all__ = ["HeadPredictions"]
@@ -180,9 +180,7 @@ class HeadPredictions(HeadsAcrossRanks):
 
     def _decoded(self, inputs: tuple, decoded: HeadTuple, max_n: int) -> list[tuple]:
         "Per item its decoded inputs, then a `HeadTuple` of decoded values."
-        places = [h.target.index for h in self.heads.deciding]
-        items = decode_targets(self.dls.valid, inputs, decoded, places, max_n)
-        return [(*item[: len(inputs)], HeadTuple(item[len(inputs) :], decoded.names)) for item in items]
+        return decode_heads(self.dls.valid, inputs, self.heads.deciding, decoded, max_n)
 
 
 def _merged(preds: Sequence[Tensor], use_max: bool) -> Tensor:

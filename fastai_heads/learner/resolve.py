@@ -1,18 +1,14 @@
 """From what a user writes as `heads=` to one fitted spec per head."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
 
 from fastai.data.core import DataLoaders
-from fastcore.foundation import L
 
 from fastai_heads.data.targets import Target, target_labels
 from fastai_heads.errors import HeadsError, did_you_mean
 from fastai_heads.heads.defaults import default_head, has_default
 from fastai_heads.heads.spec import HeadSpec
 from fastai_heads.names import check_name
-from fastai_heads.training.metrics import metric_name, takes_kind
 
 __all__ = ["check_deciding", "find_target", "fitted", "named_specs", "resolve_heads"]
 
@@ -23,11 +19,10 @@ def resolve_heads(
     heads: HeadsArg,  # as for `multihead_learner`
     targets: Sequence[Target],  # of the data
     dls: DataLoaders,  # for the labels
-    metrics: Any = None,  # a metric or a list of them, for every head whose spec names none
 ) -> dict[str, tuple[HeadSpec, Target]]:  # name → (fitted spec, its target), in head order
     "Names, specs and targets brought together. Raises `HeadsError` for whatever does not fit."
     found: dict[str, tuple[HeadSpec, Target]] = {}
-    for name, (spec, target) in _with_metrics(named_specs(heads, targets), metrics).items():
+    for name, (spec, target) in named_specs(heads, targets).items():
         found[name] = fitted(name, spec, target, dls), target
     return found
 
@@ -71,23 +66,6 @@ def named_specs(
     if not found:
         raise HeadsError("`heads` leaves every target out: a learner needs at least one head.")
     check_deciding(found)
-    return found
-
-
-def _with_metrics(specs: dict[str, tuple[HeadSpec, Target]], metrics: Any) -> dict[str, tuple[HeadSpec, Target]]:
-    "Each of the metrics to every deciding head that can take it and whose spec names none."
-    given = list(metrics) if isinstance(metrics, list | tuple | L) else [metrics] if metrics is not None else []
-    found = dict(specs)
-    taken: list[Any] = []
-    for name, (spec, target) in specs.items():
-        fitting = [m for m in given if takes_kind(m, target.kind)]
-        if fitting and spec.metrics is None and not spec.train_only:
-            found[name] = replace(spec, metrics=fitting), target
-            taken += fitting
-    idle = [m for m in given if m not in taken]
-    if idle:
-        kinds = ", ".join(f"{name} ({target.kind})" for name, (_, target) in specs.items())
-        raise HeadsError(f"`metrics`: no head takes {metric_name(idle[0])}. Heads: {kinds}.")
     return found
 
 

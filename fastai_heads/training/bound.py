@@ -9,12 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from fastai_heads.data.targets import Target
-from fastai_heads.errors import HeadsError, unknown
+from fastai_heads.errors import HeadsError, did_you_mean, unknown
 from fastai_heads.heads.reduction import counted, loss_over, own_reduction
 from fastai_heads.heads.spec import HeadSpec, is_number
 from fastai_heads.model import Heads
 
 __all__ = ["BoundHead", "BoundHeads"]
+
+_SET = ("name", "spec", "target", "loss_func", "loss_weight", "_heads", "_loss_weight", "_answered")
+"What a bound head holds; the first five may change."
 
 
 class BoundHead:
@@ -177,6 +180,12 @@ class BoundHead:
             self._answered = ref(pred), self.activation(pred)
         return self._answered[1]
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        "Refuse what a head does not have: it would change nothing."
+        if name not in _SET:
+            raise HeadsError(_nothing_to_set(self.name, name, value))
+        super().__setattr__(name, value)
+
     def __getstate__(self) -> dict[str, Any]:
         "Without what is remembered."
         return {**self.__dict__, "_answered": None}
@@ -229,6 +238,16 @@ class BoundHeads(Mapping[str, BoundHead]):
         except HeadsError as error:
             raise AttributeError(str(error)) from None
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        "Refuse to set a head, or anything else: heads are added and dropped by the learner."
+        if name != "_by_name":
+            how = f"`learn.drop_head({name!r})`, then " if name in self.names else ""
+            raise HeadsError(
+                f"`learn.heads.{name}` cannot be set: {how}`learn.add_head({name!r}, spec)`. Of a head that is there "
+                f"`learn.heads.<name>.loss_weight` can. Heads: {', '.join(self.names)}.{did_you_mean(name, self.names)}"
+            )
+        super().__setattr__(name, value)
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._by_name)
 
@@ -248,6 +267,18 @@ class BoundHeads(Mapping[str, BoundHead]):
         marks = ["th"] + ["td"] * len(self)
         lines = ["".join(f"<{m}>{escape(cell)}</{m}>" for cell in row) for m, row in zip(marks, rows)]
         return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+
+
+def _nothing_to_set(head: str, name: str, value: Any) -> str:
+    "Why setting an attribute of a head changes nothing, and what would."
+    start = f"`learn.heads.{head}.{name}` cannot be set"
+    if name in HeadSpec.__dataclass_fields__:
+        return (
+            f"{start}: it is fixed when the head is made, `heads={{{head!r}: …({name}={value!r})}}`. What may change "
+            "while training is `loss_weight`."
+        )
+    near = did_you_mean(name, ("loss_weight", *HeadSpec.__dataclass_fields__), 1)
+    return f"{start}: a head has no {name!r}.{near} What may change while training is `loss_weight`."
 
 
 def _zero(pred: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from fastai.data.core import DataLoaders
 from fastai.learner import AvgLoss, AvgMetric, Learner, Metric
-from fastai.metrics import AccumMetric, ActivationType, Dice, DiceMulti
+from fastai.metrics import AccumMetric, ActivationType, Dice, DiceMulti, JaccardCoeffMulti
 from fastai.torch_core import to_detach
 from torch import Tensor, nn
 
@@ -17,7 +17,7 @@ from fastai_heads.training.bound import BoundHead
 from fastai_heads.training.joint import is_joined, joined, joined_target, over_counts, seen_loss, seen_measure
 from fastai_heads.training.wrapped_metrics import TagsMetric, TorchMetric, as_metric, metric_name
 
-__all__ = ["HeadMetric", "HeadValidLoss", "distinct", "head_metrics", "metric_name", "takes_kind"]
+__all__ = ["HeadMetric", "HeadValidLoss", "distinct", "head_metrics", "metric_name", "takes_kind", "told_by_kind"]
 
 _BY_NUMBER = (AvgMetric, AccumMetric, Dice, DiceMulti)  # fastai's, which look at the pixels of a mask one by one
 _NUMBERS = frozenset({"regression", "point", "box"})
@@ -27,6 +27,8 @@ _KINDS: dict[str, frozenset[str]] = {  # fastai's functions, by the kind of targ
     **dict.fromkeys(("mse", "_rmse", "mae", "msle", "_exp_rmspe", "rmse", "exp_rmspe"), _NUMBERS),
     **dict.fromkeys(("foreground_acc",), frozenset({"mask"})),
 }
+
+_OF_MASKS = (Dice, DiceMulti, JaccardCoeffMulti)  # `JaccardCoeff` is a `Dice`
 
 
 _LESS = frozenset({"mse", "_rmse", "mae", "msle", "_exp_rmspe", "rmse", "exp_rmspe", "perplexity", "distance"})
@@ -212,11 +214,25 @@ def takes_kind(
     kind: str,  # of a target
 ) -> bool:
     "Whether a metric says something of a kind of target: told for fastai's own, believed of the user's."
+    return kind in (_known_kinds(metric) or {kind})
+
+
+def told_by_kind(
+    metric: Any,  # what fastai takes as one
+) -> bool:
+    "Tell whether it is one of fastai's functions and scores, which are of one kind of target alone."
+    return bool(_known_kinds(metric)) and not isinstance(as_metric(metric), _OF_MASKS)
+
+
+def _known_kinds(metric: Any) -> frozenset[str]:
+    "List the kinds of target that one of fastai's metrics measures; none for the user's."
     made = as_metric(metric)
     if isinstance(made, AccumMetric):
-        return kind in _accumulated_kinds(made)
+        return _accumulated_kinds(made)
+    if isinstance(made, _OF_MASKS):
+        return frozenset({"mask"})
     func = getattr(made, "func", None)
-    return kind in _KINDS.get(getattr(getattr(func, "func", func), "__name__", ""), {kind})
+    return _KINDS.get(getattr(getattr(func, "func", func), "__name__", ""), frozenset())
 
 
 def _accumulated_kinds(metric: AccumMetric) -> frozenset[str]:

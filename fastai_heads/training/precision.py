@@ -1,14 +1,16 @@
 """Mixed precision on the device that the model is on."""
 
+import warnings
+
 import torch
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import AMPMode, MixedPrecision
 from fastcore.foundation import L
 from torch.amp import GradScaler, autocast
 
-from fastai_heads.errors import HeadsError
+from fastai_heads.errors import HeadsError, HeadsWarning
 
-__all__ = ["DevicePrecision", "check_precision"]
+__all__ = ["DevicePrecision", "check_precision", "warn_of_half"]
 
 
 class DevicePrecision(MixedPrecision):
@@ -38,4 +40,17 @@ def check_precision(
         raise HeadsError(
             f"`cbs`: fastai's MixedPrecision knows CUDA only and would train in float32 on {device.type!r}. "
             f"Use `learn.to_{mode}()`, which works there."
+        )
+
+
+def warn_of_half(
+    device: torch.device | None,  # of the data; None: not known
+) -> None:
+    "Say that float16 is slow on a processor, which has no instructions for it."
+    if device is not None and torch.device(device).type == "cpu":
+        warnings.warn(
+            "`to_fp16` on a CPU trains some twenty times slower than float32. `learn.to_bf16()` is quick there, and "
+            "needs no loss scaling.",
+            HeadsWarning,
+            stacklevel=3,
         )

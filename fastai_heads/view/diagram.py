@@ -6,14 +6,15 @@ from itertools import pairwise
 
 import matplotlib.pyplot as plt
 from fastai.learner import Learner
-from fastai.torch_core import norm_types
+from fastai.torch_core import get_model, norm_types
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from matplotlib.textpath import TextPath
 from torch import Tensor, nn
 
-from fastai_heads.model import Heads, in_eval, named_maps, trunk_input
+from fastai_heads.model import Heads, named_maps, trunk_input
+from fastai_heads.running import in_eval
 from fastai_heads.training.bound import BoundHead
 from fastai_heads.training.loss import loss_name
 from fastai_heads.view.texts import number
@@ -60,7 +61,7 @@ def draw_heads(
     inputs: Sequence[Tensor] = (),  # of the body, a batch of one; empty: shapes stay unsaid
 ) -> Figure:
     "The network from left to right. Frozen parts are blue, trained ones orange, auxiliary heads dashed."
-    shapes = _measured(learn.model, inputs)
+    shapes = _measured(get_model(learn.model), inputs)
     boxes = [*_body_boxes(learn, shapes), *_head_boxes(learn, shapes)]
     columns = [[b for b in boxes if b.column == n] for n in sorted({b.column for b in boxes})]
     _place(columns)
@@ -85,7 +86,7 @@ def _measured(model: nn.Sequential, inputs: Sequence[Tensor]) -> dict[str, str]:
 
 def _body_boxes(learn: Learner, shapes: Mapping[str, str]) -> list[Box]:
     "The input, the body, its taps and the trunks."
-    body, heads = learn.model[0], learn.model[1]
+    body, heads = get_model(learn.model)
     weights = body.weights or "not pretrained"
     state, color = _state(body)
     image = shapes.get("input")
@@ -113,8 +114,8 @@ def _body_boxes(learn: Learner, shapes: Mapping[str, str]) -> list[Box]:
 
 def _head_boxes(learn: Learner, shapes: Mapping[str, str]) -> list[Box]:
     "The heads, grouped by what they read, their losses, and the step that follows of them."
-    heads = learn.model[1]
-    taps = [*learn.model[0].taps, *heads.trunk_reads]
+    body, heads = get_model(learn.model)
+    taps = [*body.taps, *heads.trunk_reads]
     sources = {name: _sources(heads, reads) for name, reads in heads.reads.items()}
     order = sorted(learn.heads.values(), key=lambda h: min(taps.index(t) for t in sources[h.name]))
     boxes = []

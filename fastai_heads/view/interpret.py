@@ -284,6 +284,11 @@ class HeadsInterpretation(Interpretation):
         known = to_np(self.known[head.name])
         if not known.any():
             raise HeadsError(f"no item has a label for head {head.name!r}.")
+        if not head.spec.in_form(decoded[head.name]):
+            raise HeadsError(
+                f"what head {head.name!r} says has not the form of its target, {tuple(said.shape[1:])} for "
+                f"{tuple(truth.shape[1:])} an item: say how with `CustomHead(…, decode=…)`."
+            )
         truth, said = truth[known], said[known]
         if head.target.kind == "category":
             return said.reshape(-1), truth.reshape(-1)

@@ -19,6 +19,7 @@ from fastai_heads.data.partial import Missing
 from fastai_heads.data.targets import dls_targets
 from fastai_heads.errors import HeadsError
 from fastai_heads.head_tuple import HeadTuple
+from fastai_heads.view.decoded import decode_heads
 from fastai_heads.view.layout import Layout, lay_out
 from fastai_heads.view.shapes import (
     PREDICTION,
@@ -202,11 +203,11 @@ def show_predictions(
     names = [t.name for t in learn.data_targets] if targets else []
     truths = decode_targets(dl, inputs, targets or (), range(len(names)), max_n)
     heads = learn.heads.deciding
-    samples = decode_targets(dl, inputs, decoded, [h.target.index for h in heads], max_n)
+    samples = decode_heads(dl, inputs, heads, decoded, max_n)
     return show_samples(
         [s[0] for s in samples],
         [HeadTuple(t[n_inp:], names) for t in truths],
-        [HeadTuple(s[n_inp:], decoded.names) for s in samples],
+        [s[-1] for s in samples],
         {h.name: h.target.name for h in heads},
         **kwargs,
     )

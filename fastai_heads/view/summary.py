@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from html import escape
 
 from fastai.learner import Learner
+from fastai.torch_core import get_model
 from torch import Tensor, nn
 
 from fastai_heads.archs.records import Removed
@@ -49,7 +50,7 @@ def summarize(
     preds: Sequence[Tensor] | None = None,  # what the model gives for a sample, one per head; None: shapes stay unsaid
 ) -> Summary:
     "How many layers were removed and how many added comes first; then a row per head, then the training's settings."
-    body, heads = learn.model[0], learn.model[1]
+    body, heads = get_model(learn.model)
     shapes = dict(zip(heads.names, preds)) if preds is not None else {}
     rows = [_trunk_row(heads, name) for name in heads.trunk_reads]
     rows += [_head_row(head, heads.reads[name], shapes.get(name)) for name, head in learn.heads.items()]

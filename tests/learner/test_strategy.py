@@ -119,7 +119,7 @@ def test_what_does_not_fit_changes_nothing(make_learner):
     learn = make_learner("digit", "ink", strategy=UW)
     learn.fit(1, 1e-3)
     before, strategy, opt = weights(learn), learn.strategy, learn.opt
-    for wrong in (UW(3), Disjoint(lrs={"inc": 1.0}), "UW"):
+    for wrong in (UW(3), Disjoint(lrs={"inc": 1.0}), "UV"):
         with pytest.raises(HeadsError, match=r"`strategy|`lrs` of Disjoint"):
             learn.strategy = wrong
     assert learn.strategy is strategy and learn.opt is opt

@@ -45,14 +45,15 @@ class Balance(RowsStrategy):
     A head without a label in a batch has no row. Source: `torchjd.autojac.mtl_backward`, without its matrix of all
     rows where the K × K products of the rows are enough."""
 
+    fields = ("aggregator", "over")
+
     def __init__(
         self,
         aggregator: Aggregator,  # or a class of it that can be made without arguments
         over: str = "body",  # 'body' or 'taps'
     ):
         super().__init__()
-        if over not in OVER:
-            raise HeadsError(f"`over` of Balance is 'body' or 'taps', found {over!r}.")
+        _check_over(over)
         if not is_one_of(aggregator, Aggregator):
             raise HeadsError(
                 f"`aggregator` of Balance is one of torchjd.aggregation, such as `UPGrad()`, found {aggregator!r}."
@@ -63,6 +64,7 @@ class Balance(RowsStrategy):
         self._taps: list[tuple[Tensor, Tensor]] = []  # each as the body gives it, and as the heads read it
 
     def check(self, heads: BoundHeads) -> None:
+        _check_over(self.over)
         self.aggregator = make(self.aggregator, len(heads))
         check_rows(self.aggregator, len(heads))
         partial = [name for name, head in heads.items() if head.target.partial]
@@ -197,6 +199,11 @@ class Balance(RowsStrategy):
 
     def __repr__(self) -> str:
         return f"Balance({self.aggregator!r}, over={self.over!r})"
+
+
+def _check_over(over: Any) -> None:
+    if over not in OVER:
+        raise HeadsError(f"`over` of Balance is 'body' or 'taps', found {over!r}.")
 
 
 def _joint_gramian(rows: Sequence[Row], n_local: int) -> Tensor:

@@ -2,13 +2,14 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from fastai.learner import Learner
 from fastai.optimizer import _BaseOptimizer
 from torch import Tensor, nn
 
+from fastai_heads.errors import HeadsError, did_you_mean
 from fastai_heads.training.across import mean_over_ranks, sum_over_ranks, world
 from fastai_heads.training.bound import BoundHeads
 from fastai_heads.training.mixing import combined_loss, label_counts, loss_count
@@ -23,6 +24,16 @@ class Strategy(ABC):
     A subclass says `label`, `weights` and `objective`. For every training batch the learner asks for `predict`,
     `objective` and `backward`, in this order. The other methods are events: they do nothing unless a subclass says
     otherwise. What a strategy learns while training is the module that `module` gives. It is saved with the heads."""
+
+    fields: ClassVar[tuple[str, ...]] = ()  # what may be set on one of a class that names them itself
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        "Refuse what a strategy of this package does not have: it would change nothing."
+        known = type(self).__dict__.get("fields")
+        if known is not None and name not in known and not name.startswith("_"):
+            kind, there = type(self).__name__, ", ".join(known) or "nothing that may be set"
+            raise HeadsError(f"`{name}` is no field of {kind}, which has {there}.{did_you_mean(name, known)}")
+        super().__setattr__(name, value)
 
     @property
     @abstractmethod
@@ -110,6 +121,8 @@ class Strategy(ABC):
 
 class WeightedSum(Strategy):
     "The sum of the losses by the heads' `loss_weight`s: the default."
+
+    fields = ()
 
     def __init__(self):
         self._weights: dict[str, float] = {}

@@ -45,11 +45,14 @@ __all__ = [
     "is_one_of",
     "make",
     "move_to",
+    "named_class",
     "needs_every_head",
     "row_weights",
     "scalarize",
 ]
 
+_EXAMPLES = {"aggregator": "UPGrad()", "scalarizer": "UW(2)"}
+"Arguments for messages, of a class that cannot be made without."
 _COUNTS = ("shape", "n_tasks")
 "What TorchJD calls the number of losses where it has to know it before."
 
@@ -69,6 +72,13 @@ def class_names() -> list[str]:
     return sorted(found - {"Aggregator", "Scalarizer", "WeightedAggregator", "GramianWeightedAggregator"})
 
 
+def named_class(
+    name: str,  # one of `class_names()`
+) -> type:
+    "Find the class of torchjd that bears a name."
+    return getattr(torchjd.aggregation, name, None) or getattr(torchjd.scalarization, name)
+
+
 def make(
     value: Any,  # an `Aggregator` or a `Scalarizer`, or a class of either
     n: int,  # how many heads there are
@@ -80,7 +90,7 @@ def make(
     known = {name: n for name in _COUNTS if name in params}
     needed = [p.name for p in params.values() if p.default is Parameter.empty and p.name not in known]
     if needed:
-        given = ", ".join(f"{name}=…" for name in needed)
+        given = ", ".join(_EXAMPLES.get(name, f"{name}=…") for name in needed)
         raise HeadsError(f"`strategy`: {value.__name__} needs {', '.join(needed)}: pass `{value.__name__}({given})`.")
     try:
         return value(**known)

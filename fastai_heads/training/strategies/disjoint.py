@@ -30,6 +30,8 @@ class Disjoint(RowsStrategy):
     applied once, at the scheduled rate; decay that is added to the gradient is in every loss's gradient.
     `GradientClip` clips the gradient of each loss. A head without a label in a batch takes no step."""
 
+    fields = ("opt_func", "lrs")
+
     def __init__(
         self,
         opt_func: Callable | None = None,  # fastai's or `partial(OptimWrapper, opt=…)`; None: the learner's

@@ -27,6 +27,8 @@ class Scalarized(LeafStrategy):
     that is absent from a batch is left out. `DWA` is stepped after every epoch; `FAMO` after every step, with the
     losses of the same batch after it, which costs one forward pass more."""
 
+    fields = ("scalarizer",)
+
     def __init__(
         self,
         scalarizer: Scalarizer,  # for as many losses as there are heads

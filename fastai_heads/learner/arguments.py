@@ -1,0 +1,184 @@
+"""What the arguments of training, and those of fastai's `Learner`, may be."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from fastai.callback.core import Callback
+from fastai.optimizer import OptimWrapper
+from fastcore.foundation import L
+from torch import Tensor
+
+from fastai_heads.errors import HeadsError, did_you_mean
+from fastai_heads.heads.spec import is_metric, is_number
+
+__all__ = ["check_arguments", "check_settings"]
+
+_OPTIMIZERS = ("Adam", "SGD", "RMSProp", "QHAdam", "RAdam", "Lamb", "Larc", "Lookahead", "ranger")
+
+
+@dataclass(frozen=True)
+class Rule:
+    "What one argument may be."
+
+    fits: Callable[[Any], bool]
+    expected: str  # as the end of '`name` is …'
+    optional: bool = False  # None will do
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and is_number(value, least=0)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, Integral) and is_number(value, least=1)
+
+
+def _is_size(value: Any) -> bool:
+    "A number of at least 0, also one that stands in a tensor."
+    single = isinstance(value, Tensor | np.ndarray) and value.size == 1 if isinstance(value, np.ndarray) else False
+    single = single or (isinstance(value, Tensor) and value.numel() == 1)
+    return is_number(value.item() if single else value, least=0)
+
+
+def _are_sizes(value: Any) -> bool:
+    "A number, or one for each group."
+    listed = isinstance(value, list | tuple | L | np.ndarray) and not isinstance(value, str)
+    return all(map(_is_size, value)) if listed and np.ndim(value) else _is_size(value)
+
+
+def _is_rate(value: Any) -> bool:
+    if isinstance(value, slice):
+        return (
+            value.step is None
+            and value.stop is not None
+            and _is_size(value.stop)
+            and (value.start is None or _is_size(value.start))
+        )
+    return _are_sizes(value)
+
+
+def _is_share(value: Any) -> bool:
+    return is_number(value, least=0) and value <= 1
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str | Path)
+
+
+def _are_momenta(value: Any) -> bool:
+    return isinstance(value, list | tuple | L) and len(value) == 3 and all(map(_is_share, value))
+
+
+def _is_callback(value: Any) -> bool:
+    return isinstance(value, Callback) or (isinstance(value, type) and issubclass(value, Callback))
+
+
+def _are_callbacks(value: Any) -> bool:
+    return all(map(_is_callback, value)) if isinstance(value, list | tuple | L) else _is_callback(value)
+
+
+def _are_metrics(value: Any) -> bool:
+    return all(map(is_metric, value)) if isinstance(value, list | tuple | L) else is_metric(value)
+
+
+def _are_functions(value: Any) -> bool:
+    return all(map(callable, value)) if isinstance(value, list | tuple | L) else callable(value)
+
+
+def _makes_optimizer(value: Any) -> bool:
+    of_torch = isinstance(value, type) and issubclass(value, torch.optim.Optimizer)
+    return isinstance(value, OptimWrapper) or (callable(value) and not of_torch)
+
+
+_COUNT = Rule(_is_count, "a whole number of at least 1")
+_WHOLE = Rule(_is_whole, "a whole number of at least 0")
+_SIZE = Rule(_is_size, "a number of at least 0, such as `100`")
+_RATE = Rule(_is_rate, "a rate such as `1e-3`, `slice(1e-5, 1e-3)`, or a list with one for each group", True)
+_START = Rule(_is_size, "a rate such as `1e-3`")
+_SHARE = Rule(_is_share, "a share from 0 to 1")
+_FLAG = Rule(_is_flag, "True or False")
+_MOMENTA = Rule(_are_momenta, "three momenta from 0 to 1, such as `(0.95, 0.85, 0.95)`", True)
+_CALLBACKS = Rule(_are_callbacks, "a callback or a list of them, such as `[SaveModelCallback()]`", True)
+
+_TRAINING: dict[str, Rule] = {
+    **dict.fromkeys(("n_epoch", "epochs", "freeze_epochs", "start_epoch"), _WHOLE),
+    **dict.fromkeys(("n_cycles", "cycle_len", "num_it"), _COUNT),
+    **dict.fromkeys(("lr", "lr_max"), _RATE),
+    **dict.fromkeys(("start_lr", "end_lr"), _START),
+    "base_lr": Rule(_is_rate, _RATE.expected),
+    **dict.fromkeys(("div", "div_final", "lr_mult", "cycle_mult"), _SIZE),
+    "pct_start": _SHARE,
+    "wd": Rule(_are_sizes, "a weight decay such as `1e-2`", True),
+    "moms": _MOMENTA,
+    "cbs": _CALLBACKS,
+    **dict.fromkeys(("reset_opt", "stop_div", "show_plot"), _FLAG),
+    "suggest_funcs": Rule(_are_functions, "a function such as `valley`, or a list of them", True),
+}
+"Of the arguments of fastai's `fit`, `fit_one_cycle`, `fit_flat_cos`, `fit_sgdr`, `fine_tune` and `lr_find`."
+
+_SETTINGS: dict[str, Rule] = {
+    "opt_func": Rule(_makes_optimizer, "a function that makes an optimizer, such as fastai's `Adam`"),
+    "lr": Rule(_is_rate, _RATE.expected),
+    "cbs": _CALLBACKS,
+    "metrics": Rule(_are_metrics, "a metric or a list of them, such as `accuracy`", True),
+    "path": Rule(_is_path, "a folder, as a `Path` or a text", True),
+    "model_dir": Rule(_is_path, "a folder, as a `Path` or a text"),
+    "wd": _TRAINING["wd"],
+    "moms": Rule(_are_momenta, _MOMENTA.expected),
+    **dict.fromkeys(("wd_bn_bias", "train_bn", "default_cbs", "pretrained", "normalize"), _FLAG),
+    "body_kwargs": Rule(lambda value: isinstance(value, Mapping), "a dict of options of the arch", True),
+}
+"Of the arguments of fastai's `Learner`, and the plain ones of `multihead_learner`."
+
+
+def check_arguments(
+    method: str,  # of a learner, for the message
+    given: Mapping[str, Any],  # name → value, as it is called
+) -> None:
+    "Refuse arguments of training that are of another type, or out of range."
+    _check(given, _TRAINING, f" of `{method}`")
+
+
+def check_settings(
+    given: Mapping[str, Any],  # name → value, as a learner is made with them
+) -> None:
+    "Refuse settings of a learner that are of another type, or out of range."
+    _check(given, _SETTINGS, "")
+
+
+def _check(given: Mapping[str, Any], rules: Mapping[str, Rule], where: str) -> None:
+    for name, value in given.items():
+        rule = rules.get(name)
+        if rule is None or (rule.optional and value is None) or rule.fits(value):
+            continue
+        raise HeadsError(f"`{name}`{where} is {rule.expected}, found {value!r}.{_nearest(name, value)}")
+
+
+def _nearest(name: str, value: Any) -> str:
+    "A call that works, where it can be told."
+    if name == "opt_func" and isinstance(value, str):
+        return did_you_mean(value, _OPTIMIZERS, 1) or did_you_mean(value.capitalize(), _OPTIMIZERS, 1)
+    if name == "opt_func" and isinstance(value, type):
+        return f" One of torch's is `opt_func=partial(OptimWrapper, opt=torch.optim.{value.__name__})`."
+    number = _as_number(value)
+    return "" if number is None else f" Pass `{name}={number}`, without quotes."
+
+
+def _as_number(value: Any) -> str | None:
+    "The text of a number, where a text holds one."
+    if not isinstance(value, str):
+        return None
+    try:
+        float(value)
+    except ValueError:
+        return None
+    return value.strip()
