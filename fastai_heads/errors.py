@@ -1,14 +1,19 @@
 """Every refusal of a user's input, and how a wrong name is answered."""
 
 from collections.abc import Iterable
+from dataclasses import FrozenInstanceError
 from difflib import get_close_matches
 from typing import NoReturn
 
-__all__ = ["HeadsError", "HeadsWarning", "did_you_mean", "refuse_change", "unknown"]
+__all__ = ["FixedError", "HeadsError", "HeadsWarning", "did_you_mean", "refuse_change", "unknown"]
 
 
 class HeadsError(ValueError):
     "Input that cannot be used: which parameter, what was expected, what was found, the nearest right answer."
+
+
+class FixedError(HeadsError, FrozenInstanceError):
+    "A field of a record that is fixed once it is made; dataclasses' own error for it, too."
 
 
 class HeadsWarning(UserWarning):
@@ -23,8 +28,8 @@ def refuse_change(
     "Refuse to set a field of what is fixed once it is made, with the way to have it, or a name that is no field."
     kind, fields = type(record).__name__, [n for n, f in record.__dataclass_fields__.items() if f.init]
     if name not in fields:
-        raise HeadsError(f"`{name}` is no field of {kind}.{did_you_mean(name, fields)}")
-    raise HeadsError(
+        raise FixedError(f"`{name}` is no field of {kind}.{did_you_mean(name, fields)}")
+    raise FixedError(
         f"`{name}` of {kind} is fixed once it is made: make another, `{kind}({name}={value!r}, …)`, or of this one "
         f"`dataclasses.replace(…, {name}={value!r})`."
     )

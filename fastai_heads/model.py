@@ -70,7 +70,7 @@ class Trunk:
         return module
 
 
-Trunk.__setattr__ = refuse_change  # instead of the dataclass's own, which names the field alone
+Trunk.__setattr__ = refuse_change
 
 
 class Heads(nn.Module):
@@ -200,7 +200,10 @@ def multihead_model(
     _add_trunks(body, trunks or {}, model_heads, sample)
     for name, spec in specs.items():
         reads = read_by(spec, body, model_heads)
-        model_heads.add(name, spec.build(tuple(model_heads.shapes[tap] for tap in reads)), reads)
+        try:
+            model_heads.add(name, spec.build(tuple(model_heads.shapes[tap] for tap in reads)), reads)
+        except HeadsError as error:
+            raise HeadsError(f"`heads[{name!r}]`: {error}") from error.__cause__
     return nn.Sequential(body, model_heads)
 
 
@@ -304,19 +307,16 @@ def _add_trunks(body: Body, trunks: Mapping[str, Trunk], heads: Heads, sample: t
 
 def _tried(name: str, trunk: Trunk, reads: Sequence[TapShape], sample: Any) -> tuple[nn.Module, Any]:
     "A trunk's module, and what it gives for a sample."
-    channels = [shape.channels for shape in reads]
     try:
-        module = trunk.build(channels if len(reads) > 1 else channels[0])
+        module = trunk.build([s.channels for s in reads] if len(reads) > 1 else reads[0].channels)
         return module, in_eval(module, sample)
     except HeadsError:
         raise
-    except Exception as error:  # the module is the user's, and may raise anything
-        what = ", ".join(f"{s.name!r} of {s.channels} channels" for s in reads)
-        hint = f", such as `Trunk(lambda channels: nn.Conv2d(channels, 64, 1), tap={trunk.tap!r})`"
-        raise HeadsError(
-            f"`trunk[{name!r}]`: `module` of Trunk cannot take what it reads, {what}: {str(error).strip()}. A function "
-            f"of the channels always fits{hint if len(reads) == 1 else ''}."
-        ) from error
+    except Exception as error:  # the module is the user's
+        what = ", ".join(f"{shape.name!r} of {shape.channels} channels" for shape in reads)
+        fit = f"`Trunk(lambda channels: nn.Conv2d(channels, 64, 1), tap={trunk.tap!r})`"
+        start = f"`trunk[{name!r}]`: `module` of Trunk cannot take what it reads, {what}"
+        raise HeadsError(f"{start}: {error}. A function of the channels fits, such as {fit}.") from error
 
 
 def _shapes(name: str, found: Any, shape: TapShape, before: Tensor) -> list[TapShape]:

@@ -199,6 +199,8 @@ def _check_least(head: BoundHead, pred: Tensor, targ: Tensor) -> None:
     else:
         return
     least, *others = (_value(head, side, targ) for side in (right, *wrong))
+    if least is None and isinstance(head.spec, NumbersSpec):
+        raise _refused(head, pred, targ, f"is no finite number where the prediction is right: {hint}")
     if least is not None and any(other is not None and other < least - 1e-4 * (1 + abs(least)) for other in others):
         raise _refused(head, pred, targ, f"is smaller for a wrong prediction than for the right one: {hint}")
 

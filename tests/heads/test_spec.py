@@ -20,12 +20,14 @@ from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError
 from fastai_heads.heads.box import BoxHead
 from fastai_heads.heads.classification import ClassificationHead
+from fastai_heads.heads.custom import CustomHead
 from fastai_heads.heads.multilabel import MultiLabelHead
 from fastai_heads.heads.point import PointHead
 from fastai_heads.heads.pooled import PooledSpec
 from fastai_heads.heads.regression import RegressionHead, StandardizedLoss
 from fastai_heads.heads.spec import HeadSpec, TapShape, weights_of
 from fastai_heads.learner.factory import multihead_learner
+from fastai_heads.model import Trunk
 
 SPECS = {
     "category": ClassificationHead,
@@ -262,3 +264,27 @@ def test_a_field_that_is_not_there_gets_the_nearest(spec, field, nearest):
 def test_specs_are_copied_and_pickled():
     spec = ClassificationHead(ps=0.1, tap=8)
     assert copy.deepcopy(spec) == pickle.loads(pickle.dumps(spec)) == spec
+
+
+@pytest.mark.parametrize(
+    ("record", "name", "says"),
+    [
+        (
+            ClassificationHead(),
+            "los_weight",
+            r"`los_weight` is no field of ClassificationHead\. Did you mean 'loss_weight'",
+        ),
+        (ClassificationHead(), "ps", r"`ps` of ClassificationHead is fixed.*`ClassificationHead\(ps=1, …\)`.*replace"),
+        (BoxHead(), "loss_weight", r"`loss_weight` of BoxHead is fixed once it is made"),
+        (CustomHead(nn.Identity()), "decode", r"`decode` of CustomHead is fixed"),
+        (CustomHead(nn.Identity()), "decoder", r"`decoder` is no field of CustomHead\. Did you mean 'decode'"),
+        (Trunk(nn.Identity()), "tap", r"`tap` of Trunk is fixed once it is made: make another, `Trunk\(tap=1, …\)`"),
+        (Trunk(nn.Identity()), "modul", r"`modul` is no field of Trunk\. Did you mean 'module'"),
+    ],
+    ids=lambda value: type(value).__name__ if not isinstance(value, str) else value[:12],
+)
+def test_a_record_is_not_changed(record, name, says):
+    before = repr(record)
+    with pytest.raises(HeadsError, match=says):
+        setattr(record, name, 1)
+    assert repr(record) == before

@@ -118,3 +118,41 @@ def test_activation_and_decoding_are_the_specs(three, batch):
     assert torch.equal(heads.breed.decode(breed.softmax(1)), breed.argmax(1))
     assert torch.equal(heads.tags.decode(heads.tags.activation(tags)), tags.sigmoid() > 0.3)
     assert heads.age.decode(heads.age.activation(age)) is age
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        (
+            "los_weight",
+            r"`learn.heads.breed.los_weight` cannot be set: a head has no 'los_weight'\. Did you mean 'loss_wei",
+        ),
+        ("weight", r"a head has no 'weight'\. Did you mean 'loss_weight'"),
+        ("lr_mult", r"`learn.heads.breed.lr_mult` cannot be set: it is fixed.*`heads=\{'breed': …\(lr_mult=1\)\}`"),
+        ("metrics", r"it is fixed when the head is made"),
+        ("xyz", r"a head has no 'xyz'\. What may change while training is `loss_weight`"),
+    ],
+)
+def test_what_a_head_does_not_have_cannot_be_set(three, name, says):
+    head = three()["breed"]
+    with pytest.raises(HeadsError, match=says):
+        setattr(head, name, 1)
+    assert name not in vars(head)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("foo", r"`learn.heads.foo` cannot be set: `learn.add_head\('foo', spec\)`.*Heads: breed, tags, age"),
+        ("bred", r"`learn.heads.bred` cannot be set.*Did you mean 'breed'"),
+        (
+            "breed",
+            r"`learn.heads.breed` cannot be set: `learn.drop_head\('breed'\)`, then `learn.add_head\('breed', spec\)`",
+        ),
+    ],
+)
+def test_heads_cannot_be_set(three, name, says):
+    heads = three()
+    with pytest.raises(HeadsError, match=says):
+        setattr(heads, name, ClassificationHead())
+    assert heads.names == ("breed", "tags", "age")
