@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from fastai.data.block import TransformBlock
 from fastai.data.core import DataLoaders, Datasets, TfmdDL, TfmdLists
-from fastai.data.transforms import Categorize, ColReader, EncodedMultiCategorize, MultiCategorize
+from fastai.data.transforms import Categorize, ColReader, EncodedMultiCategorize, MultiCategorize, MultiCategory
 from fastai.torch_core import ShowTitle, TensorImageBase
 from fastai.vision.core import PILBase, PILMask, TensorMask, TensorPoint
 from fastcore.foundation import L
@@ -34,6 +34,30 @@ class Missing(str, ShowTitle):
 
     def __reduce__(self):
         return Missing, ()
+
+
+class KnownTags(MultiCategory):
+    "The tags of an item of which some are neither there nor not there."
+
+    unknown: tuple[Any, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        tags: MultiCategory,  # that are there
+        unknown: Iterable[Any],  # of which nothing is known
+    ) -> "KnownTags":
+        "Return the tags, and say which are not known."
+        self = cls(list(tags))
+        self.unknown = tuple(unknown)
+        return self
+
+    def said_right(
+        self,
+        said: Iterable[Any],  # tags that are predicted
+    ) -> bool:
+        "Tell whether a prediction is right in all that is known."
+        return {str(tag) for tag in said if tag not in self.unknown} == set(map(str, self))
 
 
 class PartialReader(ColReader):
@@ -180,7 +204,9 @@ class Partial(ItemTransform):
     def decodes(self, o):
         if isinstance(o, Missing) or (isinstance(o, Tensor) and not labelled(o[None]).item()):
             return Missing()
-        return self.tfms.decode(o)
+        decoded = self.tfms.decode(o)
+        gaps = o.isnan().nonzero().flatten().tolist() if self._has(EncodedMultiCategorize) else []
+        return KnownTags.of(decoded, [self.vocab[i] for i in gaps]) if gaps else decoded
 
 
 class SizeMissing(ItemTransform):

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from fastai.learner import Learner, Recorder
-from fastai.torch_core import get_model
+from fastai.torch_core import TensorBase, get_model
 from fastcore.basics import tuplify
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -67,12 +67,23 @@ class OnTuple(nn.Module):
         return self.head(*taps)
 
 
+class ItemLosses(TensorBase):
+    "Losses of items, of which those without a label rank last: fastai's `Interpretation` asks for the `topk`."
+
+    def topk(self, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> tuple[Tensor, Tensor]:
+        "As of every tensor, for which NaN is the largest."
+        plain = self.as_subclass(Tensor)
+        last = float("-inf") if largest else float("inf")
+        places = plain.masked_fill(plain.isnan(), last).topk(k, dim, largest, sorted)[1]
+        return plain.gather(dim, places), places
+
+
 class OneHeadLoss(CombinedLoss):
     "The loss of one head on bare tensors, not weighted, with the activation and decoding that fastai looks for."
 
     def total(self, losses: Sequence[Tensor]) -> Tensor:
-        "The one that there is."
-        return losses[0]
+        "Return the one that there is."
+        return losses[0].as_subclass(ItemLosses) if losses[0].ndim else losses[0]
 
     def activation(self, preds: Tensor) -> Tensor:
         return super().activation(preds)[0]

@@ -10,7 +10,7 @@ from typing import Any
 from fastcore.foundation import L
 from torch import Tensor
 
-from fastai_heads.data.partial import Missing
+from fastai_heads.data.partial import KnownTags, Missing
 
 __all__ = ["LETTER", "LINE", "broken", "compared", "number", "text_of"]
 
@@ -60,6 +60,8 @@ def compared(
     both = f"{head}: {text_of(said)} ({text_of(truth)})"
     if isinstance(truth, Missing) or _is_measured(truth):  # a number is seldom met exactly: neither right nor wrong
         return both, PLAIN
+    if isinstance(truth, KnownTags):
+        return (f"{head}: {text_of(said)}", RIGHT) if truth.said_right(said) else (both, WRONG)
     return (f"{head}: {text_of(said)}", RIGHT) if text_of(said, None) == text_of(truth, None) else (both, WRONG)
 
 

@@ -15,7 +15,7 @@ from fastai.vision.data import ImageBlock, MaskBlock, PointBlock
 
 from fastai_heads.data.blocks import BoxBlock, NumbersReader
 from fastai_heads.data.missing import is_missing, labelled, missing_share
-from fastai_heads.data.partial import Missing, Partial, PartialBlock, PartialReader, check_complete
+from fastai_heads.data.partial import KnownTags, Missing, Partial, PartialBlock, PartialReader, check_complete
 from fastai_heads.errors import HeadsError
 
 NAMES = ["kind", "tags", "ink", "centre", "box", "mask"]
@@ -241,12 +241,53 @@ def test_half_a_label_is_refused():
         getters=[ColReader("image"), ColReader(["x", "y"])],
         splitter=IndexSplitter([3]),
     )
-    with pytest.raises(HeadsError, match="some of its numbers"):
+    with pytest.raises(HeadsError, match=r"some of its numbers.*PartialBlock\(RegressionBlock\(\)\)"):
         block.datasets(df)
     df.loc[2, "y"] = None
     dsets = block.datasets(df)
     assert dsets.train.tls[1].tfms.c == 2
     assert torch.isnan(dsets.train[2][1]).tolist() == [True, True] and dsets.train[1][1].tolist() == [2, 2]
+
+
+def tagged(rows, **kwargs):
+    "Tags of which each has its column."
+    df = pd.DataFrame(rows, columns=list("abc")).astype(object)
+    block = DataBlock(
+        [CategoryBlock, PartialBlock(MultiCategoryBlock(encoded=True, vocab=list("abc")))],
+        getters=[lambda row: row.name, ColReader(list("abc"))],
+        splitter=IndexSplitter([len(df) - 1]),
+        n_inp=1,
+    )
+    return block.datasets(df)
+
+
+@pytest.mark.parametrize("gap", [None, float("nan"), pd.NA, ""], ids=str)
+def test_some_tags_may_be_missing(gap):
+    dsets = tagged([[1, gap, 0], [gap, gap, gap], [0, 1, 1], [gap, 1, 0]])
+    found = torch.stack([dsets[i][1] for i in range(4)])
+    assert isinstance(dsets[0][1], TensorMultiCategory) and found.dtype == torch.float32
+    assert found.isnan().tolist() == [[False, True, False], [True] * 3, [False] * 3, [True, False, False]]
+    assert found.nan_to_num().tolist() == [[1, 0, 0], [0, 0, 0], [0, 1, 1], [0, 1, 0]]
+    assert labelled(found).tolist() == [True, False, True, True]
+    first, second, third = (dsets.tls[1].decode(dsets[i][1]) for i in range(3))
+    assert (list(first), first.unknown) == (["a"], ("b",)) and isinstance(second, Missing)
+    assert list(third) == ["b", "c"] and not isinstance(third, KnownTags)
+    assert first.said_right(["a"]) and first.said_right(["b", "a"]) and not first.said_right(["a", "c"])
+
+
+def test_a_list_of_tags_is_missing_whole_or_not_at_all():
+    rows = [["x"], None, ["y", None], []]
+    block = DataBlock(
+        [CategoryBlock, PartialBlock(MultiCategoryBlock)],
+        getters=[str, lambda i: rows[i]],
+        splitter=IndexSplitter([3]),
+        n_inp=1,
+    )
+    with pytest.raises(HeadsError, match=r"no place for one that is not known.*MultiCategoryBlock\(encoded=True"):
+        block.datasets([0, 1, 2, 3])
+    rows[2] = ["y"]
+    dsets = block.datasets([0, 1, 2, 3])
+    assert [labelled(dsets[i][1][None]).item() for i in range(4)] == [True, False, True, True]
 
 
 def test_blocks_that_have_no_value_for_missing_are_refused(folder):

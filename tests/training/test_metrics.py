@@ -6,18 +6,22 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from fastai.learner import AvgMetric, Metric
+from fastai.learner import AvgLoss, AvgMetric, Metric
 from fastai.metrics import (
     ActivationType,
     F1Score,
     F1ScoreMulti,
+    HammingLossMulti,
+    LossMetric,
     MatthewsCorrCoef,
+    Perplexity,
     R2Score,
     RocAuc,
     RocAucMulti,
     accuracy,
     accuracy_multi,
     error_rate,
+    exp_rmspe,
     foreground_acc,
     mae,
     mse,
@@ -25,14 +29,22 @@ from fastai.metrics import (
     skm_to_fastai,
     top_k_accuracy,
 )
-from sklearn.metrics import f1_score, log_loss, r2_score
+from sklearn.metrics import f1_score, log_loss, r2_score, roc_auc_score
+from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassAUROC,
+    MulticlassF1Score,
+    MultilabelAccuracy,
+    MultilabelF1Score,
+)
 
 from fastai_heads.errors import HeadsError
 from fastai_heads.heads.box import BoxHead
 from fastai_heads.heads.classification import ClassificationHead
 from fastai_heads.heads.multilabel import MultiLabelHead
 from fastai_heads.heads.regression import RegressionHead
-from fastai_heads.training.metrics import HeadMetric, HeadValidLoss, head_metrics, metric_name, takes_kind
+from fastai_heads.training.metrics import HeadMetric, HeadValidLoss, distinct, head_metrics, metric_name, takes_kind
 
 
 def sharpness(pred, targ):
@@ -205,6 +217,165 @@ def test_which_metrics_a_head_has(three):
     assert names(metrics=F1Score()) == ["breed_f1_score"]
     assert names(metrics=[error_rate, Counted, Counted()]) == ["breed_error_rate", "breed_counted", "breed_counted_2"]
     assert names(train_only=True) == [] and names(train_only=True, metrics=accuracy) == ["breed_accuracy"]
+
+
+class Everything(Metric):
+    "Keeps what it finds on the learner."
+
+    def reset(self):
+        self.found = []
+
+    def accumulate(self, learn):
+        names = ("pred", "y", "yb", "xb", "x", "loss", "loss_func")
+        self.found.append({name: getattr(learn, name) for name in names})
+        self.found[-1].update(dl=learn.dl, vocab=learn.dls.vocab)
+
+    @property
+    def value(self):
+        return len(self.found)
+
+    name = "everything"
+
+
+@pytest.mark.parametrize("missing", [0.0, 0.5])
+def test_a_metric_finds_what_a_learner_with_that_head_alone_has(learner, missing):
+    heads = {"digit": ClassificationHead(metrics=Everything()), "ink": RegressionHead(metrics=Everything())}
+    learn = learner(("ink", "digit"), heads, missing=missing)
+    with learn.no_logging():
+        learn.validate(dl=learn.dls.train.new(shuffle=False, drop_last=False))
+    for name, metric in zip(heads, learn.metrics, strict=True):
+        head = learn.heads[name]
+        assert metric.value == 4
+        for seen, batch in zip(metric.metric.found, learn.dls.train.new(shuffle=False, drop_last=False), strict=True):
+            known = head.labelled(batch[1 + head.target.index])
+            assert len(seen["pred"]) == len(seen["y"]) == len(seen["x"]) == known.sum()
+            assert seen["yb"] == (seen["y"],) and seen["xb"][0].shape == seen["x"].shape
+            assert torch.equal(seen["x"], batch[0][known]) and torch.equal(
+                seen["y"], batch[1 + head.target.index][known]
+            )
+            torch.testing.assert_close(seen["loss"], head.spec.train_loss(head.loss_func, seen["pred"], seen["y"]))
+            assert seen["loss_func"] is head.loss_func and len(seen["dl"].one_batch()) == 2
+        if name == "digit":
+            assert list(seen["vocab"]) == list(head.vocab)
+
+
+class InParts(torch.nn.Module):
+    "A loss that notes one of its parts."
+
+    reduction = "mean"
+
+    def forward(self, pred, targ):
+        self.plain = torch.nn.functional.cross_entropy(pred, targ, reduction=self.reduction)
+        return 2 * self.plain
+
+
+@pytest.mark.parametrize(("bs", "missing"), [(12, 0.0), (5, 0.0), (5, 0.4)])
+def test_metrics_that_read_the_loss_read_that_heads(learner, bs, missing):
+    heads = {
+        "digit": ClassificationHead(loss=InParts(), metrics=[AvgLoss(), Perplexity(), LossMetric("plain")]),
+        "ink": RegressionHead(metrics=AvgLoss(), loss_weight=7.0),
+    }
+    learn = learner(("digit", "ink"), heads, missing=missing)
+    with learn.no_logging():
+        dl = learn.dls.train.new(shuffle=False, drop_last=False, bs=bs)
+        total, digit, ink, *found = learn.validate(dl=dl)
+        losses = learn.get_preds(dl=dl, with_loss=True)[-1]
+    assert digit == pytest.approx(float(losses.digit.nanmean()), rel=1e-5)
+    assert ink == pytest.approx(float(losses.ink.nanmean()), rel=1e-5)
+    assert total == pytest.approx(digit + 7 * ink, rel=1e-6)
+    assert found == pytest.approx([digit, math.exp(digit), digit / 2, ink], rel=1e-5)
+
+
+def test_names_begin_with_the_heads_and_are_no_two_alike(three):
+    def names(**fields):
+        return [m.name for m in head_metrics(three(age=fields).age, 0)]
+
+    assert names(metrics=rmse) == ["age_rmse"] and names(metrics=exp_rmspe) == ["age_exp_rmspe"]
+    assert names(metrics=[mae, mae, rmse, mae]) == ["age_mae", "age_mae_2", "age_rmse", "age_mae_3"]
+    assert names(metrics=[R2Score(), r2_by_hand(), MeanSquaredError()]) == [
+        "age_r2_score",
+        "age_r2_by_hand",
+        "age_mean_squared_error",
+    ]
+    assert names(metrics=MetricCollection([MeanSquaredError(), MeanAbsoluteError()])) == [
+        "age_mean_absolute_error",
+        "age_mean_squared_error",
+    ]
+    assert distinct(["a", "a", "a_2", "a"]) == ["a", "a_2", "a_2_2", "a_3"]
+
+
+class r2_by_hand:
+    "An object that is called, without a name."
+
+    def __call__(self, pred, targ):
+        return 1 - (pred - targ).square().sum() / (targ - targ.mean()).square().sum()
+
+
+TORCHMETRICS = {
+    "breed": [MulticlassAccuracy(3), MulticlassAUROC(3), MulticlassF1Score],
+    "tags": [MultilabelAccuracy(3), MultilabelF1Score(3, ignore_index=-1)],
+    "age": [MeanSquaredError(), MeanAbsoluteError],
+}
+
+
+@pytest.mark.parametrize("part", [False, True], ids=["whole", "with gaps"])
+@pytest.mark.parametrize("name", TORCHMETRICS)
+def test_an_object_of_torchmetrics_counts_over_all_batches(three, batches, name, part):
+    head = three(partial=part)[name]
+    for made in TORCHMETRICS[name]:
+        made = partial(made, 3) if made is MulticlassF1Score else made
+        metric = made() if isinstance(made, type | partial) else made
+        if part:
+            batches[0][1][head.target.index][:3] = -100 if name == "breed" else math.nan
+        mine = HeadMetric(head, PLACES[name], metric)
+        found = Run(batches).on(mine)
+        preds, targs = (torch.cat(p) for p in zip(*((p[PLACES[name]], t[head.target.index]) for p, t in batches)))
+        known = head.labelled(targs)
+        targs = targs[known].long() if name == "tags" else targs[known]
+        torch.testing.assert_close(float(found), float(type(metric)(**options(metric))(preds[known], targs)))
+        assert mine.name.startswith(f"{name}_m") and float(Run(batches).on(mine)) == float(found)
+
+
+def options(metric):
+    "What a metric of torchmetrics was made with."
+    names = {"num_classes": 3, "num_labels": 3}
+    found = {k: v for k, v in names.items() if getattr(metric, k, None) is not None}
+    return found | ({"ignore_index": -1} if getattr(metric, "ignore_index", None) == -1 else {})
+
+
+@pytest.fixture
+def gappy():
+    "Two batches of tags, some of them missing one by one; predictions and targets."
+    made = []
+    for n in (7, 4):
+        preds, targs = torch.randn(n, 3), (torch.arange(3 * n) * 5 % 7 % 2).view(n, 3).float()
+        targs[torch.rand(n, 3) < 0.3] = math.nan
+        targs[0] = math.nan
+        targs[1:3] = torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 1.0]])
+        made.append(((torch.empty(n), preds), (torch.empty(n), torch.empty(n), targs)))
+    return made
+
+
+def test_missing_tags_count_in_no_metric(three, gappy):
+    head = three(partial=True).tags
+    preds, targs = (torch.cat(parts) for parts in zip(*((p[1], t[2]) for p, t in gappy)))
+    known, guess = ~targs.isnan(), preds.sigmoid() >= 0.5
+    columns = [(targs[k, c], guess[k, c], preds[k, c]) for c, k in enumerate(known.T)]
+    f1s = [f1_score(t, g) for t, g, _ in columns]
+    support = [float(t.sum()) for t, *_ in columns]
+    wanted = {
+        accuracy_multi: (guess == targs)[known].float().mean().item(),
+        F1ScoreMulti(average="macro"): np.mean(f1s),
+        F1ScoreMulti(average="micro"): f1_score(targs[known], guess[known]),
+        F1ScoreMulti(average="weighted"): np.average(f1s, weights=support),
+        RocAucMulti(): np.mean([roc_auc_score(t, p) for t, _, p in columns]),
+        HammingLossMulti(): (guess != targs)[known].float().mean().item(),
+        MultilabelAccuracy(3, average="micro", ignore_index=-1): (guess == targs)[known].float().mean().item(),
+    }
+    for metric, value in wanted.items():
+        assert float(Run(gappy).on(HeadMetric(head, 1, metric))) == pytest.approx(value, rel=1e-5), metric_name(metric)
+    with pytest.raises(HeadsError, match=r"MultilabelAccuracy counts them all.*`ignore_index=-1`"):
+        Run(gappy).on(HeadMetric(head, 1, MultilabelAccuracy(3)))
 
 
 KINDS = ("category", "multilabel", "regression", "point", "box", "mask")
