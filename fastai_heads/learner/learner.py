@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from fastai_heads.data.bbox_blocks import joined_boxes
+from fastai_heads.data.loaders import with_test_dl
 from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError, HeadsWarning
 from fastai_heads.heads.spec import HeadSpec
@@ -104,7 +105,7 @@ class MultiHeadLearner(HeadPredictions):
             self.data_targets = same_targets(dls, self.data_targets)
             for head in self.heads.values():
                 head.target = self.data_targets[head.target.index]
-        self._dls = dls
+        self._dls = with_test_dl(dls)
 
     # training
 
