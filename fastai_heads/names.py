@@ -38,7 +38,7 @@ def check_name(
     if isinstance(name, str) and name.isidentifier() and name not in _TAKEN and not keyword.iskeyword(name):
         return name
     why = "is not an identifier" if not (isinstance(name, str) and name.isidentifier()) else "is taken"
-    near = f" Did you mean {usable_name(name)!r}?" if isinstance(name, str | int | float) else ""
+    near = f" Did you mean {usable_name(name)!r}?" if name is None or isinstance(name, str | int | float) else ""
     raise HeadsError(f"`{what}`: the name {_in_short(name)} {why}: heads are reached as `preds.<name>`.{near}")
 
 

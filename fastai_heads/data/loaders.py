@@ -63,7 +63,11 @@ def pick_loader(
 ) -> Any:
     "The loader that is meant. Raises `HeadsError` for what is none, and for one without labels where they are needed."
     if dl is None:
-        if isinstance(ds_idx, bool) or not isinstance(ds_idx, int) or not -len(dls.loaders) <= ds_idx < len(dls.loaders):
+        if (
+            isinstance(ds_idx, bool)
+            or not isinstance(ds_idx, int)
+            or not -len(dls.loaders) <= ds_idx < len(dls.loaders)
+        ):
             raise HeadsError(
                 f"`ds_idx` is 0 (training set) or 1 (validation set){_more(dls)}, found {_in_short(ds_idx)}. "
                 "Other data is given as `dl=learn.dls.test_dl(items)`."
@@ -73,7 +77,9 @@ def pick_loader(
         what = "a data loader or a list of batches" if batches else "a data loader"
         raise HeadsError(f"`dl` is {what}, found {_in_short(dl)}. `dl=learn.dls.test_dl(items)` makes one of items.")
     if labels and not _has_labels(dl):
-        raise HeadsError(f"{labels} needs labels, and `dl` has none: `learn.dls.test_dl(items, with_labels=True)` reads them.")
+        raise HeadsError(
+            f"{labels} needs labels, and `dl` has no labels: `learn.dls.test_dl(items, with_labels=True)` reads them."
+        )
     return dl
 
 
@@ -145,7 +151,8 @@ def _check_loader_options(kwargs: dict[str, Any]) -> None:
     options = {*signature(TfmdDL.__init__).parameters, *signature(DataLoader.__init__).parameters, "process"}
     for name in kwargs:
         if name not in options and not hasattr(TfmdDL, name):
-            raise HeadsError(f"`{name}` is not a keyword of `test_dl`.{did_you_mean(name, sorted(options - {'self', 'kwargs', 'dataset'}))}")
+            near = did_you_mean(name, sorted(options - {"self", "kwargs", "dataset"}))
+            raise HeadsError(f"`{name}` is not a keyword of `test_dl`.{near}")
 
 
 def _are_batches(dl: Any) -> bool:

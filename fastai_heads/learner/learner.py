@@ -27,10 +27,17 @@ from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError, HeadsWarning
 from fastai_heads.heads.spec import HeadSpec
 from fastai_heads.learner.editing import add_module, added_spec, restandardize
+from fastai_heads.learner.export import HeadsExport
 from fastai_heads.learner.guards import check_batches, same_targets, sample_inputs
 from fastai_heads.learner.head_view import head_learner
 from fastai_heads.learner.predictions import HeadPredictions
-from fastai_heads.learner.weights import check_state_fits, load_vision_weights, load_what_fits
+from fastai_heads.learner.weights import (
+    check_load_arguments,
+    check_optimizer_state,
+    check_state_fits,
+    load_vision_weights,
+    load_what_fits,
+)
 from fastai_heads.model import body_and_heads, in_eval
 from fastai_heads.training.bound import BoundHead, BoundHeads
 from fastai_heads.training.callbacks import check_callbacks
@@ -52,7 +59,7 @@ from fastai_heads.view.summary import Summary, summarize
 __all__ = ["MultiHeadLearner"]
 
 
-class MultiHeadLearner(HeadPredictions):
+class MultiHeadLearner(HeadPredictions, HeadsExport):
     """fastai's `Learner` over `nn.Sequential(body, heads)`: every head trained, measured, predicted and shown.
 
     Made by `multihead_learner`. `learn.heads` holds the heads, by name and by attribute."""
@@ -298,9 +305,12 @@ class MultiHeadLearner(HeadPredictions):
     ) -> "MultiHeadLearner":
         """fastai's `load`. Raises `HeadsError`, and nothing has changed, for weights of another arch or of other heads.
         With `strict=False` parts are loaded by name, and a `HeadsWarning` says which were left as they are."""
+        check_load_arguments(file, strict, kwargs)
         distrib_barrier()  # the first rank may still be writing it
         if strict:
             check_state_fits(get_model(self.model), self._weights_file(file))
+            if kwargs.get("with_opt"):
+                check_optimizer_state(self._weights_file(file))
             return super().load(str(file).removesuffix(".pth"), device=device, **kwargs)
         left = load_what_fits(get_model(self.model), self._weights_file(file))
         if left:

@@ -24,8 +24,8 @@ from fastai_heads.heads.spec import is_number
 from fastai_heads.learner.gather import ConstantOrder, GatherHeads
 from fastai_heads.learner.one_target import refuse_stock_interpretation
 from fastai_heads.learner.ranks import HeadsAcrossRanks
-from fastai_heads.training.across import from_first_rank
 from fastai_heads.names import names_in
+from fastai_heads.training.across import from_first_rank
 from fastai_heads.training.recorder import HeadsRecorder
 from fastai_heads.view.show import show_predictions, show_targets
 
@@ -216,9 +216,13 @@ def _check_flags(act: Any, kwargs: Mapping[str, Any]) -> None:
 def _check_passes(n: Any, beta: Any) -> None:
     "Refuse a number of passes, and a share of the plain one, that mean nothing."
     if not isinstance(n, Integral) or not is_number(n, least=1):
-        raise HeadsError(f"`n` of `tta` is how many augmented passes are made, a whole number of at least 1, found {n!r}.")
+        raise HeadsError(
+            f"`n` of `tta` is how many augmented passes are made, a whole number of at least 1, found {n!r}."
+        )
     if beta is not None and not is_number(beta):
-        raise HeadsError(f"`beta` of `tta` is the share of the plain pass, a number such as 0.25, or None, found {beta!r}.")
+        raise HeadsError(
+            f"`beta` of `tta` is the share of the plain pass, a number such as 0.25, or None, found {beta!r}."
+        )
 
 
 def _merged(preds: Sequence[Tensor], use_max: bool) -> Tensor:

@@ -48,7 +48,7 @@ class ItemLosses(Callback):
     def after_loss(self) -> None:
         "The loop scales a head's losses by its labelled share of the batch; here each item's loss is its own."
         if not len(self.yb):
-            raise HeadsError("`dl` has no labels: `learn.test_dl(items, with_labels="`HeadsInterpretation`")` reads them.")
+            raise HeadsError("`dl` has no labels: `learn.test_dl(items, with_labels=True)` reads them.")
         heads = self.learn.heads.values()
         there = torch.stack([head.labelled(self.yb[head.target.index]) for head in heads], 1)
         losses = torch.stack([loss.float().as_subclass(Tensor) for loss in self.learn.head_losses], 1)

@@ -102,7 +102,7 @@ def lay_out(
     keys: Sequence[str],  # entries of the legend
     options: GridOptions,  # rows, columns, sizes
 ) -> Layout:
-    "A grid in which every text has its place. Of a figure whose size is given, the largest images that it has room for."
+    "Lay out a grid in which every text has its place; in a figure of a given size, with images as large as fit."
 
     def at(imsize: float) -> Layout:
         return _sized(inputs, lines, titles, panels, keys, options, imsize)

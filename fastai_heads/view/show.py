@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fastai_heads.data.bbox_blocks import joined_boxes
 from fastai_heads.data.decode import decode_targets
+from fastai_heads.data.given import check_loaders
 from fastai_heads.data.partial import Missing
 from fastai_heads.data.targets import dls_targets
 from fastai_heads.errors import HeadsError
@@ -182,14 +183,18 @@ def show_targets(
     max_n: int = 9,  # how many images
     ds_idx: int = 0,  # 0: training set, 1: validation set
     unique: bool = False,  # one item, again and again, as augmentation changes it
-    names: Sequence[str] | None = None,  # of the targets; None: as inferred from the data
+    names: str | Sequence[str] | None = None,  # of the targets; None: as inferred from the data
     b: Any = None,  # a batch to show instead of the first one
     **kwargs: Any,  # to the drawing: `nrows`, `ncols`, `figsize`, `imsize`, `title`
 ) -> Figure:
     "A batch with every target on its image, as fastai's `dls.show_batch` shows one target."
+    check_loaders(dls)
     _check_max_n(max_n)
     dls = joined_boxes(dls)
-    names = [t.name for t in dls_targets(dls)] if names is None else names
+    found = [t.name for t in dls_targets(dls)]
+    names = found if names is None else [names] if isinstance(names, str) else list(names)
+    if len(names) != len(found):
+        raise HeadsError(f"`names` has a name for each target, {', '.join(found)}, found {names!r}.")
     dl = dls[ds_idx].new(drop_last=False)
     if unique:
         dl = dl.new(get_idxs=lambda: Inf.zeros, num_workers=0)

@@ -40,7 +40,7 @@ __all__ = [
     "aggregated",
     "check_rows",
     "check_values",
-    "class_names",
+    "classes_by_name",
     "for_some",
     "is_one_of",
     "made",
@@ -62,11 +62,13 @@ def is_one_of(
     return isinstance(value, kind) or (isinstance(value, type) and issubclass(value, kind))
 
 
-def class_names() -> list[str]:
-    "What may be written as `strategy=`, for messages."
+def classes_by_name() -> dict[str, type]:
+    "TorchJD's classes that may be written as `strategy=`, by name."
     kinds = ((torchjd.aggregation, Aggregator), (torchjd.scalarization, Scalarizer))
-    found = {name for module, kind in kinds for name in module.__all__ if is_one_of(getattr(module, name), kind)}
-    return sorted(found - {"Aggregator", "Scalarizer", "WeightedAggregator", "GramianWeightedAggregator"})
+    found = {name: getattr(module, name) for module, kind in kinds for name in module.__all__}
+    bases = (Aggregator, Scalarizer, WeightedAggregator, GramianWeightedAggregator)
+    fits = {n: c for n, c in found.items() if any(is_one_of(c, kind) for _, kind in kinds) and c not in bases}
+    return dict(sorted(fits.items()))
 
 
 def made(
