@@ -7,14 +7,16 @@ import pandas as pd
 from fastai.data.block import DataBlock
 from fastai.data.core import DataLoaders, Datasets, TfmdLists
 from fastai.data.load import DataLoader
+from fastai.data.transforms import ColReader
 from fastai.learner import Learner
+from fastcore.foundation import L
 from torch.utils.data import DataLoader as TorchLoader
 from torch.utils.data import Dataset
 from torchvision.datasets import VisionDataset
 
 from fastai_heads.errors import HeadsError
 
-__all__ = ["check_loaders"]
+__all__ = ["check_columns", "check_loaders"]
 
 _BLOCK = (
     "`DataBlock(blocks=(ImageBlock, CategoryBlock, RegressionBlock), n_inp=1, get_x=ColReader('image'), "
@@ -67,3 +69,20 @@ def _how(value: Any) -> str:
     "The call for a value's type; for any other what is most often right."
     named = (how for kinds, how in _MAKERS if isinstance(value, kinds))
     return next(named, f"they are made by {_BLOCK}")
+
+
+def check_columns(
+    dls: DataLoaders,  # the user's
+) -> None:
+    "Refuse several columns that are read as one target of no kind, as fastai's `from_df(…, y_block=[…])` does."
+    ds = getattr(dls, "train_ds", None)
+    for tl in ds.tls[ds.n_inp :] if isinstance(ds, Datasets) and len(ds) else ():
+        columns = [c for f in tl.tfms.fs if isinstance(f, ColReader) and len(f.cols) > 1 for c in f.cols]
+        if columns and len(tl.tfms.fs) == 1 and isinstance(tl[0], list | tuple | L):
+            readers = ", ".join(f"ColReader({column!r})" for column in columns)
+            raise HeadsError(
+                f"`dls` reads the columns {', '.join(map(str, columns))} as one target without a block, as "
+                "`ImageDataLoaders.from_df(…, y_block=[…])` does. Every target has a block and a reader of its own: "
+                "`DataBlock(blocks=(ImageBlock, CategoryBlock, RegressionBlock), n_inp=1, get_x=ColReader('image'), "
+                f"get_y=[{readers}]).dataloaders(df)`."
+            )

@@ -1,5 +1,6 @@
 """The data of a learner with several targets: which loader is meant, and loaders over new items."""
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from inspect import signature
@@ -40,7 +41,7 @@ class HeadsLoaders(DataLoaders):
         try:
             dl = super().test_dl(test_items, rm_type_tfms=rm_type_tfms, with_labels=with_labels, **kwargs)
         except AssertionError as error:  # fastai's: the type of the first item is not one that a transform gives
-            raise HeadsError(f"`items` of `test_dl` are of a type that the data does not read: {error}") from error
+            raise HeadsError(f"`items` of `test_dl` {_types_in(str(error))}") from error
         dl.dataset.n_inp = self.n_inp
         return dl
 
@@ -137,6 +138,12 @@ def _check_items(items: Any, train_ds: Datasets, with_labels: bool) -> None:
             f"`items` of `test_dl` has no column {missing[0]!r}, which is read. It has {', '.join(map(str, columns))}."
             + near
         )
+
+
+def _types_in(said: str) -> str:
+    "The types that fastai's message names, in a line: those that can be read, and at the end what was found."
+    *known, found = re.findall(r"<class '(?:[\w.]+\.)?(\w+)'>", said) or [""]
+    return f"are each a {', '.join(known) or 'type that the data reads'}, found {found or said}."
 
 
 def _read_columns(train_ds: Datasets, with_labels: bool) -> list[Any]:

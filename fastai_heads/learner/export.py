@@ -1,7 +1,7 @@
 """What leaves the house: a learner without its data and its auxiliary heads, in one file."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,7 +25,8 @@ class HeadsExport(Learner):
         pickle_module: ModuleType = cloudpickle,  # fastai's
         pickle_protocol: int = 2,  # fastai's
     ) -> None:
-        """fastai's `export`, without the auxiliary heads (`train_only`) and what they alone read.
+        """fastai's `export`, without the auxiliary heads (`train_only`) and what they alone read. A strategy that was
+        made for so many heads, as `UW(3)`, is the plain sum there.
 
         The learner is as before, also where it cannot be written; the file is then not there, or the old one."""
         if not isinstance(fname, str | Path):
@@ -62,8 +63,11 @@ def _unchanged(learn: Any) -> Iterator[None]:
 def _without(file: Path, names: list[str]) -> Any:
     "The learner that a file of our own writing holds, without some heads, and the trunks that none reads any more."
     learn = torch.load(file, weights_only=False)
+    strategy, learn.strategy = learn.strategy, None
     for name in names:
         learn.drop_head(name)
     learn.model[1].drop_unread()
+    with suppress(HeadsError):  # one that was made for more heads
+        learn.strategy = strategy
     learn.opt = None
     return learn

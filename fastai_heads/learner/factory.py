@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fastai_heads.archs.records import Level
 from fastai_heads.body import Body, cut_body
 from fastai_heads.data.bbox_blocks import joined_boxes
-from fastai_heads.data.given import check_loaders
+from fastai_heads.data.given import check_columns, check_loaders
 from fastai_heads.data.in_image import check_boxes_in_images
 from fastai_heads.data.partial import check_complete
 from fastai_heads.data.targets import Target, dls_targets
@@ -74,6 +74,7 @@ def multihead_learner(
     their default head, and `'age': None` leaves one out. Raises `HeadsError`, before any training, for whatever does
     not fit: it names the parameter, what was expected and what was found."""
     check_loaders(dls)
+    check_columns(dls)
     _check_kwargs(learner_kwargs)
     dls = joined_boxes(dls)
     targets = dls_targets(dls)

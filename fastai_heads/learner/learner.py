@@ -40,7 +40,7 @@ from fastai_heads.learner.weights import (
 )
 from fastai_heads.model import body_and_heads, in_eval
 from fastai_heads.training.bound import BoundHead, BoundHeads
-from fastai_heads.training.callbacks import check_callbacks
+from fastai_heads.training.callbacks import are_callbacks, check_callbacks
 from fastai_heads.training.loss import CombinedLoss
 from fastai_heads.training.metrics import HeadMetric, head_metrics
 from fastai_heads.training.mixing import Targets, batch_losses, combined_loss
@@ -136,6 +136,7 @@ class MultiHeadLearner(HeadPredictions, HeadsExport):
 
     def add_cb(self, cb: Callback | type) -> "MultiHeadLearner":
         "fastai's. A tracker (`SaveModelCallback`, …) learns which way its metric is better, unless `comp` says so."
+        are_callbacks(cb)
         cb = cb() if isinstance(cb, type) else cb
         if isinstance(cb, TrackerCallback):
             set_direction(cb, self.metrics)

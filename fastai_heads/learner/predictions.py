@@ -26,6 +26,7 @@ from fastai_heads.learner.one_target import refuse_stock_interpretation
 from fastai_heads.learner.ranks import HeadsAcrossRanks
 from fastai_heads.names import names_in
 from fastai_heads.training.across import from_first_rank
+from fastai_heads.training.callbacks import are_callbacks
 from fastai_heads.training.recorder import HeadsRecorder
 from fastai_heads.view.show import show_predictions, show_targets
 
@@ -35,10 +36,11 @@ __all__ = ["HeadPredictions"]
 class HeadPredictions(HeadsAcrossRanks):
     "The part of `MultiHeadLearner` that predicts. Answers are `HeadTuple`s: heads in their order, targets in theirs."
 
-    def validation_context(self, *args, **kwargs) -> ContextManagers:
+    def validation_context(self, cbs: Any = None, inner: bool = False) -> ContextManagers:
         "fastai's, which forgets what the recorder holds of the last fit; here it is kept."
+        are_callbacks(cbs)
         recorders = self._grab_cbs(HeadsRecorder)
-        return ContextManagers([r.kept() for r in recorders] + [super().validation_context(*args, **kwargs)])
+        return ContextManagers([r.kept() for r in recorders] + [super().validation_context(cbs, inner)])
 
     def test_dl(
         self,
@@ -210,7 +212,9 @@ def _check_flags(act: Any, kwargs: Mapping[str, Any]) -> None:
     for name in kwargs:
         if name not in options:
             own = [p for p in signature(HeadPredictions.get_preds).parameters if p not in ("self", "kwargs")]
-            raise HeadsError(f"`{name}` is not a parameter of `get_preds`.{did_you_mean(name, [*own, *options])}")
+            raise HeadsError(
+                f"`{name}` is not a parameter of `get_preds`.{did_you_mean(name, dict.fromkeys([*own, *options]))}"
+            )
 
 
 def _check_passes(n: Any, beta: Any) -> None:
