@@ -29,8 +29,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="command")
     run = commands.add_parser("demo", help="train five heads on real digits, print the table, write the pictures")
     run.add_argument("--out", type=Path, default=Path("demo"), help="folder of the scenes and the pictures")
-    run.add_argument("--epochs", type=int, default=EPOCHS)
-    run.add_argument("--scenes", type=int, default=2400)
+    run.add_argument("--epochs", type=_at_least_one, default=EPOCHS)
+    run.add_argument("--scenes", type=_at_least_one, default=2400)
     run.add_argument("--seed", type=int, default=0)
     run.set_defaults(run=lambda o: demo(o.out, epochs=o.epochs, scenes=o.scenes, seed=o.seed))
     names = commands.add_parser("archs", help="the archs that can be cut")
@@ -40,6 +40,13 @@ def _parser() -> argparse.ArgumentParser:
     cut.add_argument("arch")
     cut.set_defaults(run=lambda o: print(cut_points(o.arch)))
     return parser
+
+
+def _at_least_one(text: str) -> int:
+    "Read a number that counts something; argparse says what was expected and found."
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, found {text!r}")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -51,5 +51,9 @@ def did_you_mean(
     n: int = 3,  # how many matches at most
 ) -> str:  # ' Did you mean …?' or, where nothing is near, ''
     "The closest right answers, as the end of an error's sentence."
-    found = get_close_matches(str(name), [str(o) for o in options], n=n, cutoff=0.5)
+    options = [str(o) for o in options]
+    found = get_close_matches(str(name), options, n=n, cutoff=0.5)
+    if not found:  # in other letters, as 'uw' for 'UW'
+        by_fold = {option.casefold(): option for option in options}
+        found = [by_fold[fold] for fold in get_close_matches(str(name).casefold(), by_fold, n=n, cutoff=0.5)]
     return f" Did you mean {' or '.join(repr(f) for f in found)}?" if found else ""

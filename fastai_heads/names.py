@@ -2,14 +2,14 @@
 
 import keyword
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from unicodedata import normalize
 
 from torch import nn
 
-from fastai_heads.errors import HeadsError
+from fastai_heads.errors import HeadsError, unknown
 
-__all__ = ["check_name", "usable_name"]
+__all__ = ["check_name", "names_in", "usable_name"]
 
 # what `preds.<name>`, `learn.heads.<name>` and a module already mean
 _TAKEN = frozenset(dir(tuple)) | frozenset(dir(dict)) | frozenset(dir(nn.Module()))
@@ -38,6 +38,26 @@ def check_name(
     if isinstance(name, str) and name.isidentifier() and name not in _TAKEN and not keyword.iskeyword(name):
         return name
     why = "is not an identifier" if not (isinstance(name, str) and name.isidentifier()) else "is taken"
-    raise HeadsError(
-        f"`{what}`: the name {name!r} {why}: heads are reached as `preds.<name>`. Did you mean {usable_name(name)!r}?"
-    )
+    near = f" Did you mean {usable_name(name)!r}?" if name is None or isinstance(name, str | int | float) else ""
+    raise HeadsError(f"`{what}`: the name {_in_short(name)} {why}: heads are reached as `preds.<name>`.{near}")
+
+
+def names_in(
+    value: object,  # what the user wrote: names, or one name
+    what: str,  # the parameter
+    options: Collection[str],  # the names that there are
+    kind: str,  # what they are names of, as in 'head'
+) -> tuple[str, ...]:
+    "The names in a list; one name is a list of one. Refuses what is no name of these."
+    if not isinstance(value, str | Iterable):
+        raise HeadsError(f"`{what}` is a list of names among {', '.join(options)}, found {_in_short(value)}.")
+    names = (value,) if isinstance(value, str) else tuple(value)
+    for name in names:
+        if name not in options:
+            raise HeadsError(f"`{what}`: {unknown(kind, name, options)}")
+    return names
+
+
+def _in_short(value: object) -> str:
+    "A value for a message; of what is large its type."
+    return repr(value) if value is None or isinstance(value, str | int | float) else type(value).__name__

@@ -5,11 +5,13 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakSet
 
 import pandas as pd
+from fastai.learner import Learner
 from fastai.torch_core import get_model, no_random
 from fastprogress.fastprogress import progress_bar
 
@@ -19,9 +21,10 @@ from fastai_heads.errors import HeadsError, did_you_mean, unknown
 from fastai_heads.learner.learner import MultiHeadLearner
 from fastai_heads.training.metrics import HeadMetric
 from fastai_heads.training.strategies.balance import Balance
-from fastai_heads.training.strategies.base import WeightedSum
+from fastai_heads.training.strategies.base import WeightedSum, tell
 from fastai_heads.training.strategies.bridge import UW, GeometricMean, UPGrad
 from fastai_heads.training.strategies.disjoint import Disjoint
+from fastai_heads.training.strategies.resolve import as_strategy
 
 __all__ = ["compare_to_single"]
 
@@ -49,7 +52,9 @@ def compare_to_single(
     learn_factory: Callable[[Any], MultiHeadLearner],  # a strategy, or None → a fresh learner with all heads
     epochs: int,  # of every training
     seeds: int | Sequence[int] = 3,  # how many, or which
-    strategies: Mapping[str, Any] | None = None,  # label → what `strategy=` takes; None: five of them, see below
+    strategies: Mapping[str, Any]
+    | Sequence[str]
+    | None = None,  # label → what `strategy=` takes, or names; None: five of them, see below
     metrics: Mapping[str, str] | None = None,  # head → the column of the table that judges it; None: its first metric
     fit: Callable[
         [MultiHeadLearner, int], Any
@@ -75,11 +80,13 @@ def compare_to_single(
 
     `runs.csv` in `folder` has a row per run with every metric of every head. A folder of another comparison raises
     `HeadsError`; other seeds and further strategies add to it."""
-    strategies = dict(default_strategies() if strategies is None else strategies)
+    strategies = _labelled(default_strategies() if strategies is None else strategies)
     seeds = _checked(epochs, seeds, strategies)
+    _check_rest(learn_factory, metrics, fit, folder)
     make = _Factory(learn_factory)
     sample = make(None, seeds[0])
     measures = _measures(sample, dict(metrics or {}))
+    _check_strategies(strategies, sample)
     runs = Runs(folder, _setup(sample, epochs), {label: _in_words(s) for label, s in strategies.items()})
     plan = [_Run(label, head, seed) for seed in seeds for label, head in _pairs(measures, strategies)]
     todo = [run for run in plan if not runs.has(**run._asdict())]
@@ -140,6 +147,54 @@ def _checked(epochs: int, seeds: int | Sequence[int], strategies: Mapping[str, A
     if not strategies:
         raise HeadsError("`strategies` is empty: name one at least, such as `{'sum': None}`.")
     return found
+
+
+def _labelled(strategies: Any) -> dict[str, Any]:
+    "Strategies by label; names of TorchJD's classes are labels of their own."
+    if isinstance(strategies, Mapping):
+        return dict(strategies)
+    names = [strategies] if isinstance(strategies, str) else strategies
+    if isinstance(names, list | tuple) and names and all(isinstance(name, str) for name in names):
+        return {name: name for name in names}
+    raise HeadsError(
+        "`strategies` is a dict of label to what `strategy=` takes, such as `{'sum': None, 'UW': UW}`, or a list of "
+        f"names, found {strategies!r}."
+    )
+
+
+def _check_strategies(strategies: Mapping[str, Any], learn: MultiHeadLearner) -> None:
+    "Refuse, before any training, a strategy that cannot be used with these heads."
+    for label, value in strategies.items():
+        try:
+            tell(as_strategy(deepcopy(value), len(learn.heads)), "check", learn.heads)
+        except HeadsError as error:
+            raise HeadsError(f"`strategies[{label!r}]`: {error}") from None
+
+
+def _check_rest(learn_factory: Any, metrics: Any, fit: Any, folder: Any) -> None:
+    "Refuse what is no function, no dict and no folder."
+    right = "`lambda strategy: multihead_learner(dls, arch, strategy=strategy)`"
+    if isinstance(learn_factory, Learner):
+        raise HeadsError(f"`learn_factory` makes a learner anew in every call, {right}, found a learner.")
+    if not callable(learn_factory) or not _takes(learn_factory, 1):
+        raise HeadsError(f"`learn_factory` is a function of a strategy, {right}, found {learn_factory!r}.")
+    if not callable(fit) or not _takes(fit, 2):
+        raise HeadsError(f"`fit` is a function of a learner and a number of epochs, found {fit!r}.")
+    if metrics is not None and not isinstance(metrics, Mapping):
+        raise HeadsError(f"`metrics` is a dict of head to a column of the table, found {metrics!r}.")
+    if folder is not None and not isinstance(folder, str | Path):
+        raise HeadsError(f"`folder` is a path, or None to keep nothing, found {folder!r}.")
+
+
+def _takes(function: Callable, n: int) -> bool:
+    "Whether a function can be called with so many arguments."
+    try:
+        signature(function).bind(*range(n))
+    except TypeError:
+        return False
+    except ValueError:  # a builtin that does not say
+        return True
+    return True
 
 
 def _counts(value: object) -> bool:

@@ -44,6 +44,12 @@ class ClassificationHead(PooledSpec):
     def fit(self, target: Target, labels: Callable[[], Tensor]) -> Self:
         "As for every head, with 'balanced' weights counted on the training set's labels."
         spec = super().fit(target, labels)
+        if target.vocab is not None and len(target.vocab) == 1:
+            raise HeadsError(
+                f"target {target.name!r} is of two classes at least, found {target.vocab[0]!r} alone. Is its column "
+                "the right one? A class that no item has is named as `CategoryBlock(vocab=[…])`; "
+                f"`heads={{{target.name!r}: None}}` leaves the target out."
+            )
         if spec.class_weights is None:
             return spec
         if isinstance(spec.class_weights, str):

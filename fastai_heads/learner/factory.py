@@ -13,6 +13,7 @@ from fastai_heads.archs.records import Level
 from fastai_heads.bodies.contract import Body
 from fastai_heads.bodies.image import cut_body
 from fastai_heads.data.bbox_blocks import joined_boxes
+from fastai_heads.data.given import check_columns, check_loaders
 from fastai_heads.data.in_image import check_boxes_in_images
 from fastai_heads.data.partial import check_complete
 from fastai_heads.data.targets import Target, dls_targets
@@ -75,6 +76,8 @@ def multihead_learner(
     their default head, and `'age': None` leaves one out. Raises `HeadsError`, before any training, for whatever does
     not fit: it names the parameter, what was expected and what was found. A few items go through the whole network, and
     through every head's loss, decoding and metrics, to find that out."""
+    check_loaders(dls)
+    check_columns(dls)
     _check_kwargs(learner_kwargs)
     settings = {"pretrained": pretrained, "normalize": normalize, "n_in": n_in, "body_kwargs": body_kwargs}
     check_settings({**settings, "metrics": metrics, **learner_kwargs})

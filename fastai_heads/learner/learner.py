@@ -26,17 +26,24 @@ from fastai_heads.errors import HeadsError, HeadsWarning
 from fastai_heads.heads.spec import HeadSpec
 from fastai_heads.learner.arguments import check_arguments
 from fastai_heads.learner.editing import add_module, added_spec, restandardize
+from fastai_heads.learner.export import HeadsExport
 from fastai_heads.learner.guards import check_batches, sample_inputs
 from fastai_heads.learner.head_view import head_learner
 from fastai_heads.learner.predictions import HeadPredictions
 from fastai_heads.learner.settings import CheckedLearner
 from fastai_heads.learner.trial import Trial, run_trial
 from fastai_heads.learner.trial_metrics import check_metrics
-from fastai_heads.learner.weights import check_state_fits, load_vision_weights, load_what_fits
+from fastai_heads.learner.weights import (
+    check_load_arguments,
+    check_optimizer_state,
+    check_state_fits,
+    load_vision_weights,
+    load_what_fits,
+)
 from fastai_heads.model import body_and_heads
 from fastai_heads.running import in_eval
 from fastai_heads.training.bound import BoundHead, BoundHeads
-from fastai_heads.training.callbacks import check_callbacks
+from fastai_heads.training.callbacks import are_callbacks, check_callbacks
 from fastai_heads.training.loss import CombinedLoss
 from fastai_heads.training.metrics import HeadMetric, head_metrics
 from fastai_heads.training.mixing import Targets, batch_losses, combined_loss
@@ -55,7 +62,7 @@ from fastai_heads.view.summary import Summary, summarize
 __all__ = ["MultiHeadLearner"]
 
 
-class MultiHeadLearner(CheckedLearner, HeadPredictions):
+class MultiHeadLearner(CheckedLearner, HeadPredictions, HeadsExport):
     """fastai's `Learner` over `nn.Sequential(body, heads)`: every head trained, measured, predicted and shown.
 
     Made by `multihead_learner`. `learn.heads` holds the heads, by name and by attribute."""
@@ -125,6 +132,7 @@ class MultiHeadLearner(CheckedLearner, HeadPredictions):
 
     def add_cb(self, cb: Callback | type) -> "MultiHeadLearner":
         "fastai's. A tracker (`SaveModelCallback`, …) learns which way its metric is better, unless `comp` says so."
+        are_callbacks(cb)
         cb = cb() if isinstance(cb, type) else cb
         if isinstance(cb, TrackerCallback):
             set_direction(cb, self.metrics)
@@ -314,9 +322,12 @@ class MultiHeadLearner(CheckedLearner, HeadPredictions):
     ) -> "MultiHeadLearner":
         """fastai's `load`. Raises `HeadsError`, and nothing has changed, for weights of another arch or of other heads.
         With `strict=False` parts are loaded by name, and a `HeadsWarning` says which were left as they are."""
+        check_load_arguments(file, strict, kwargs)
         distrib_barrier()  # the first rank may still be writing it
         if strict:
             check_state_fits(get_model(self.model), self._weights_file(file))
+            if kwargs.get("with_opt"):
+                check_optimizer_state(self._weights_file(file))
             return super().load(str(file).removesuffix(".pth"), device=device, **kwargs)
         left = load_what_fits(get_model(self.model), self._weights_file(file))
         if left:

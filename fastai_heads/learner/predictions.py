@@ -1,11 +1,13 @@
 """What a learner with several heads predicts: for a data loader, for one item, under augmentation, as pictures."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from inspect import currentframe, signature
+from numbers import Integral
 from typing import Any
 
 import torch
-from fastai.callback.core import event
+from fastai.callback.core import GatherPredsCallback, event
 from fastai.data.core import TfmdDL
 from fastai.data.load import DataLoader
 from fastcore.basics import tuplify
@@ -14,11 +16,16 @@ from fastcore.xtras import ContextManagers
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from fastai_heads.errors import HeadsError, unknown
+from fastai_heads.data.loaders import check_item, pick_loader, readable
+from fastai_heads.errors import HeadsError, did_you_mean
 from fastai_heads.head_tuple import HeadTuple
+from fastai_heads.heads.spec import is_number
 from fastai_heads.learner.gather import ConstantOrder, GatherHeads
+from fastai_heads.learner.one_target import refuse_stock_interpretation
 from fastai_heads.learner.ranks import HeadsAcrossRanks
+from fastai_heads.names import names_in
 from fastai_heads.training.across import from_first_rank
+from fastai_heads.training.callbacks import are_callbacks
 from fastai_heads.training.recorder import HeadsRecorder
 from fastai_heads.view.decoded import decode_heads
 from fastai_heads.view.show import show_predictions, show_targets
@@ -29,10 +36,11 @@ __all__ = ["HeadPredictions"]
 class HeadPredictions(HeadsAcrossRanks):
     "The part of `MultiHeadLearner` that predicts. Answers are `HeadTuple`s: heads in their order, targets in theirs."
 
-    def validation_context(self, *args, **kwargs) -> ContextManagers:
+    def validation_context(self, cbs: Any = None, inner: bool = False) -> ContextManagers:
         "fastai's, which forgets what the recorder holds of the last fit; here it is kept."
+        are_callbacks(cbs)
         recorders = self._grab_cbs(HeadsRecorder)
-        return ContextManagers([r.kept() for r in recorders] + [super().validation_context(*args, **kwargs)])
+        return ContextManagers([r.kept() for r in recorders] + [super().validation_context(cbs, inner)])
 
     def test_dl(
         self,
@@ -41,12 +49,8 @@ class HeadPredictions(HeadsAcrossRanks):
         with_labels: bool = False,  # read the targets, too
         **kwargs,  # fastai's: `bs`, `num_workers`, …
     ) -> TfmdDL:
-        "fastai's `dls.test_dl`, with the right `n_inp` also where there are labels; no items give no batch."
-        if not len(items):
-            return self.dls.valid.new(self.dls.valid_ds.new_empty(), **kwargs)
-        dl = self.dls.test_dl(items, rm_type_tfms=rm_type_tfms, with_labels=with_labels, **kwargs)
-        dl.dataset.n_inp = self.dls.n_inp
-        return dl
+        "`learn.dls.test_dl`: with the right `n_inp` also where there are labels; no items give no batch."
+        return self.dls.test_dl(items, rm_type_tfms=rm_type_tfms, with_labels=with_labels, **kwargs)
 
     def get_preds(
         self,
@@ -63,7 +67,10 @@ class HeadPredictions(HeadsAcrossRanks):
         **kwargs,  # fastai's: `save_preds`, `save_targs`, `with_preds`, `with_targs`, `concat_dim`, …
     ) -> tuple:  # ([inputs], predictions, targets, [decoded], [losses])
         "Predictions, activated, and targets; targets are None where the data has no labels."
-        dl, order = self._in_order(self.dls[ds_idx].new(shuffle=False) if dl is None else dl, reorder)
+        refuse_stock_interpretation(currentframe().f_back, self.heads)
+        _check_flags(act, kwargs)
+        found = pick_loader(self.dls, ds_idx, dl, labels="`with_loss=True`" if with_loss else None, batches=True)
+        dl, order = self._in_order(found.new(shuffle=False) if dl is None else dl, reorder)
         gather = GatherHeads(with_input=with_input, with_loss=with_loss, **kwargs)
         contexts = [self._unmeasured(), self.validation_context(cbs=[*L(cbs), gather], inner=inner)]
         with ContextManagers(contexts + [self.loss_not_reduced()] * with_loss):
@@ -97,11 +104,22 @@ class HeadPredictions(HeadsAcrossRanks):
         with_input: bool = False,  # the decoded input first
     ) -> tuple:  # ([input], decoded, decoded as tensors, activated), a `HeadTuple` each
         "One item through every head. Auxiliary heads are in the last element only."
-        dl = self.dls.test_dl([item], rm_type_tfms=rm_type_tfms, num_workers=0)
-        inputs, preds, _, decoded = self.get_preds(dl=dl, with_input=True, with_decoded=True)
+        check_item(item)
+        with readable(item):
+            dl = self.dls.test_dl([item], rm_type_tfms=rm_type_tfms, num_workers=0)
+            inputs, preds, _, decoded = self.get_preds(dl=dl, with_input=True, with_decoded=True)
         *inp, values = self._decoded(tuplify(inputs), decoded, max_n=1)[0]
         tensors = HeadTuple((d[0] for d in decoded), decoded.names), HeadTuple((p[0] for p in preds), preds.names)
         return (*inp, values, *tensors) if with_input else (values, *tensors)
+
+    def validate(
+        self,
+        ds_idx: int = 1,  # 0: training set, 1: validation set
+        dl: Any = None,  # a data loader with labels, or a list of batches, instead
+        cbs: Any = None,  # callbacks for this time only
+    ) -> L:  # the total loss, every head's loss, every metric
+        "fastai's `validate`."
+        return super().validate(ds_idx, pick_loader(self.dls, ds_idx, dl, labels="`validate`", batches=True), cbs)
 
     def tta(
         self,
@@ -112,12 +130,14 @@ class HeadPredictions(HeadsAcrossRanks):
         batch_tfms: Any = None,  # instead of the data's own
         beta: float | None = 0.25,  # share of the plain pass; None: (augmented, plain) as they are
         use_max: bool = False,  # the largest instead of the mean
-        heads: Sequence[str] | None = None,  # those to average, the others come from the plain pass; None: all
+        heads: str | Sequence[str] | None = None,  # those to average, the others come from the plain pass; None: all
     ) -> tuple:  # (predictions, targets)
         """fastai's test-time augmentation, head by head. Raises `HeadsError` naming the heads whose target moves with
         the image (points, boxes, masks): averages would be of different places. `heads=` leaves them out."""
         averaged = self._averaged(heads)
-        dl = self.dls[ds_idx].new(shuffle=False, drop_last=False) if dl is None else dl
+        _check_passes(n, beta)
+        found = pick_loader(self.dls, ds_idx, dl)
+        dl = found.new(shuffle=False, drop_last=False) if dl is None else found
         if item_tfms is not None or batch_tfms is not None:
             dl = dl.new(after_item=item_tfms, after_batch=batch_tfms)
         passes = []
@@ -139,11 +159,9 @@ class HeadPredictions(HeadsAcrossRanks):
         )
         return HeadTuple(both, plain.names), targs
 
-    def _averaged(self, wanted: Sequence[str] | None) -> tuple[str, ...]:
+    def _averaged(self, heads: str | Sequence[str] | None) -> tuple[str, ...]:
         "The heads that test-time augmentation averages."
-        for name in wanted or ():
-            if name not in self.heads:
-                raise unknown("head", name, self.heads.names)
+        wanted = None if heads is None else names_in(heads, "heads", self.heads.names, "head")
         still = [name for name, head in self.heads.items() if not head.spec.moves_with_image]
         chosen = self.heads.names if wanted is None else tuple(wanted)
         moving = [name for name in chosen if name not in still]
@@ -159,9 +177,10 @@ class HeadPredictions(HeadsAcrossRanks):
         max_n: int = 9,  # how many images
         ds_idx: int = 0,  # 0: training set, 1: validation set
         unique: bool = False,  # one item, again and again, as augmentation changes it
-        **kwargs,  # to the drawing: `ncols`, `imsize`
+        **kwargs,  # to the drawing: `nrows`, `ncols`, `figsize`, `imsize`, `title`
     ) -> Figure:
         "Images with every target: shapes drawn in, texts beside, a dash where a label is missing."
+        pick_loader(self.dls, ds_idx)
         return show_targets(self.dls, max_n, ds_idx, unique, [t.name for t in self.data_targets], **kwargs)
 
     def show_results(
@@ -170,10 +189,11 @@ class HeadPredictions(HeadsAcrossRanks):
         dl: Any = None,  # a `DataLoader` instead
         max_n: int = 9,  # how many images
         shuffle: bool = True,  # drawn at random, or from the start
-        **kwargs,  # to the drawing: `ncols`, `imsize`
+        **kwargs,  # to the drawing: `nrows`, `ncols`, `figsize`, `imsize`, `title`
     ) -> Figure:
         "Images with every head's target and prediction: shapes drawn in, texts beside, green if right, red if wrong."
-        batch = (self.dls[ds_idx].new(shuffle=shuffle, drop_last=False) if dl is None else dl).one_batch()
+        found = pick_loader(self.dls, ds_idx, dl)
+        batch = (found.new(shuffle=shuffle, drop_last=False) if dl is None else found).one_batch()
         n_inp = self.dls.n_inp
         decoded = self.get_preds(dl=[batch], with_decoded=True)[2]
         return show_predictions(self, tuple(batch[:n_inp]), tuple(batch[n_inp:]), decoded, max_n, **kwargs)
@@ -181,6 +201,31 @@ class HeadPredictions(HeadsAcrossRanks):
     def _decoded(self, inputs: tuple, decoded: HeadTuple, max_n: int) -> list[tuple]:
         "Per item its decoded inputs, then a `HeadTuple` of decoded values."
         return decode_heads(self.dls.valid, inputs, self.heads.deciding, decoded, max_n)
+
+
+def _check_flags(act: Any, kwargs: Mapping[str, Any]) -> None:
+    "Refuse an activation that is no function, and a keyword that fastai's `get_preds` does not have."
+    if act is not None and not callable(act):
+        raise HeadsError(f"`act` is a function of a head's output, or None for each head's own, found {act!r}.")
+    options = [p for p in signature(GatherPredsCallback.__init__).parameters if p != "self"]
+    for name in kwargs:
+        if name not in options:
+            own = [p for p in signature(HeadPredictions.get_preds).parameters if p not in ("self", "kwargs")]
+            raise HeadsError(
+                f"`{name}` is not a parameter of `get_preds`.{did_you_mean(name, dict.fromkeys([*own, *options]))}"
+            )
+
+
+def _check_passes(n: Any, beta: Any) -> None:
+    "Refuse a number of passes, and a share of the plain one, that mean nothing."
+    if not isinstance(n, Integral) or not is_number(n, least=1):
+        raise HeadsError(
+            f"`n` of `tta` is how many augmented passes are made, a whole number of at least 1, found {n!r}."
+        )
+    if beta is not None and not is_number(beta):
+        raise HeadsError(
+            f"`beta` of `tta` is the share of the plain pass, a number such as 0.25, or None, found {beta!r}."
+        )
 
 
 def _merged(preds: Sequence[Tensor], use_max: bool) -> Tensor:

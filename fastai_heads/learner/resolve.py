@@ -1,6 +1,8 @@
 """From what a user writes as `heads=` to one fitted spec per head."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields as dataclass_fields
+from typing import Any
 
 from fastai.data.core import DataLoaders
 
@@ -10,7 +12,7 @@ from fastai_heads.heads.defaults import default_head, has_default
 from fastai_heads.heads.spec import HeadSpec
 from fastai_heads.names import check_name
 
-__all__ = ["check_deciding", "find_target", "fitted", "named_specs", "resolve_heads"]
+__all__ = ["check_deciding", "find_target", "fitted", "in_code", "named_specs", "resolve_heads"]
 
 HeadsArg = Sequence[str] | Mapping[str, HeadSpec | None] | None
 
@@ -44,7 +46,8 @@ def _head_that_fits(spec: HeadSpec, target: Target) -> str:
     "The nearest right answer where a head is of another kind than its target."
     if not spec.kinds or target.kind in spec.kinds or not has_default(target):
         return ""
-    return f" Did you mean `{default_head(target).label}()`?"
+    fields = {} if spec.target is None else {"target": spec.target}
+    return f" Did you mean `{in_code(default_head(target), **fields)}`?"
 
 
 def named_specs(
@@ -56,12 +59,12 @@ def named_specs(
         found = {t.name: (default_head(t), t) for t in targets}
     elif isinstance(heads, Mapping):
         found = _from_mapping(heads, targets)
-    elif isinstance(heads, Sequence) and not isinstance(heads, str):
-        found = _from_names(heads, targets)
+    elif isinstance(heads, Sequence) and not (isinstance(heads, str) and len(targets) > 1):
+        found = _from_names([heads] if isinstance(heads, str) else heads, targets)
     else:
         raise HeadsError(
             "`heads` is None, a list of names (one per target) or a dict of name to spec, "
-            f"found {type(heads).__name__}: {heads!r}."
+            f"found {in_code(heads)}.{_as_dict([heads], targets)}"
         )
     if not found:
         raise HeadsError("`heads` leaves every target out: a learner needs at least one head.")
@@ -70,6 +73,8 @@ def named_specs(
 
 
 def _from_names(names: Sequence[str], targets: Sequence[Target]) -> dict[str, tuple[HeadSpec, Target]]:
+    if any(_is_spec(name) for name in names):
+        raise HeadsError(f"`heads` as a list holds names, and a spec stands in a dict.{_as_dict(names, targets)}")
     if len(names) != len(targets):
         raise HeadsError(
             f"`heads` as a list names every target in order: {len(targets)} of them "
@@ -126,6 +131,49 @@ def find_target(
             + how
         )
     return targets[names.index(key)]
+
+
+def _is_spec(value: object) -> bool:
+    "Whether it is a spec, or a class of specs."
+    return isinstance(value, HeadSpec) or (isinstance(value, type) and issubclass(value, HeadSpec))
+
+
+def _as_dict(specs: Sequence[object], targets: Sequence[Target]) -> str:
+    "The nearest right answer to specs without names: each at a target that it fits, in order."
+    free, pairs = list(targets), []
+    for spec in specs:
+        if not _is_spec(spec):
+            return (
+                f" Did you mean `heads={[t.name for t in targets]!r}`?"
+                if isinstance(spec, str | set | frozenset)
+                else ""
+            )
+        fitting = [t for t in free if not spec.kinds or t.kind in spec.kinds] or free
+        if not fitting:
+            break
+        free.remove(fitting[0])
+        pairs.append(f"{fitting[0].name!r}: {in_code(spec)}")
+    return f" Did you mean `heads={{{', '.join(pairs)}}}`?"
+
+
+def in_code(
+    value: object,  # a spec, a class of specs, or anything else that a user wrote
+    **fields: Any,  # to be added to a spec
+) -> str:
+    "What a user would write for a spec, the fields that are not as by default alone; of anything else what it is."
+    if isinstance(value, type) and issubclass(value, HeadSpec):
+        return f"{value.__name__}()"
+    if not isinstance(value, HeadSpec):
+        return f"{type(value).__name__}: {value!r}"
+    own = {f.name: getattr(value, f.name) for f in dataclass_fields(value)}
+    changed = {f.name: own[f.name] for f in dataclass_fields(value) if not _same(own[f.name], f.default)} | fields
+    said = (f"{name}={v!r}" if isinstance(v, str | int | float | tuple) else f"{name}=…" for name, v in changed.items())
+    return f"{value.label}({', '.join(said)})"
+
+
+def _same(value: object, default: object) -> bool:
+    "Whether a field is as by default; arrays, which cannot be compared so, are not."
+    return value is default or (isinstance(value, str | int | float | tuple) and value == default)
 
 
 def _not_a_spec(name: str, found: object) -> str:

@@ -13,6 +13,7 @@ from fastcore.foundation import L
 from torch import nn
 
 from fastai_heads.data.bbox_blocks import joined_boxes
+from fastai_heads.data.loaders import with_test_dl
 from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError
 from fastai_heads.learner.arguments import check_arguments
@@ -107,7 +108,7 @@ class CheckedLearner(Learner):
             except HeadsError:
                 self._set_targets(before)
                 raise
-        self._dls = dls
+        self._dls = with_test_dl(dls)
 
     def _set_targets(self, targets: Sequence[Target]) -> None:
         self.data_targets = tuple(targets)

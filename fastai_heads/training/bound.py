@@ -6,6 +6,7 @@ from typing import Any
 from weakref import ref
 
 import torch
+from fastai.callback.core import Callback
 from torch import Tensor, nn
 
 from fastai_heads.data.targets import Target
@@ -14,7 +15,7 @@ from fastai_heads.heads.reduction import counted, loss_over, own_reduction
 from fastai_heads.heads.spec import HeadSpec, is_number
 from fastai_heads.model import Heads
 
-__all__ = ["BoundHead", "BoundHeads"]
+__all__ = ["BoundHead", "BoundHeads", "need_heads"]
 
 _SET = ("name", "spec", "target", "loss_func", "loss_weight", "_heads", "_loss_weight", "_answered")
 "What a bound head holds; the first five may change."
@@ -291,3 +292,13 @@ def _cells(head: BoundHead) -> tuple[str, ...]:
     name = f"{head.name} (auxiliary)" if head.spec.train_only else head.name
     taps, params = ", ".join(map(str, head.spec.taps)), sum(p.numel() for p in head.parameters())
     return name, head.spec.label, head.target.name, taps, str(head.spec.n_out), f"{params:,}", f"{head.loss_weight:g}"
+
+
+def need_heads(
+    cb: Callback,  # of a learner
+) -> None:
+    "Refuse a callback for several heads in a learner that has none."
+    if not isinstance(getattr(cb.learn, "heads", None), BoundHeads):
+        raise HeadsError(
+            f"`cbs`: {type(cb).__name__} is for a learner made by `multihead_learner`, found {type(cb.learn).__name__}."
+        )

@@ -1,11 +1,13 @@
 """What is asked of callbacks before a fit."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from fastai.callback.core import Callback
 from fastai.callback.schedule import LRFinder
 from fastai.callback.tracker import TrackerCallback
 from fastai.learner import Learner
+from fastcore.foundation import L
 
 from fastai_heads.errors import HeadsError
 from fastai_heads.training.mixing import check_mixing
@@ -13,7 +15,7 @@ from fastai_heads.training.precision import check_precision
 from fastai_heads.training.recorder import HeadsRecorder
 from fastai_heads.training.trackers import check_monitor
 
-__all__ = ["check_callbacks"]
+__all__ = ["are_callbacks", "check_callbacks"]
 
 
 def check_callbacks(
@@ -21,6 +23,7 @@ def check_callbacks(
     cbs: Iterable[Callback | type],  # of this fit alone, besides the learner's own
 ) -> None:
     "Refuse, before any training, what a callback could not do with these heads."
+    are_callbacks(cbs)
     cbs = [*learn.cbs, *cbs]
     check_mixing(cbs, learn.heads)
     recorders = [cb for cb in cbs if isinstance(cb, HeadsRecorder)]
@@ -37,6 +40,16 @@ def check_callbacks(
             check_precision(cb, learn.dls.device)
         if len(learn.data_targets) > 1:
             _check_drawing(cb)
+
+
+def are_callbacks(
+    cbs: Any,  # as a user passes them: one, a list, or None
+) -> None:
+    "Refuse, before any is added to a learner, what is no callback."
+    for cb in L(cbs):
+        kind = cb if isinstance(cb, type) else type(cb)
+        if not issubclass(kind, Callback):
+            raise HeadsError(f"`cbs` is a callback or a list of them, such as `SaveModelCallback()`, found {cb!r}.")
 
 
 def _check_drawing(cb: Callback | type) -> None:

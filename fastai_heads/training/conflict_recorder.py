@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fastai_heads.errors import HeadsError
 from fastai_heads.training.across import mean_over_ranks, sum_over_ranks
+from fastai_heads.training.bound import need_heads
 from fastai_heads.training.conflict import ConflictRecord, step_shares
 from fastai_heads.training.disjoint_optimizer import DisjointOptimizer
 from fastai_heads.training.gradients import Row, add_rows, gramian, loss_gradients
@@ -43,6 +44,7 @@ class ConflictRecorder(Callback):
 
     def before_fit(self) -> None:
         "Ask for a new record, once there is a batch to train on. While a learning rate is sought nothing is recorded."
+        need_heads(self)
         self.run, self._starts = not hasattr(self.learn, "lr_finder"), True
         if self.run and is_compiled(self.model):
             raise HeadsError(

@@ -1,13 +1,14 @@
 """Loss weights that change while training."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from fastai.callback.core import Callback
 from fastai.callback.schedule import ParamScheduler
 
 from fastai_heads.errors import HeadsError
 from fastai_heads.heads.spec import is_number
-from fastai_heads.training.bound import BoundHeads
+from fastai_heads.training.bound import BoundHeads, need_heads
 
 __all__ = ["LossWeightScheduler"]
 
@@ -26,6 +27,11 @@ class LossWeightScheduler(Callback):
         self,
         scheds: Mapping[str, Callable[[float], float]],  # head → share of the training done → its weight
     ):
+        if not isinstance(scheds, Mapping) or not scheds:
+            raise HeadsError(
+                "`scheds` of LossWeightScheduler is a dict of head to its schedule, such as "
+                f"`LossWeightScheduler({{'digit': SchedLin(1, .1)}})`, found {scheds!r}."
+            )
         self.scheds = dict(scheds)
         self.loss_weights: dict[str, list[float]] = {name: [] for name in self.scheds}
         self._starts = False
@@ -37,9 +43,9 @@ class LossWeightScheduler(Callback):
         "Refuse, before any training, a head that is not there and a schedule that gives no weight."
         for name, sched in self.scheds.items():
             _ = heads[name]
-            ends = [sched(share) for share in (0.0, 1.0)] if callable(sched) else [None]
-            if not all(is_number(end, least=0) for end in ends):
-                found = f"weights {ends[0]!r} to {ends[1]!r}" if callable(sched) else repr(sched)
+            ends, why = _ends(sched)
+            if why or not all(is_number(end, least=0) for end in ends):
+                found = why or f"weights {ends[0]!r} to {ends[1]!r}"
                 raise HeadsError(
                     f"`scheds[{name!r}]` of LossWeightScheduler is a function of the share of the training done that "
                     f"gives a weight of at least 0, such as `SchedLin(1, .1)`, found {found}."
@@ -47,6 +53,7 @@ class LossWeightScheduler(Callback):
 
     def before_fit(self) -> None:
         "A new record, once there is a step; a validation leaves the last one alone."
+        need_heads(self)
         self._starts, self.run = True, not hasattr(self.learn, "lr_finder")
 
     def before_batch(self) -> None:
@@ -67,3 +74,13 @@ class LossWeightScheduler(Callback):
             return
         others = self.recorder.hps if any(isinstance(cb, ParamScheduler) for cb in self.learn.cbs) else {}
         self.recorder.hps = others | {f"{name}_loss_weight": w for name, w in self.loss_weights.items()}
+
+
+def _ends(sched: Any) -> tuple[list[Any], str]:
+    "The weights at the start and at the end of a training, and why there are none."
+    if not callable(sched):
+        return [], repr(sched)
+    try:
+        return [sched(share) for share in (0.0, 1.0)], ""
+    except TypeError as error:  # it takes no share, or not one alone
+        return [], f"one that cannot be called so: {error}"

@@ -19,11 +19,14 @@ from fastcore.foundation import L
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from fastai_heads.data.loaders import pick_loader
 from fastai_heads.data.missing import IGNORE_PIXEL
 from fastai_heads.errors import HeadsError
 from fastai_heads.head_tuple import HeadTuple
+from fastai_heads.heads.spec import is_number
 from fastai_heads.training.bound import BoundHead, BoundHeads
 from fastai_heads.view.charts import draw_confusion, draw_label_confusions, draw_scatter
+from fastai_heads.view.keywords import check_cmap, check_k, figure_options, places_in, report_options
 from fastai_heads.view.show import show_predictions
 from fastai_heads.view.texts import number
 
@@ -84,8 +87,7 @@ class HeadsInterpretation(Interpretation):
                 f"`learn` is a learner made by `multihead_learner`, found {type(learn).__name__}: fastai's own "
                 "`Interpretation`s are for a learner of one target."
             )
-        dl = learn.dls[ds_idx] if dl is None else dl
-        dl = dl.new(shuffle=False, drop_last=False)
+        dl = pick_loader(learn.dls, ds_idx, dl, labels="`HeadsInterpretation`").new(shuffle=False, drop_last=False)
         if not dl.n:
             raise HeadsError("`dl`: the data holds no item to look at.")
         gather = ItemLosses()
@@ -95,7 +97,7 @@ class HeadsInterpretation(Interpretation):
 
     def __getitem__(self, idxs: int | Sequence[int] | Tensor) -> tuple:
         "Inputs, predictions, targets, decoded predictions and total losses of some items."
-        idxs = _places(idxs)
+        idxs = places_in(idxs, len(self.losses))
         dl = self.dl.new(get_idxs=partial(list, idxs), shuffle=False, drop_last=False)
         answer = self.learn.get_preds(dl=dl, with_input=True, with_decoded=True, act=self.act, reorder=False)
         return (*answer, self.losses[idxs])
@@ -118,6 +120,7 @@ class HeadsInterpretation(Interpretation):
         "Return the items with the largest losses. Items without a label are left out, of one head or of all."
         if not isinstance(largest, bool):
             raise HeadsError(f"`largest` is True or False, found {largest!r}; a head is named as `head={largest!r}`.")
+        check_k(k)
         losses = self.losses if head is None else self.head_losses[self.learn.heads[head].name]
         places = (~losses.isnan()).nonzero().view(-1)
         losses = losses[places]
@@ -133,21 +136,21 @@ class HeadsInterpretation(Interpretation):
         k: int | Sequence[int],  # how many, or which places in the order of losses
         largest: bool = True,  # the largest first, or the smallest
         head: str | None = None,  # by this head's loss; None: by the total
-        **kwargs,  # to the drawing: `ncols`, `imsize`
+        **kwargs,  # to the drawing: `nrows`, `ncols`, `figsize`, `imsize`, `title`
     ) -> Figure:
         "The items with the largest losses: every head's target and prediction, over them the losses."
-        some = not isinstance(k, int)
+        some = k is not None and not isinstance(k, int | str)
         _, idx = self.top_losses(None if some else k, largest, head=head)
-        return self.show_results(idx[list(k)] if some else idx, first=head, **kwargs)
+        return self.show_results(idx[places_in(k, len(idx), "k")] if some else idx, first=head, **kwargs)
 
     def show_results(
         self,
         idxs: int | Sequence[int] | Tensor,  # which items
         first: str | None = None,  # the head whose loss is named first
-        **kwargs,  # to the drawing: `ncols`, `imsize`
+        **kwargs,  # to the drawing: `nrows`, `ncols`, `figsize`, `imsize`, `title`
     ) -> Figure:
         "Some items with every head's target and prediction, over them the losses."
-        idxs = _places(idxs)
+        idxs = places_in(idxs, len(self.losses))
         inputs, _, targs, decoded, _ = self[idxs]
         titles = [self._title(i, first) for i in idxs]
         return show_predictions(self.learn, tuplify(inputs), targs, decoded, len(idxs), titles=titles, **kwargs)
@@ -185,6 +188,8 @@ class HeadsInterpretation(Interpretation):
         **kwargs,  # to matplotlib's `figure`: `figsize`, `dpi`
     ) -> Figure:
         "The confusion matrix of a head; of several labels one for each."
+        check_cmap(cmap)
+        kwargs = figure_options(**kwargs)
         matrix = self.confusion_matrix(head)
         bound = self.learn.heads[head or self.learn.heads.names[0]]
         if normalize:
@@ -213,6 +218,8 @@ class HeadsInterpretation(Interpretation):
     ) -> list[tuple[Any, Any, int]]:  # (actual, predicted, how often), the most frequent first
         "The pairs of classes that were mixed up most often."
         bound = self._head(head, _CLASSES, "most_confused")
+        if not is_number(min_val):
+            raise HeadsError(f"`min_val` is how often a pair was mixed up at least, a number, found {min_val!r}.")
         matrix = self.confusion_matrix(bound.name)
         np.fill_diagonal(matrix, 0)
         names = bound.vocab or range(len(matrix))
@@ -233,7 +240,7 @@ class HeadsInterpretation(Interpretation):
         labels = range(said.shape[1]) if several else range(_n_classes(bound, said, truth))
         kind = bool if several else int
         names = [str(v) for v in (bound.vocab or labels)]
-        kwargs = {"zero_division": 0, **kwargs}
+        kwargs = {"zero_division": 0, **report_options(kwargs)}
         return skm.classification_report(
             truth.astype(kind), said.astype(kind), labels=list(labels), target_names=names, **kwargs
         )
@@ -241,9 +248,10 @@ class HeadsInterpretation(Interpretation):
     def print_classification_report(
         self,
         head: str | None = None,  # of classes, labels or masks; None: the only head
+        **kwargs,  # scikit-learn's: `digits`, `zero_division`
     ) -> None:
         "Prints scikit-learn's report on a head."
-        print(self.classification_report(head))
+        print(self.classification_report(head, **kwargs))
 
     # numbers
 
@@ -254,6 +262,7 @@ class HeadsInterpretation(Interpretation):
     ) -> Figure:
         "Predicted against true, an axes for each number of the target, in the unit of the target."
         bound = self._head(head, _NUMBERS, "plot_regression")
+        kwargs = figure_options(**kwargs)
         said, truth = (part.reshape(len(part), -1) for part in self._pairs(bound))
         n = truth.shape[1]
         names = [bound.name] if n == 1 else [f"{bound.name} {part}" for part in _parts(bound.target.kind, n)]
@@ -270,6 +279,8 @@ class HeadsInterpretation(Interpretation):
             if len(heads) > 1:
                 raise HeadsError(f"`{method}` is about one head: pass `head=`. {there}")
             name = heads.names[0]
+        if not isinstance(name, str):
+            raise HeadsError(f"`head` is the name of a head, found {name!r}: pass other arguments by name. {there}")
         head = heads[name]
         if name in fitting:
             return head
@@ -316,8 +327,3 @@ def _parts(kind: str, n: int) -> list[str]:
     if kind == "point":
         return ["x", "y"] if n == 2 else [f"{axis}{i}" for i in range(1, n // 2 + 1) for axis in "xy"]
     return [str(i) for i in range(1, n + 1)]
-
-
-def _places(idxs: int | Sequence[int] | Tensor) -> list[int]:
-    found = idxs.tolist() if isinstance(idxs, Tensor | np.ndarray) else idxs
-    return [found] if isinstance(found, int) else list(found)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -15,11 +16,14 @@ from torch import Tensor
 
 from fastai_heads.data.bbox_blocks import joined_boxes
 from fastai_heads.data.decode import decode_targets
+from fastai_heads.data.given import check_loaders
 from fastai_heads.data.partial import Missing
 from fastai_heads.data.targets import dls_targets
 from fastai_heads.errors import HeadsError
 from fastai_heads.head_tuple import HeadTuple
+from fastai_heads.heads.spec import is_number
 from fastai_heads.view.decoded import decode_heads
+from fastai_heads.view.keywords import grid_options
 from fastai_heads.view.layout import Layout, lay_out
 from fastai_heads.view.shapes import (
     PREDICTION,
@@ -76,23 +80,27 @@ def show_samples(
     targets: Sequence[HeadTuple],  # per image its decoded targets; empty ones: not known
     preds: Sequence[HeadTuple] | None = None,  # per image its decoded predictions; None: targets alone
     shown: Mapping[str, str] | None = None,  # head → its target; None: every target alone
-    ncols: int | None = None,  # images in a row; None: three, or as many as fit
-    imsize: float = 2.4,  # inches of an image's longer side
     titles: Sequence[str] | None = None,  # per image a text over it
+    **kwargs: Any,  # fastai's, as for `grid_options`: `nrows`, `ncols`, `figsize`, `imsize`, `title`, `dpi`, …
 ) -> Figure:
     """Images in a grid: points and boxes drawn in (the target green, the prediction orange), each mask in a panel of
     its own, texts beside. A text says `head: prediction`, green where it is right, and red with the target behind it
     where it is wrong; a missing label is a dash."""
+    options = grid_options(**kwargs)
     if not len(inputs):
         raise HeadsError("there is no image to show: the data holds none, or `max_n` is 0.")
+    inputs = inputs[: options.shown(len(inputs))]
+    targets = targets[: len(inputs)]
     shown = {name: name for name in targets[0].names} if shown is None else shown
     rows = [list(_seen(t, None if preds is None else preds[i], shown)) for i, t in enumerate(targets)]
     masks = {seen.head: found for seen in rows[0] if (found := _masks(rows, seen.head))}
     panels, keys = _panels(rows, masks), _keys(rows, masks, preds is not None)
     lines = [[seen.line for seen in row if seen.line is not None] for row in rows]
     labels = [key.get_label() for key in keys]
-    layout = lay_out(inputs, lines, titles, [p.title for p in panels], labels, ncols, imsize)
-    fig = plt.figure(figsize=layout.whole)
+    layout = lay_out(inputs, lines, titles, [p.title for p in panels], labels, options)
+    fig = plt.figure(**{"figsize": layout.whole, **options.figure})
+    if options.title is not None:
+        fig.suptitle(options.title, weight="bold", size=14, y=1 - 0.1 / layout.whole[1], va="top")
     for i, (image, row) in enumerate(zip(inputs, rows)):
         _draw_sample(fig, layout, i, image, row, panels, masks)
     if keys:
@@ -176,16 +184,22 @@ def show_targets(
     max_n: int = 9,  # how many images
     ds_idx: int = 0,  # 0: training set, 1: validation set
     unique: bool = False,  # one item, again and again, as augmentation changes it
-    names: Sequence[str] | None = None,  # of the targets; None: as inferred from the data
-    **kwargs: Any,  # to the drawing: `ncols`, `imsize`
+    names: str | Sequence[str] | None = None,  # of the targets; None: as inferred from the data
+    b: Any = None,  # a batch to show instead of the first one
+    **kwargs: Any,  # to the drawing: `nrows`, `ncols`, `figsize`, `imsize`, `title`
 ) -> Figure:
     "A batch with every target on its image, as fastai's `dls.show_batch` shows one target."
+    check_loaders(dls)
+    _check_max_n(max_n)
     dls = joined_boxes(dls)
-    names = [t.name for t in dls_targets(dls)] if names is None else names
+    found = [t.name for t in dls_targets(dls)]
+    names = found if names is None else [names] if isinstance(names, str) else list(names)
+    if len(names) != len(found):
+        raise HeadsError(f"`names` has a name for each target, {', '.join(found)}, found {names!r}.")
     dl = dls[ds_idx].new(drop_last=False)
     if unique:
         dl = dl.new(get_idxs=lambda: Inf.zeros, num_workers=0)
-    samples = list(dl.decode_batch(dl.one_batch(), max_n=max_n))
+    samples = list(dl.decode_batch(dl.one_batch() if b is None else b, max_n=max_n))
     n_inp = dls.n_inp
     return show_samples([s[0] for s in samples], [HeadTuple(s[n_inp:], names) for s in samples], **kwargs)
 
@@ -196,9 +210,10 @@ def show_predictions(
     targets: Sequence[Tensor] | None,  # (B, …) each, as in a batch; None: not known
     decoded: HeadTuple,  # (B, …) each, from `get_preds(with_decoded=True)`
     max_n: int = 9,  # how many images
-    **kwargs: Any,  # to the drawing: `ncols`, `imsize`, `titles`
+    **kwargs: Any,  # to the drawing: `nrows`, `ncols`, `figsize`, `imsize`, `title`, `titles`
 ) -> Figure:
     "Images with what every deciding head says of them, and its target."
+    _check_max_n(max_n)
     dl, n_inp = learn.dls.valid, len(inputs)
     names = [t.name for t in learn.data_targets] if targets else []
     truths = decode_targets(dl, inputs, targets or (), range(len(names)), max_n)
@@ -211,3 +226,13 @@ def show_predictions(
         {h.name: h.target.name for h in heads},
         **kwargs,
     )
+
+
+def _check_max_n(max_n: Any) -> None:
+    if not isinstance(max_n, Integral) or not is_number(max_n, least=0):
+        raise HeadsError(f"`max_n` is how many images are shown at most, a whole number, found {_in_short(max_n)}.")
+
+
+def _in_short(value: Any) -> str:
+    "A value for a message; of what is large its type."
+    return repr(value) if value is None or isinstance(value, str | Real) else type(value).__name__

@@ -8,7 +8,7 @@ from fastai.learner import Learner
 from fastai.torch_core import get_model
 from torch import Tensor, nn
 
-from fastai_heads.errors import HeadsError
+from fastai_heads.errors import HeadsError, did_you_mean
 from fastai_heads.training.across import from_first_rank, mean_over_ranks, sum_over_ranks, world
 from fastai_heads.training.bound import BoundHeads
 from fastai_heads.training.gradients import Row, as_matrix, combine, gramian, split_like
@@ -16,6 +16,7 @@ from fastai_heads.training.strategies.bridge import (
     Aggregator,
     aggregate,
     check_rows,
+    classes_by_name,
     for_some,
     is_one_of,
     make,
@@ -49,14 +50,18 @@ class Balance(RowsStrategy):
 
     def __init__(
         self,
-        aggregator: Aggregator,  # or a class of it that can be made without arguments
+        aggregator: Aggregator | str,  # or a class of it that can be made without arguments, or the class's name
         over: str = "body",  # 'body' or 'taps'
     ):
         super().__init__()
         _check_over(over)
+        aggregator = classes_by_name().get(aggregator, aggregator) if isinstance(aggregator, str) else aggregator
         if not is_one_of(aggregator, Aggregator):
+            names = [name for name, cls in classes_by_name().items() if is_one_of(cls, Aggregator)]
+            near = did_you_mean(aggregator, names, n=1) if isinstance(aggregator, str) else ""
             raise HeadsError(
-                f"`aggregator` of Balance is one of torchjd.aggregation, such as `UPGrad()`, found {aggregator!r}."
+                "`aggregator` of Balance is one of torchjd.aggregation, such as `UPGrad()`, "
+                f"found {aggregator!r}.{near}"
             )
         self.aggregator, self.over = aggregator, over
         self._some: dict[tuple[int, ...], Aggregator] = {}

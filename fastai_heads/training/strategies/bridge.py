@@ -40,12 +40,11 @@ __all__ = [
     "aggregate",
     "check_rows",
     "check_values",
-    "class_names",
+    "classes_by_name",
     "for_some",
     "is_one_of",
     "make",
     "move_to",
-    "named_class",
     "needs_every_head",
     "row_weights",
     "scalarize",
@@ -65,18 +64,13 @@ def is_one_of(
     return isinstance(value, kind) or (isinstance(value, type) and issubclass(value, kind))
 
 
-def class_names() -> list[str]:
-    "List what may be written as `strategy=`, for messages."
+def classes_by_name() -> dict[str, type]:
+    "List TorchJD's classes that may be written as `strategy=`, by name."
     kinds = ((torchjd.aggregation, Aggregator), (torchjd.scalarization, Scalarizer))
-    found = {name for module, kind in kinds for name in module.__all__ if is_one_of(getattr(module, name), kind)}
-    return sorted(found - {"Aggregator", "Scalarizer", "WeightedAggregator", "GramianWeightedAggregator"})
-
-
-def named_class(
-    name: str,  # one of `class_names()`
-) -> type:
-    "Find the class of torchjd that bears a name."
-    return getattr(torchjd.aggregation, name, None) or getattr(torchjd.scalarization, name)
+    found = {name: getattr(module, name) for module, kind in kinds for name in module.__all__}
+    bases = (Aggregator, Scalarizer, WeightedAggregator, GramianWeightedAggregator)
+    fits = {n: c for n, c in found.items() if any(is_one_of(c, kind) for _, kind in kinds) and c not in bases}
+    return dict(sorted(fits.items()))
 
 
 def make(

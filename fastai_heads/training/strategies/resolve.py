@@ -6,14 +6,7 @@ from typing import Any
 from fastai_heads.errors import HeadsError, did_you_mean
 from fastai_heads.training.strategies.balance import Balance
 from fastai_heads.training.strategies.base import Strategy, WeightedSum
-from fastai_heads.training.strategies.bridge import (
-    Aggregator,
-    Scalarizer,
-    class_names,
-    is_one_of,
-    make,
-    named_class,
-)
+from fastai_heads.training.strategies.bridge import Aggregator, Scalarizer, classes_by_name, is_one_of, make
 from fastai_heads.training.strategies.disjoint import Disjoint
 from fastai_heads.training.strategies.scalarized import Scalarized
 
@@ -31,8 +24,8 @@ def as_strategy(
     A class that needs to know how many heads there are is told so: `UW` is `UW(n)`."""
     if value is None:
         return WeightedSum()
-    if isinstance(value, str) and value in (*_OURS, *class_names()):
-        value = _OURS.get(value) or named_class(value)
+    classes = classes_by_name() | _OURS
+    value = classes.get(value, value) if isinstance(value, str) else value
     if isinstance(value, Strategy):
         return value
     if isinstance(value, type) and issubclass(value, Strategy) and not isabstract(value):
@@ -41,7 +34,7 @@ def as_strategy(
         return Scalarized(make(value, n))
     if is_one_of(value, Aggregator):
         return Balance(make(value, n))
-    near = did_you_mean(value, (*_OURS, *class_names()), n=1) if isinstance(value, str) else ""
+    near = did_you_mean(value, classes, n=1) if isinstance(value, str) else ""
     found = f"the class {value.__name__}" if isinstance(value, type) else repr(value)
     raise HeadsError(
         "`strategy` is None, an aggregator or a scalarizer of torchjd, `Balance(aggregator, over=…)` or `Disjoint(…)`, "

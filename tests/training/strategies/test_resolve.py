@@ -8,6 +8,7 @@ from torchjd.scalarization import UW, GeometricMean
 from fastai_heads.errors import HeadsError
 from fastai_heads.training.strategies.balance import Balance
 from fastai_heads.training.strategies.base import Strategy, WeightedSum
+from fastai_heads.training.strategies.bridge import classes_by_name
 from fastai_heads.training.strategies.disjoint import Disjoint
 from fastai_heads.training.strategies.resolve import as_strategy
 from fastai_heads.training.strategies.scalarized import Scalarized
@@ -84,7 +85,7 @@ def test_a_strategy_is_itself():
         assert as_strategy(strategy, 2) is strategy
 
 
-@pytest.mark.parametrize("value", ["UpGrade", 3, Strategy, object()])
+@pytest.mark.parametrize("value", ["zzz", 3, Strategy, object()])
 def test_what_is_none_of_these_is_refused(value):
     with pytest.raises(HeadsError, match=r"`strategy` is None, an aggregator or a scalarizer.*`Disjoint\(…\)`, found"):
         as_strategy(value, 2)
@@ -93,6 +94,39 @@ def test_what_is_none_of_these_is_refused(value):
 def test_a_name_gets_the_nearest_class():
     with pytest.raises(HeadsError, match=r"found 'upgrad'\. Did you mean 'UPGrad'"):
         as_strategy("upgrad", 2)
+
+
+def test_a_name_stands_for_the_class():
+    assert isinstance(as_strategy("UPGrad", 3).aggregator, UPGrad)
+    assert as_strategy("UW", 5).scalarizer.log_var.shape == (5,)
+    assert isinstance(as_strategy("Disjoint", 2), Disjoint)
+    assert Balance("UPGrad").aggregator is UPGrad
+
+
+@pytest.mark.parametrize("name", sorted(classes_by_name()))
+def test_every_name_is_taken_or_says_what_its_class_needs(name):
+    try:
+        strategy = as_strategy(name, 2)
+    except HeadsError as error:
+        assert f"{name} needs " in str(error) and f"pass `{name}(" in str(error)
+    else:
+        made = strategy.aggregator if isinstance(strategy, Balance) else strategy.scalarizer
+        assert made is classes_by_name()[name] or type(made) is classes_by_name()[name]
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (lambda: as_strategy("CAGrad", 2), r"CAGrad needs c: pass `CAGrad\(c=…\)`"),
+        (lambda: as_strategy("Balance", 2), r"Balance needs an aggregator: pass `Balance\(UPGrad\(\)\)`"),
+        (lambda: as_strategy("Disjiont", 2), r"found 'Disjiont'\. Did you mean 'Disjoint'"),
+        (lambda: Balance("UPgrad"), r"`aggregator` of Balance .* found 'UPgrad'\. Did you mean 'UPGrad'"),
+        (lambda: Balance("UW"), r"`aggregator` of Balance .* found .*UW"),
+    ],
+)
+def test_a_name_that_does_not_do(value, says):
+    with pytest.raises(HeadsError, match=says):
+        value()
 
 
 def test_a_missing_extra_is_named_with_the_command(monkeypatch):

@@ -1,0 +1,186 @@
+"""The data of a learner with several targets: which loader is meant, and loaders over new items."""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from fastai.data.core import DataLoaders, Datasets, TfmdDL
+from fastai.data.load import DataLoader
+from fastai.data.transforms import ColReader
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader as TorchLoader
+
+from fastai_heads.errors import HeadsError, did_you_mean
+
+__all__ = ["HeadsLoaders", "check_item", "pick_loader", "readable", "with_test_dl"]
+
+_ONE_ITEM = (str, bytes, Path, Image.Image)
+
+
+class HeadsLoaders(DataLoaders):
+    "fastai's `DataLoaders`, whose `test_dl` takes no items at all, keeps `n_inp` and refuses what are no items."
+
+    def test_dl(
+        self,
+        test_items: Any,  # as `get_items` of the data gives them: paths, a DataFrame, …
+        rm_type_tfms: int | None = None,  # fastai's: how many of the first transforms the items have been through
+        with_labels: bool = False,  # read the targets, too
+        **kwargs: Any,  # fastai's: `bs`, `num_workers`, …
+    ) -> TfmdDL:
+        "fastai's `test_dl`, with the right `n_inp` also where there are labels; no items give no batch."
+        _check_items(test_items, self.train_ds, with_labels)
+        _check_loader_options(kwargs)
+        if not len(test_items):
+            return self.valid.new(self.valid_ds.new_empty(), **kwargs)
+        try:
+            dl = super().test_dl(test_items, rm_type_tfms=rm_type_tfms, with_labels=with_labels, **kwargs)
+        except AssertionError as error:  # fastai's: the type of the first item is not one that a transform gives
+            raise HeadsError(f"`items` of `test_dl` {_types_in(str(error))}") from error
+        dl.dataset.n_inp = self.n_inp
+        return dl
+
+
+def with_test_dl(
+    dls: DataLoaders,  # fastai's
+) -> DataLoaders:  # the same object
+    "Let a plain `DataLoaders` answer as `HeadsLoaders`. A class of the user's own stays what it is."
+    if type(dls) is DataLoaders:
+        dls.__class__ = HeadsLoaders
+    return dls
+
+
+def pick_loader(
+    dls: DataLoaders,  # the learner's
+    ds_idx: Any,  # 0: training set, 1: validation set
+    dl: Any = None,  # a data loader or a list of batches instead
+    labels: str | None = None,  # what needs targets, as `validate`; None: nothing
+    batches: bool = False,  # whether a list of batches will do
+) -> Any:
+    "The loader that is meant. Raises `HeadsError` for what is none, and for one without labels where they are needed."
+    if dl is None:
+        if (
+            isinstance(ds_idx, bool)
+            or not isinstance(ds_idx, int)
+            or not -len(dls.loaders) <= ds_idx < len(dls.loaders)
+        ):
+            raise HeadsError(
+                f"`ds_idx` is 0 (training set) or 1 (validation set){_more(dls)}, found {_in_short(ds_idx)}. "
+                "Other data is given as `dl=learn.dls.test_dl(items)`."
+            )
+        dl = dls[ds_idx]
+    elif not isinstance(dl, DataLoader | TorchLoader) and not (batches and _are_batches(dl)):
+        what = "a data loader or a list of batches" if batches else "a data loader"
+        raise HeadsError(f"`dl` is {what}, found {_in_short(dl)}. `dl=learn.dls.test_dl(items)` makes one of items.")
+    if labels and not _has_labels(dl):
+        raise HeadsError(
+            f"{labels} needs labels, and `dl` has no labels: `learn.dls.test_dl(items, with_labels=True)` reads them."
+        )
+    return dl
+
+
+@contextmanager
+def readable(
+    item: Any,  # what is read inside
+) -> Iterator[None]:
+    "Turn what is raised for a file that is not there, and for an array that is no image, into a `HeadsError`."
+    try:
+        yield
+    except IsADirectoryError as error:
+        raise HeadsError(f"`item`: {error.filename!r} is a folder. {_SEVERAL}") from error
+    except FileNotFoundError as error:
+        raise HeadsError(f"`item`: there is no file {error.filename!r}.") from error
+    except TypeError as error:
+        if not isinstance(item, Tensor | np.ndarray):
+            raise
+        what = f"a {type(item).__name__} of {item.dtype} with shape {tuple(item.shape)}"
+        raise HeadsError(
+            f"`item` as an array is an image (height, width, 3) of uint8, found {what}. ({error})"
+        ) from error
+
+
+def check_item(
+    item: Any,  # what stands where one item is to be predicted
+) -> None:
+    "Refuse several items where one is asked for, and none."
+    if isinstance(item, pd.DataFrame):
+        raise HeadsError(f"`item` is one row, found {_in_short(item)}: `predict(df.iloc[0])`. {_SEVERAL}")
+    if item is None or isinstance(item, list | tuple | dict | bool | int | float):
+        raise HeadsError(f"`item` is one item, such as a path, an array or a row, found {_in_short(item)}. {_SEVERAL}")
+
+
+_SEVERAL = "For several items there is `get_preds(dl=learn.dls.test_dl(items))`."
+
+
+def _check_items(items: Any, train_ds: Datasets, with_labels: bool) -> None:
+    "Refuse what is no collection of items, and a table that lacks a column that is read."
+    right = "`items` of `test_dl` are a list of paths, arrays or rows, or a DataFrame"
+    if isinstance(items, _ONE_ITEM):
+        more = " `get_image_files(folder)` lists a folder's." if isinstance(items, str | Path) else ""
+        raise HeadsError(f"{right}, found one item, {_in_short(items)}: `test_dl([item])`.{more}")
+    if not hasattr(items, "__len__") or not hasattr(items, "__getitem__") or isinstance(items, dict):
+        raise HeadsError(f"{right}, found {_in_short(items)}. One item stands in a list: `test_dl([item])`.")
+    known = getattr(getattr(train_ds, "items", None), "columns", None)
+    if isinstance(items, pd.Series) and known is not None and set(items.index) & set(known):
+        raise HeadsError(f"{right}, found one row: `test_dl(df.iloc[:1])` or `test_dl([row])`.")
+    columns = getattr(items, "columns", None)
+    if columns is None:
+        return
+    missing = [c for c in _read_columns(train_ds, with_labels) if isinstance(c, str) and c not in columns]
+    if missing:
+        near = did_you_mean(missing[0], columns)
+        raise HeadsError(
+            f"`items` of `test_dl` has no column {missing[0]!r}, which is read. It has {', '.join(map(str, columns))}."
+            + near
+        )
+
+
+def _types_in(said: str) -> str:
+    "The types that fastai's message names, in a line: those that can be read, and at the end what was found."
+    *known, found = re.findall(r"<class '(?:[\w.]+\.)?(\w+)'>", said) or [""]
+    return f"are each a {', '.join(known) or 'type that the data reads'}, found {found or said}."
+
+
+def _read_columns(train_ds: Datasets, with_labels: bool) -> list[Any]:
+    "The columns from which inputs, and perhaps targets, are read."
+    tls = getattr(train_ds, "tls", [])
+    lists = tls if with_labels else tls[: train_ds.n_inp]
+    return [c for tl in lists for f in tl.tfms.fs if isinstance(f, ColReader) for c in f.cols]
+
+
+def _check_loader_options(kwargs: dict[str, Any]) -> None:
+    "Refuse a keyword that no fastai loader takes."
+    options = {*signature(TfmdDL.__init__).parameters, *signature(DataLoader.__init__).parameters, "process"}
+    for name in kwargs:
+        if name not in options and not hasattr(TfmdDL, name):
+            near = did_you_mean(name, sorted(options - {"self", "kwargs", "dataset"}))
+            raise HeadsError(f"`{name}` is not a keyword of `test_dl`.{near}")
+
+
+def _are_batches(dl: Any) -> bool:
+    "Whether it is a list of batches, or anything else that gives batches of tensors and has a length."
+    if isinstance(dl, pd.DataFrame | str | bytes | dict | Tensor) or not hasattr(dl, "__len__"):
+        return False
+    first = dl[0] if isinstance(dl, Sequence) and len(dl) else ()
+    return isinstance(first, tuple | list) and all(isinstance(part, Tensor | tuple | list) for part in first)
+
+
+def _has_labels(dl: Any) -> bool:
+    "Whether a loader's items have targets; what is not fastai's is believed to."
+    ds = getattr(dl, "dataset", None)
+    return not isinstance(ds, Datasets) or not len(ds) or len(ds.tls) > ds.n_inp
+
+
+def _more(dls: DataLoaders) -> str:
+    return "" if len(dls.loaders) == 2 else f" of {len(dls.loaders)} loaders"
+
+
+def _in_short(value: Any) -> str:
+    "A value for a message; of what is large its type."
+    plain = value is None or isinstance(value, str | int | float | Path)
+    return repr(value) if plain else f"a {type(value).__name__}"
