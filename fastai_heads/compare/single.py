@@ -21,7 +21,7 @@ from fastai_heads.errors import HeadsError, did_you_mean, unknown
 from fastai_heads.learner.learner import MultiHeadLearner
 from fastai_heads.training.metrics import HeadMetric
 from fastai_heads.training.strategies.balance import Balance
-from fastai_heads.training.strategies.base import WeightedSum, tell
+from fastai_heads.training.strategies.base import WeightedSum
 from fastai_heads.training.strategies.bridge import UW, GeometricMean, UPGrad
 from fastai_heads.training.strategies.disjoint import Disjoint
 from fastai_heads.training.strategies.resolve import as_strategy
@@ -166,7 +166,7 @@ def _check_strategies(strategies: Mapping[str, Any], learn: MultiHeadLearner) ->
     "Refuse, before any training, a strategy that cannot be used with these heads."
     for label, value in strategies.items():
         try:
-            tell(as_strategy(deepcopy(value), len(learn.heads)), "check", learn.heads)
+            as_strategy(deepcopy(value), len(learn.heads)).check(learn.heads)
         except HeadsError as error:
             raise HeadsError(f"`strategies[{label!r}]`: {error}") from None
 
