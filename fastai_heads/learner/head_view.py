@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from fastai_heads.body import Body
-from fastai_heads.data.decode import of_targets
+from fastai_heads.data.decode import select_targets
 from fastai_heads.head_tuple import HeadTuple
 from fastai_heads.model import Heads, run_trunk
 from fastai_heads.training.bound import BoundHead, BoundHeads
@@ -103,7 +103,7 @@ def head_learner(
     body, heads = learn.model[0], learn.model[1]
     module = head.module if len(heads.reads[name]) == 1 else OnTuple(head.module)
     alone = BoundHead(name, head.spec, replace(head.target, index=0), heads)
-    loaders = [of_targets(dl, [head.target.index]) for dl in learn.dls.loaders]
+    loaders = [select_targets(dl, [head.target.index]) for dl in learn.dls.loaders]
     dls = DataLoaders(*loaders, path=learn.dls.path, device=learn.dls.device)
     cls = ShowingLearner if head.target.kind in ("regression", "detection") else Learner
     return cls(
