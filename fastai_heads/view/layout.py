@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
-from fastai_heads.view.texts import LETTER, LINE, broken
+from fastai_heads.view.texts import LETTER, LINE, break_lines
 
 __all__ = ["Layout", "lay_out"]
 
@@ -98,8 +98,8 @@ def lay_out(
         n_panels=len(panels),
         size=size,
         text=text,
-        beside=[broken(one, text - 0.1) for one in lines],
-        over=[broken([(t, "black")], cell - 2 * _GAP) for t in titles] if titles else [[] for _ in inputs],
+        beside=[break_lines(one, text - 0.1) for one in lines],
+        over=[break_lines([(t, "black")], cell - 2 * _GAP) for t in titles] if titles else [[] for _ in inputs],
         named=any(panels),
         ncols=min(len(inputs), ncols or max(1, min(3, int(_WIDEST / cell)))),
         keys=len(keys),
