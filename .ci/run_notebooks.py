@@ -1,4 +1,4 @@
-"""Runs notebooks in full and keeps their outputs: `run_notebooks.py nbs/*.ipynb`. A failing notebook stays as it was."""
+"""Runs notebooks in full and keeps their outputs: `run_notebooks.py nbs/*.ipynb`. A notebook that fails stays."""
 
 import os
 import sys

@@ -1,6 +1,6 @@
 """One network with class, mask and boxes beside three networks with one head each: `python -m benchmarks.together`.
 
-Steps are timed in turn in one run. Each head's metric stands beside that of its twin, which trained alone for as long."""
+Steps are timed in turn in one run. Each head's metric stands beside that of its twin, trained alone for as long."""
 
 import gc
 import tempfile

@@ -1,4 +1,4 @@
-"""From what a user writes as `strategy=` to a strategy."""
+"""Make a strategy of the value that a user passes as `strategy=`."""
 
 from typing import Any
 
@@ -15,8 +15,8 @@ def as_strategy(
     value: Any,  # None, a strategy, an aggregator, a scalarizer, or a class of one of the last two
     n: int,  # how many heads there are
 ) -> Strategy:
-    """Make a strategy: the sum by `loss_weight`, `Balance(aggregator)`, `Scalarized(scalarizer)`, or the strategy that
-    it is already."""
+    """Make a strategy. None gives the sum by `loss_weight`, an aggregator `Balance(aggregator)`, a scalarizer
+    `Scalarized(scalarizer)`. A strategy stays as it is."""
     if value is None:
         return WeightedSum()
     if isinstance(value, Strategy):
