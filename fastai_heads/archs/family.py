@@ -16,7 +16,7 @@ class Family:
 
     name: str  # for people
     module: type[nn.Module]  # the class of its networks
-    steps: tuple[Step, ...] | Callable[[nn.Module], tuple[Step, ...]]  # the forward code, or how to list it
+    steps: tuple[Step, ...] | Callable[[nn.Module], tuple[Step, ...]]  # the forward code, or a function that lists it
     classifier: tuple[str, ...] | Callable[[nn.Module], tuple[str, ...]]  # paths of the layers that read `pre_logits`
     late: str = ""  # the first step of the late parameter group; '' cuts the depth in halves
     fixed_size: Callable[[nn.Module], int] | None = None  # the only image side that it takes; None: any

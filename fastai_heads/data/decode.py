@@ -28,7 +28,7 @@ def decode_targets(
     inputs: tuple[Tensor, ...],  # (B, …) each, as in a batch
     values: Sequence[Tensor],  # (B, …) each, in the form of their targets
     targets: Sequence[int],  # the place of each value's target
-    max_n: int = 9,  # how many items are decoded, at most
+    max_n: int = 9,  # most items to decode
 ) -> list[tuple[Any, ...]]:  # per item its decoded inputs, then its decoded values
     "Decode values of targets by the transforms that made them. Each value goes by its own target, never by position."
     return list(select_targets(dl, targets).decode_batch((*inputs, *values), max_n=max_n))

@@ -29,9 +29,9 @@ from fastai_heads.errors import HeadsError, did_you_mean
 __all__ = ["MASK_CODES", "TAGS", "blank_labels", "digit_scenes", "digits_block", "digits_dls"]
 
 DIGITS = [str(d) for d in range(10)]
-MASK_CODES = ["paper", *DIGITS]  # what a mask's pixels mean: 0 is paper, digit d is d + 1
+MASK_CODES = ["paper", *DIGITS]  # meanings of a mask's pixels: 0 is paper, d + 1 is digit d
 TAGS = ["even", "faint", "large", "left", "loop", "odd", "right"]
-LOOPS = (0, 6, 8, 9)  # the classes that have the tag `loop`; how a single digit was written does not count
+LOOPS = (0, 6, 8, 9)  # the classes that have the tag `loop`, even where a digit is written without one
 CANVAS_MM = 64  # width of every canvas in millimetres, whatever its size in pixels
 RECORD = "scenes.json"  # the parameters, beside the scenes; written last
 
@@ -166,7 +166,7 @@ def digit_scenes(
     path: str | Path,  # folder to write to, made if it is not there
     n: int = 2400,  # scenes, the last fifth of them for validation
     size: int = 64,  # width and height in pixels, 32 at least
-    digits_per_scene: int | tuple[int, int] = 1,  # how many digits are on one canvas, or fewest and most
+    digits_per_scene: int | tuple[int, int] = 1,  # number of digits on one canvas, or fewest and most
     seed: int = 0,  # the same scenes for the same seed
     overlap: float | None = None,  # None: digits stand apart; for two digits, the share of a width that both cover
 ) -> pd.DataFrame:  # `labels.csv`, one row per scene

@@ -86,7 +86,7 @@ def shape_keys() -> list[Artist]:
 def draw_mask(
     ax: Axes,  # with the image
     mask: Tensor,  # (H, W) codes; pixels of 255 have no label and stay clear
-    n_codes: int,  # how many codes there are
+    n_codes: int,  # number of codes
 ) -> None:
     "Draw a mask over its image, one colour per code."
     codes = np.asarray(mask.as_subclass(torch.Tensor).detach().cpu()).squeeze()

@@ -75,7 +75,7 @@ def _is_measured(value: Any) -> bool:
 
 def break_lines(
     lines: Iterable[tuple[str, str]],  # (text, colour) per head
-    inches: float,  # how wide they may be
+    inches: float,  # greatest width of a line
 ) -> list[tuple[str, str]]:  # (text, colour) per line
     "Break long texts into several lines, at most eight for each text."
     return [(part, color) for text, color in lines for part in _wrap(text, inches)]

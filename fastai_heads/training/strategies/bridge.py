@@ -55,7 +55,7 @@ _COUNTS = ("shape", "n_tasks")
 
 
 def is_one_of(
-    value: object,  # what the user passed
+    value: object,  # the value that the user passed
     kind: type,  # `Aggregator` or `Scalarizer`
 ) -> bool:
     "Tell whether a value is of a kind, or a class of that kind."
@@ -71,7 +71,7 @@ def class_names() -> list[str]:
 
 def make(
     value: Any,  # an `Aggregator` or a `Scalarizer`, or a class of either
-    n: int,  # how many heads there are
+    n: int,  # number of heads
 ) -> Any:  # an object
     "Make an object of a class for `n` heads, as in `strategy=UW`. Raises `HeadsError` if the class needs more."
     if not isinstance(value, type):
@@ -182,7 +182,7 @@ def scalarize(
     scalarizer: Scalarizer,
     values: Tensor,  # (len(places),) the losses that are there
     places: Sequence[int],  # their places among all
-    n: int,  # how many there are in all
+    n: int,  # number of all losses
 ) -> Tensor:  # a scalar
     """Make one number of the losses that are there. An absent loss is not a loss of zero: it takes no part. Whatever
     the scalarizer holds or learns for it stays as it is."""

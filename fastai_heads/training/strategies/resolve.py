@@ -13,7 +13,7 @@ __all__ = ["as_strategy"]
 
 def as_strategy(
     value: Any,  # None, a strategy, an aggregator, a scalarizer, or a class of one of the last two
-    n: int,  # how many heads there are
+    n: int,  # number of heads
 ) -> Strategy:
     """Make a strategy. None gives the sum by `loss_weight`, an aggregator `Balance(aggregator)`, a scalarizer
     `Scalarized(scalarizer)`. A strategy stays as it is."""
