@@ -1,4 +1,4 @@
-"""The job of `test_distributed.py`, run by two processes, and by one to compare: `torchrun … distributed_job.py FOLDER`.
+"""The job of `test_distributed.py`. Two processes run it, and one to compare: `torchrun … distributed_job.py FOLDER`.
 
 Training is in float64. The network has neither batch norm nor dropout, so that two ranks together equal one process."""
 
