@@ -1,4 +1,4 @@
-"""Prints setup.cfg's lower bounds as pip constraints, so that the oldest versions promised can be tried."""
+"""Prints setup.cfg's lower bounds as pip constraints, so that the oldest promised versions can be tested."""
 
 import re
 from configparser import ConfigParser
@@ -10,7 +10,7 @@ BOUND = re.compile(r"([\w.-]+)>=([\w.]+)")
 def lower_bounds(
     path: Path,  # of a setup.cfg
 ) -> list[str]:  # `name==version`, one per requirement that has a lower bound
-    "The lowest version of everything that the package and its tests ask for."
+    "List the lowest version of every package that this package and its tests require."
     config = ConfigParser()
     config.read(path)
     extras = config["options.extras_require"]

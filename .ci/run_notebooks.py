@@ -1,4 +1,4 @@
-"""Runs notebooks in full and keeps their outputs: `run_notebooks.py nbs/*.ipynb`. One that fails stays as it was."""
+"""Runs notebooks in full and keeps their outputs: `run_notebooks.py nbs/*.ipynb`. A notebook that fails stays."""
 
 import os
 import sys
@@ -11,7 +11,7 @@ from nbclient import NotebookClient
 def run_notebook(
     path: Path,  # of a notebook, written in place
 ) -> None:
-    "Executes a notebook in its own folder, without the budget that tests set and without times in its metadata."
+    "Run a notebook in its own folder. The budget that tests set does not hold, and its metadata have no times."
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)

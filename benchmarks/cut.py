@@ -1,4 +1,4 @@
-"""What a cut costs, as ratios timed in turn in one run: `python -m benchmarks.cut`."""
+"""The cost of a cut, as ratios that are timed in turn in one run: `python -m benchmarks.cut`."""
 
 import statistics
 import time
@@ -20,8 +20,8 @@ def ratio(
     theirs: Callable[[], object],
     repeats: int = REPEATS,
     warm: bool = True,  # run each once before, uncounted
-) -> tuple[float, float]:  # the median of the ratios of each turn, seconds of theirs
-    "Processor time of both in turn, which other processes disturb less."
+) -> tuple[float, float]:  # the median of the ratios of all turns, the median of their seconds
+    "Time two functions in turn. It is processor time, as other processes disturb that less."
     if warm:
         ours(), theirs()
     times: tuple[list[float], list[float]] = ([], [])
@@ -33,19 +33,19 @@ def ratio(
     return statistics.median(mine / other for mine, other in zip(*times)), statistics.median(times[1])
 
 
-def build_ratios(name: str) -> tuple[float, float]:  # of the first build in this process, and of builds after it
-    "Building a body against building the arch. The first build of theirs comes before, so that imports are paid."
+def build_ratios(name: str) -> tuple[float, float]:  # ratio of the first build in this process, ratio of later builds
+    "Time building a body against building the arch. Theirs is built once before, so that its imports do not count."
     timm.create_model(name)
     first = ratio(lambda: cut_body(name, pretrained=False), lambda: timm.create_model(name), 1, warm=False)[0]
     return first, ratio(lambda: cut_body(name, pretrained=False), lambda: timm.create_model(name), 5)[0]
 
 
 def main() -> None:
-    "Prints a row per arch."
+    "Print a row per arch."
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     firsts, builds, forwards = [], [], []
-    cut_body("test_resnet", pretrained=False)  # what torch sets up once in a process is no cost of an arch
+    cut_body("test_resnet", pretrained=False)  # torch sets up some things once in a process: no cost of an arch
     print(f"{'arch':32} {'first':>7} {'build':>7} {'forward':>8} {'cut_points':>11}")
     for name in ARCHS:
         first, build = build_ratios(name)

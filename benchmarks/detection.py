@@ -1,4 +1,4 @@
-"""Boxes in scenes of several digits, and a training step against torchvision's: `python -m benchmarks.detection`."""
+"""Boxes in scenes of several digits, and a training step beside torchvision's: `python -m benchmarks.detection`."""
 
 import statistics
 import tempfile
@@ -29,7 +29,7 @@ GOAL, MINUTES, LIMIT = 0.80, 15, 1.05
 
 
 def learner(kind: str, dls: DataLoaders) -> MultiHeadLearner:
-    "A head of boxes on a small body, and the optimizer that torchvision's network gets below."
+    "Make a learner of one head of boxes on a small body. It has the optimizer that torchvision's network gets below."
     scale = {"anchor_scale": 2.0} if kind == "retinanet" else {}
     head = DetectionHead(kind=kind, metrics=[MeanAP(0.5), MeanAP()], **FIELDS, **scale)
     opt = partial(OptimWrapper, opt=partial(torch.optim.AdamW, fused=True))
@@ -37,7 +37,7 @@ def learner(kind: str, dls: DataLoaders) -> MultiHeadLearner:
 
 
 def theirs(kind: str, learn: MultiHeadLearner) -> nn.Module:
-    "torchvision's network over a body and a pyramid like the learner's."
+    "Make torchvision's network over a body and a pyramid like the learner's."
     twin = learner(kind, learn.dls)
     body, module = twin.model[0], twin.model[1]["boxes"]
     maps = [name for name in twin.model[1].reads["boxes"] if name != "input"]
@@ -58,7 +58,8 @@ def theirs(kind: str, learn: MultiHeadLearner) -> nn.Module:
 
 
 def their_steps(net: nn.Module, dls: DataLoaders) -> Callable[[], list[float]]:
-    "An epoch of torchvision's own training: forward, its losses summed, backward, a step of the same optimizer."
+    """Make an epoch of torchvision's own training: forward, the sum of its losses, backward, a step of the same
+    optimizer."""
     opt = torch.optim.AdamW(net.parameters(), 1e-3, fused=True)
 
     def steps() -> list[float]:
@@ -78,7 +79,7 @@ def their_steps(net: nn.Module, dls: DataLoaders) -> Callable[[], list[float]]:
 
 
 def main() -> None:
-    "Prints what is found after a fit from scratch, and the ratios of the steps."
+    "Print what is found after a fit from scratch, and the ratios of the steps."
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as folder:

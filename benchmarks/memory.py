@@ -1,7 +1,7 @@
-"""What `get_preds` of a detector holds: `python -m benchmarks.memory`.
+"""The memory that `get_preds` of a detector holds: `python -m benchmarks.memory`.
 
-The peak of the process over 500 images, then over 5,000 with the same batches: what it grows by is what is held of the
-other 4,500. Beside it what their raw outputs, anchor by anchor, would take."""
+It prints the peak of the process over 500 images, and then over 5,000 with the same batches. The difference is what the
+other 4,500 images take. Beside it stands the memory that all raw outputs, anchor by anchor, would take."""
 
 import resource
 import tempfile
@@ -18,12 +18,12 @@ ARCH, SIDE, FEW, MANY = "test_resnet", 64, 500, 5000
 
 
 def peak() -> float:
-    "MiB that the process has had at most."
+    "Read the most memory that the process has had, in MiB."
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def main() -> None:
-    "Prints both peaks."
+    "Print both peaks."
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as folder:

@@ -1,6 +1,6 @@
-"""One head of masks against fastai's `unet_learner`, same body, data and steps: `python -m benchmarks.segmentation`.
+"""One head of masks beside fastai's `unet_learner`, same body, data and steps: `python -m benchmarks.segmentation`.
 
-Both train from scratch over three seeds; the times are those of whole steps of both learners, in turn, in one run."""
+Both train from scratch with three seeds. Whole steps of both learners are timed in turn, in one run."""
 
 import gc
 import statistics
@@ -22,16 +22,16 @@ from fastai_heads.heads.segmentation import SegmentationHead
 from fastai_heads.learner import multihead_learner
 
 SIDE, SCENES, SEEDS, EPOCHS, LR = 32, 300, (0, 1, 2), 12, 2e-3
-LIMITS = {"dynamic_unet": 1.05, "unet": 1.0}  # of fastai's step
+LIMITS = {"dynamic_unet": 1.05, "unet": 1.0}  # most time of a step, in steps of fastai's
 
 
 def scenes(folder: str, n: int) -> DataLoaders:
-    "Scenes of one digit and their masks of eleven codes."
+    "Make scenes of one digit, and their masks of eleven codes."
     return digits_dls(("mask",), bs=16, path=f"{folder}/{n}", n=n, size=SIDE)
 
 
 def learner(name: str, dls: DataLoaders, seed: int) -> Learner:
-    "fastai's, or ours with a decoder by name."
+    "Make fastai's learner, or ours with a decoder by name."
     set_seed(seed, reproducible=True)
     if name == "unet_learner":
         return unet_learner(dls, resnet18, pretrained=False, normalize=False)
@@ -42,9 +42,9 @@ def learner(name: str, dls: DataLoaders, seed: int) -> Learner:
 @torch.no_grad()
 def foreground_iou(
     learn: Learner,  # fastai's or ours
-    place: int = 0,  # of the mask among the targets and the heads
+    place: int = 0,  # index of the mask among the targets and the heads
 ) -> float:
-    "Of all pixels that either mask says are ink, the share on which both agree that they are."
+    "Measure the foreground IoU: of all pixels that either mask counts as ink, the share that both count as ink."
     learn.model.eval()
     both = either = 0
     for x, *targets in learn.dls.valid:
@@ -55,20 +55,20 @@ def foreground_iou(
     return both / either
 
 
-def trained_iou(name: str, dls: DataLoaders, seed: int) -> float:
-    "After a fit from scratch."
+def train_and_measure(name: str, dls: DataLoaders, seed: int) -> float:
+    "Fit from scratch, and measure the foreground IoU."
     learn = learner(name, dls, seed)
     quiet_fit(learn, lambda: learn.fit_one_cycle(EPOCHS, LR))
     return foreground_iou(learn)
 
 
 def step_times(names: Sequence[str], dls: DataLoaders) -> dict[str, float]:
-    "Of all, in turn."
+    "Time a step of all learners, in turn."
     return seconds_per_step({name: learner_steps(learner(name, dls, 0)) for name in names})
 
 
 def main() -> None:
-    "Prints the foreground IoU over the seeds and the ratio of the steps."
+    "Print the foreground IoU over the seeds, and the ratio of the steps."
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     names = ("unet_learner", *LIMITS)
@@ -80,7 +80,7 @@ def main() -> None:
         for name in names:
             found = []
             for seed in SEEDS:
-                found.append(trained_iou(name, scenes(folder, SCENES), seed))
+                found.append(train_and_measure(name, scenes(folder, SCENES), seed))
                 gc.collect()
             shown = " ".join(f"{v:.3f}" for v in found)
             ratio = times[name] / times["unet_learner"]

@@ -1,4 +1,4 @@
-"""How long training steps take, of several learners in turn: what the benchmarks of heads share."""
+"""Times of training steps, of several learners in turn. The benchmarks of heads share this."""
 
 import statistics
 import time
@@ -12,25 +12,25 @@ __all__ = ["StepTimes", "learner_steps", "quiet_fit", "seconds_per_step"]
 
 
 class StepTimes(Callback):
-    "Processor time of every training step, from the batch at hand to the weights that it changed."
+    "Processor time of every training step. A step goes from a batch that is loaded to the weights that it changed."
 
-    order = -1000  # the first to see a batch
+    order = -1000  # the first callback that sees a batch
 
     def __init__(self):
         self.seconds: list[float] = []
 
     def before_batch(self) -> None:
-        "The batch is there: what loads and augments it is not counted."
+        "Start the clock. The batch is loaded and augmented already, so that this does not count."
         self.start = time.process_time()
 
     def stop(self) -> None:
-        "Called by `Stop`."
+        "Stop the clock. `Stop` calls this."
         if self.training:
             self.seconds.append(time.process_time() - self.start)
 
 
 class Stop(Callback):
-    "The last to see a batch."
+    "Stops the clock. It is the last callback that sees a batch."
 
     order = 1000
 
@@ -38,15 +38,15 @@ class Stop(Callback):
         self.times = times
 
     def after_batch(self) -> None:
-        "The step is done."
+        "Stop the clock, now that the step is done."
         self.times.stop()
 
 
 def quiet_fit(
     learn: Learner,  # fastai's or ours
-    fit: Callable[[], None],  # what to do, such as `lambda: learn.fit_one_cycle(3, 1e-3)`
+    fit: Callable[[], None],  # the training, such as `lambda: learn.fit_one_cycle(3, 1e-3)`
 ) -> None:
-    "Trains and says nothing."
+    "Train without any output."
     with ExitStack() as stack:
         stack.enter_context(learn.no_bar())
         stack.enter_context(learn.no_logging())
@@ -54,10 +54,10 @@ def quiet_fit(
 
 
 def seconds_per_step(
-    learners: Mapping[str, Callable[[], list[float]]],  # name → takes some steps and gives their processor times
-    rounds: int = 4,  # how often each has its turn, after one that does not count
+    learners: Mapping[str, Callable[[], list[float]]],  # by name; a call takes steps and returns their times
+    rounds: int = 4,  # turns of each, after one that does not count
 ) -> dict[str, float]:  # name → the median of all its steps
-    "Several things in turn, so that what else the machine does disturbs them alike."
+    "Time several things in turn, so that the machine's other work disturbs them alike."
     times: dict[str, list[float]] = {name: [] for name in learners}
     for i in range(rounds + 1):
         for name, steps in learners.items():
@@ -67,10 +67,10 @@ def seconds_per_step(
 
 
 def learner_steps(
-    learn: Learner,  # whose training set has the batches
+    learn: Learner,  # its training set has the batches
     lr: float = 1e-3,  # small, so that nothing diverges
 ) -> Callable[[], list[float]]:
-    "An epoch of a learner, as `seconds_per_step` wants it."
+    "Make an epoch of a learner, in the form that `seconds_per_step` takes."
 
     def steps() -> list[float]:
         times = StepTimes()

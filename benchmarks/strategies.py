@@ -1,7 +1,7 @@
-"""What strategies cost, as ratios timed in turn in one run: `python -m benchmarks.strategies`.
+"""The cost of strategies, as ratios that are timed in turn in one run: `python -m benchmarks.strategies`.
 
-Times are of one training step: forward, backward, optimizer. The floor of what looks at K gradients is a hand-written
-step: the forward pass once, K times `torch.autograd.grad`, and as many optimizer steps as the strategy takes."""
+Times are of one training step: forward, backward, optimizer. A strategy that reads K gradients has a step by hand as
+its floor: one forward pass, K times `torch.autograd.grad`, and as many optimizer steps as the strategy takes."""
 
 import copy
 import json
@@ -32,12 +32,12 @@ Step = Callable[[], object]
 
 
 class Row(NamedTuple):
-    "A strategy, and what it is held against."
+    "A strategy, and the floor that it is compared with."
 
     name: str
     strategy: Callable[[], Any]
     floor: str  # 'sum', 'rows' (K gradients, one optimizer step) or 'disjoint' (K gradients, K optimizer steps)
-    target: float  # the ratio that it is to stay below
+    target: float  # the ratio should stay below this
 
 
 ROWS = [
@@ -61,7 +61,7 @@ def make_learner(
     strategy: Any = None,
     opt_func: Callable = FUSED,
 ) -> MultiHeadLearner:
-    "A learner with as many heads on one target: the first decodes it, the others are auxiliary."
+    "Make a learner with many heads on one target. The first head decodes it, and the others are auxiliary."
     heads = {f"head{i}": ClassificationHead(target="digit", train_only=i > 0) for i in range(n)}
     return multihead_learner(dls, ARCH, heads, pretrained=False, strategy=strategy, opt_func=opt_func, wd=WD)
 
@@ -70,7 +70,7 @@ def learner_step(
     learn: MultiHeadLearner,
     batch: tuple[Tensor, ...],  # from the learner's data
 ) -> Step:
-    "One training step of a learner, as its `fit` does it, on a batch that is there already."
+    "Make one training step of a learner, as its `fit` does it, on a given batch."
     learn.remove_cb(learn.progress)
     learn.create_opt()
     learn.opt.set_hypers(lr=learn.lr, wd=WD)
@@ -82,12 +82,12 @@ def learner_step(
 
 
 def sum_by_hand(
-    learn: MultiHeadLearner,  # whose network is copied
+    learn: MultiHeadLearner,  # its network is copied
     batch: tuple[Tensor, Tensor],
     opt_func: Callable = FUSED,
 ) -> Step:
-    "One step on the plain sum of the losses, as one writes it in PyTorch."
-    model, opt = _copied(learn, opt_func)
+    "Make one step on the plain sum of the losses, as one writes it in PyTorch."
+    model, opt = _copy(learn, opt_func)
     x, y = map(_plain, batch)
 
     def step() -> None:
@@ -99,12 +99,12 @@ def sum_by_hand(
 
 
 def rows_by_hand(
-    learn: MultiHeadLearner,  # whose network is copied
+    learn: MultiHeadLearner,  # its network is copied
     batch: tuple[Tensor, Tensor],
-    disjoint: bool,  # an optimizer step for each gradient; else one
+    disjoint: bool,  # take an optimizer step for each gradient; else one in all
 ) -> Step:
-    "The floor: the forward pass once, a gradient for each loss, held until the last, and the optimizer."
-    model, opt = _copied(learn, FUSED)
+    "Make the floor: one forward pass, a gradient for each loss, all held until the last, and the optimizer."
+    model, opt = _copy(learn, FUSED)
     opts = [opt, *(_optimizer(FUSED, model) for _ in range(len(learn.heads) - 1))] if disjoint else [opt]
     params = list(model.parameters())
     x, y = map(_plain, batch)
@@ -124,13 +124,13 @@ def rows_by_hand(
     return step
 
 
-def _copied(learn: MultiHeadLearner, opt_func: Callable) -> tuple[nn.Module, Any]:
+def _copy(learn: MultiHeadLearner, opt_func: Callable) -> tuple[nn.Module, Any]:
     model = copy.deepcopy(learn.model).train()
     return model, _optimizer(opt_func, model)
 
 
 def _optimizer(opt_func: Callable, model: nn.Module) -> Any:
-    "torch's own where it is wrapped; of fastai's the one object that its learner makes."
+    "Make torch's own optimizer where it is wrapped, else the one object that fastai's learner makes."
     if opt_func is FUSED:
         return torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=WD, fused=True)
     return opt_func(list(model.parameters()), lr=1e-3, wd=WD)
@@ -142,8 +142,8 @@ def _plain(tensor: Tensor) -> Tensor:
 
 def peak(
     step: Step,  # run once before
-) -> float:  # MiB above what is there when the step starts
-    "The most memory that a step holds."
+) -> float:  # MiB above the memory in use when the step starts
+    "Measure the most memory that a step holds."
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder, "trace.json")
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
@@ -155,7 +155,7 @@ def peak(
 
 
 def print_plain(dls: Any, batch: tuple[Tensor, ...], n: int) -> None:
-    "A step of a learner against the loop by hand, with torch's fused AdamW and with fastai's Adam."
+    "Print a learner's step against the loop by hand, with torch's fused AdamW and with fastai's Adam."
     for name, opt_func in (("AdamW(fused)", FUSED), ("fastai's Adam", Adam)):
         learn = make_learner(dls, n, opt_func=opt_func)
         theirs = sum_by_hand(learn, batch, opt_func)
@@ -163,7 +163,7 @@ def print_plain(dls: Any, batch: tuple[Tensor, ...], n: int) -> None:
 
 
 def print_row(row: Row, dls: Any, batch: tuple[Tensor, ...], n: int, unit: float) -> None:
-    "A strategy against its floor, and against the plain sum."
+    "Print a strategy's step against its floor, and against the plain sum."
     learn = make_learner(dls, n, row.strategy())
     if row.floor == "sum":
         floor = learner_step(make_learner(dls, n), batch)
@@ -179,7 +179,7 @@ def _print(n: int, name: str, against: str, found: float, seconds: float, target
 
 
 def print_memory(dls: Any, batch: tuple[Tensor, ...], n: int) -> None:
-    "The peaks of a step, against K gradients held until the last by hand, and one gradient more."
+    "Print the peaks of a step against the floor: K gradients by hand, held until the last. The unit is one gradient."
     learn = make_learner(dls, n)
     gradient = sum(p.numel() * p.element_size() for p in learn.model.parameters()) / 2**20
     floor = rows_by_hand(learn, batch, False)
@@ -197,7 +197,7 @@ def print_memory(dls: Any, batch: tuple[Tensor, ...], n: int) -> None:
 def main(
     counts: tuple[int, ...] = COUNTS,  # of heads
 ) -> None:
-    "Prints a row per strategy and number of heads."
+    "Print a row per strategy and number of heads."
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as folder:

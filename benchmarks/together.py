@@ -1,6 +1,6 @@
-"""One network with class, mask and boxes against three networks with one head each: `python -m benchmarks.together`.
+"""One network with class, mask and boxes beside three networks with one head each: `python -m benchmarks.together`.
 
-Steps are timed in turn in one run; every head's metric stands beside that of its twin, trained alone as long."""
+Steps are timed in turn in one run. Each head's metric stands beside that of its twin, trained alone for as long."""
 
 import gc
 import tempfile
@@ -26,7 +26,7 @@ TARGETS = ("count", "mask", "boxes")
 
 
 def specs() -> dict[str, HeadSpec]:
-    "A head for each target, all of moderate width."
+    "Make a head for each target, all of moderate width."
     return {
         "count_": ClassificationHead(),
         "mask": SegmentationHead(decoder="fpn", metrics=[]),
@@ -35,21 +35,21 @@ def specs() -> dict[str, HeadSpec]:
 
 
 def learner(dls: DataLoaders) -> MultiHeadLearner:
-    "One body with the heads that the data has targets for."
+    "Make one body with the heads for the targets in the data."
     set_seed(SEED, reproducible=True)
     names = [t for t in specs() if t.rstrip("_") in dls.targets]
     return multihead_learner(dls, ARCH, heads={name: specs()[name] for name in names}, pretrained=False)
 
 
 def scenes(folder: str, targets: Sequence[str], n: int) -> DataLoaders:
-    "Scenes of one to five digits with some of the targets."
+    "Make scenes of one to five digits with some of the targets."
     dls = digits_dls(targets, bs=16, path=f"{folder}/{n}", n=n, size=SIDE, digits_per_scene=(1, 5))
     dls.targets = tuple(targets)
     return dls
 
 
-def reached(learn: MultiHeadLearner) -> dict[str, float]:
-    "Each head's figure on the validation set."
+def measure_heads(learn: MultiHeadLearner) -> dict[str, float]:
+    "Measure each head's figure on the validation set."
     with learn.no_bar():
         learn.validate()
     found = {m.head.name: float(m.value) for m in learn.metrics}
@@ -59,7 +59,7 @@ def reached(learn: MultiHeadLearner) -> dict[str, float]:
 
 
 def main() -> None:
-    "Prints times, parameters and figures."
+    "Print times, parameters and figures."
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as folder:
@@ -76,7 +76,7 @@ def main() -> None:
         for targets in sets:
             learn = learner(scenes(folder, targets, 800))
             quiet_fit(learn, lambda: learn.fit_one_cycle(EPOCHS, LR))  # noqa: B023
-            figures.append(reached(learn))
+            figures.append(measure_heads(learn))
             gc.collect()  # learners refer to themselves, and hold their optimizer's state
         what = {"count_": "accuracy", "mask": "foreground IoU", "boxes": "mAP@.5"}
         for alone in figures[1:]:

@@ -1,7 +1,7 @@
-"""Every arch of every zoo, checked: `python -m benchmarks.zoo [pattern] [--jobs 2] [--table docs/archs.md]`.
+"""Checks of every arch of every zoo: `python -m benchmarks.zoo [pattern] [--jobs 2] [--table docs/archs.md]`.
 
-Resumable: an arch that has a row in the CSV is not run again. A row is written when its arch is done; each arch has a
-process of its own, which is ended when its time is over, and what it had not reached by then is 'not run'."""
+The sweep can be resumed: an arch that has a row in the CSV is not run again. A row is written when its arch is done.
+Each arch has a process of its own, which ends when its time is over. The checks that it did not reach are 'not run'."""
 
 import argparse
 import csv
@@ -26,12 +26,12 @@ ALL = {**CHECKS, "training": training_step}
 "Every check by name, in the order in which they run."
 FIELDS = ["arch", "zoo", "family", "mparams", "shrunken", "build", *ALL, "note", "seconds"]
 STOCK = Path("docs/stock_fastai.csv")
-"What stock fastai's cut did, a row per arch that was tried."
+"Results of stock fastai's cut, a row per arch that was tried."
 Row = dict[str, str]
 
 
 def as_row(report: Report) -> Row:
-    "A report as a row of the CSV; no cell of a check is empty."
+    "Turn a report into a row of the CSV. No cell of a check is empty."
     row = {"arch": report.arch, "zoo": report.zoo, "family": family_name(report.arch)}
     row |= {"mparams": f"{report.params / 1e6:.2f}", "shrunken": report.shrunken}
     cells = {check: report.results.get(check, NOT_RUN) for check in ALL}
@@ -41,26 +41,26 @@ def as_row(report: Report) -> Row:
 def one(
     name: str,
     checks: tuple[str, ...],
-    pipe: Connection,  # is sent the row as far as it is known, after each check
+    pipe: Connection,  # gets the row after each check, as far as it is known
 ) -> None:
-    "Runs the checks of one arch in this process."
+    "Run the checks of one arch in this process."
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     try:
         report = check_arch(name, ImageBody, {c: ALL[c] for c in checks}, tell=lambda r: pipe.send(as_row(r)))
         pipe.send(as_row(report))
-    except Exception as e:  # what kind it is, is what is recorded
+    except Exception as e:  # its kind is recorded
         text = f"{type(e).__name__}: {str(e).strip()[:200]}"
         pipe.send({**as_row(Report(name, zoo_of(name))), "build": f"{FAULT}: {text}"})
     pipe.close()
 
 
-def watched(
+def watch(
     name: str,
     checks: tuple[str, ...],
     limit: float,  # seconds
 ) -> Row:
-    "The row of one arch, run in a process that ends with its time."
+    "Run one arch in a process that ends with its time, and return its row."
     start = time.monotonic()
     context = multiprocessing.get_context("forkserver")
     here, there = context.Pipe(duplex=False)
@@ -85,13 +85,13 @@ def watched(
 
 
 def sweep(
-    names: Iterable[str],  # in the order in which they are to run
+    names: Iterable[str],  # in the order of running
     path: Path,  # of the CSV
     jobs: int,  # processes
     checks: tuple[str, ...],
     limit: float,  # seconds for one arch
 ) -> None:
-    "Runs what the CSV does not have yet."
+    "Run the archs that have no row in the CSV yet."
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = not path.exists()
     multiprocessing.get_context("forkserver").set_forkserver_preload(
@@ -109,10 +109,11 @@ def sweep(
 
 
 def _rows(names: Iterable[str], pool: Executor, jobs: int, checks: tuple[str, ...], limit: float) -> Iterator[Row]:
-    "A row as each is done, with as many under way as there are jobs: the next names may take time to be found."
+    """Give a row as soon as an arch is done. As many archs run at once as there are jobs. The names are taken one by
+    one, as the next name may take time to find."""
     under_way: set[Future[Row]] = set()
     for name in names:
-        under_way.add(pool.submit(watched, name, checks, limit))
+        under_way.add(pool.submit(watch, name, checks, limit))
         if len(under_way) == jobs:
             done, under_way = wait(under_way, return_when=FIRST_COMPLETED)
             yield from (future.result() for future in done)
@@ -120,7 +121,7 @@ def _rows(names: Iterable[str], pool: Executor, jobs: int, checks: tuple[str, ..
 
 
 def read(path: Path) -> list[Row]:
-    "The rows that there are."
+    "Read the rows that the CSV has."
     if not path.exists():
         return []
     with path.open(newline="") as f:
@@ -128,7 +129,7 @@ def read(path: Path) -> list[Row]:
 
 
 def main() -> None:
-    "The command."
+    "Run the command."
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("patterns", nargs="*", default=["*"])
     parser.add_argument("--jobs", type=int, default=2, help="processes")

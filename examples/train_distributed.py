@@ -2,11 +2,11 @@
 
     torchrun --standalone --nproc-per-node 2 examples/train_distributed.py --strategy UPGrad
 
-On two nodes, the same on each of them, the first one's name as the meeting place:
+On two nodes, run the same command on each. The name of the first node is the meeting place:
 
     torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint node1:29500 examples/train_distributed.py
 
-`--path` is a folder that all nodes see. Without `torchrun` it trains in one process."""
+`--path` is a folder that all nodes see. Without `torchrun` the script trains in one process."""
 
 import os
 from argparse import ArgumentParser, Namespace
@@ -22,7 +22,7 @@ TARGETS = ("digit", "tags", "ink", "centre", "box")
 
 
 def options() -> Namespace:
-    "What is asked for on the command line."
+    "Read the options of the command line."
     parser = ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--strategy", default="sum", help="sum, disjoint, or a scalarizer or aggregator of TorchJD")
     parser.add_argument("--over", default="body", choices=("body", "taps"), help="what an aggregator balances")
@@ -39,8 +39,8 @@ def options() -> Namespace:
 def strategy(
     name: str,  # 'sum', 'disjoint', or a class of torchjd.scalarization or torchjd.aggregation
     over: str,  # 'body' or 'taps', for an aggregator
-) -> object:  # what `multihead_learner` takes
-    "The strategy of a name."
+) -> object:  # for `multihead_learner`
+    "Make the strategy of a name."
     if name in ("sum", "disjoint"):
         return Disjoint() if name == "disjoint" else None
     if hasattr(aggregation, name):
@@ -49,7 +49,7 @@ def strategy(
 
 
 def main(args: Namespace) -> None:
-    "Trains, and prints the best epoch's losses and metrics."
+    "Train, and print the best epoch's losses and metrics."
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     set_seed(0)

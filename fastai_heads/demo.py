@@ -1,4 +1,4 @@
-"""The main job on real digits: five targets, one body, one learner; the table, the figures and the pictures."""
+"""The main job on real digits: five targets, one body, one learner. It gives a table, figures and pictures."""
 
 import time
 from pathlib import Path
@@ -23,7 +23,7 @@ def demo(
     scenes: int = 2400,  # four fifths of them to train on
     seed: int = 0,  # of the scenes, the weights and the batches
 ) -> MultiHeadLearner:  # trained
-    "Trains digit, tags, ink, centre and box together from scratch, prints what it reached and writes the pictures."
+    "Train digit, tags, ink, centre and box together from scratch. Print the results and write the pictures."
     set_seed(seed, reproducible=True)
     dls = digits_dls(TARGETS, bs=BATCH, path=out / "scenes", n=scenes, seed=seed)
     learn = multihead_learner(dls, ARCH, pretrained=False, path=out)
@@ -31,14 +31,14 @@ def demo(
     start = time.perf_counter()
     learn.fit_one_cycle(epochs, LR)
     print(f"\n{epochs} epochs in {time.perf_counter() - start:.0f} s", end="\n\n")
-    print(_reached(learn), end="\n\n")
-    for picture in _pictures(learn, out):
+    print(_make_table(learn), end="\n\n")
+    for picture in _write_pictures(learn, out):
         print(f"wrote {picture}")
     return learn
 
 
-def _reached(learn: MultiHeadLearner) -> str:
-    "Every head's validation loss and metrics after the last epoch."
+def _make_table(learn: MultiHeadLearner) -> str:
+    "Write a table of every head's validation loss and metrics after the last epoch."
     last = dict(zip(learn.recorder.metric_names[1:], learn.recorder.values[-1]))
     rows = [("head", "loss", "metric", "")]
     for name in learn.heads:
@@ -48,8 +48,8 @@ def _reached(learn: MultiHeadLearner) -> str:
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in rows)
 
 
-def _pictures(learn: MultiHeadLearner, out: Path) -> list[Path]:
-    "The predictions on validation images, and the curves of every head."
+def _write_pictures(learn: MultiHeadLearner, out: Path) -> list[Path]:
+    "Write pictures of the predictions on validation images, and of the curves of every head."
     drawn = {"results.png": learn.show_results(max_n=9, shuffle=False), "losses.png": plot_losses(learn.recorder)}
     for name, figure in drawn.items():
         figure.savefig(out / name, dpi=110)

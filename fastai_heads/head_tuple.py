@@ -1,4 +1,4 @@
-"""A tuple with a value per head, that also answers by name."""
+"""A tuple with a value per head, which also answers by name."""
 
 from collections.abc import Iterable, Iterator
 from html import escape
@@ -8,14 +8,14 @@ from fastai_heads.errors import HeadsError, unknown
 
 __all__ = ["HeadTuple"]
 
-_SHOWN = 16  # numbers of a tensor that are written out
+_SHOWN = 16  # most numbers of a tensor that are written out
 
 
 class HeadTuple(tuple):
     """One value per head, in head order: `preds[0]`, `preds.digit` and `preds['digit']` are the same.
 
-    It is put on answers at the edge; inside fastai's loop predictions are plain tuples. What fastai makes of one by
-    `type(x)([…])`, as in `to_np(preds)`, is a plain tuple, too."""
+    The answers that a user gets are of this class. Inside fastai's loop predictions are plain tuples. Where fastai
+    makes a new tuple by `type(x)([…])`, as in `to_np(preds)`, that is a plain tuple, too."""
 
     names: tuple[str, ...]  # the heads, in order
 
@@ -51,31 +51,31 @@ class HeadTuple(tuple):
         return [*super().__dir__(), *self.names]
 
     def asdict(self) -> dict[str, Any]:
-        "The same as a dictionary."
+        "Return the same values as a dictionary."
         return dict(zip(self.names, self))
 
     def pairs(self) -> Iterator[tuple[str, Any]]:
-        "(name, value), in head order."
+        "Iterate over (name, value), in head order."
         return zip(self.names, self)
 
     def _repr_html_(self) -> str:
-        "A table in Jupyter: each value, or of large tensors the shape."
-        rows = "".join(f"<tr><th>{escape(n)}</th><td>{escape(_said(v))}</td></tr>" for n, v in self.pairs())
+        "Make a table for Jupyter. It holds each value; of a large tensor it holds the shape."
+        rows = "".join(f"<tr><th>{escape(n)}</th><td>{escape(_say(v))}</td></tr>" for n, v in self.pairs())
         return f"<table>{rows}</table>"
 
     def __repr__(self) -> str:
         return "(" + ", ".join(f"{name}={value!r}" for name, value in self.pairs()) + ")"
 
 
-def _said(value: Any) -> str:
-    "A value, in short where it is a large array."
+def _say(value: Any) -> str:
+    "Write a value as text. Of a large array it says only type and shape."
     if getattr(value, "shape", None) is None or not hasattr(value, "tolist"):
         return str(value)
     kind = f"{type(value).__name__} {' × '.join(map(str, value.shape)) or 'of one number'}, {value.dtype}"
-    return f"{_rounded(value.tolist())} ({kind})" if value.nbytes // value.itemsize <= _SHOWN else kind
+    return f"{_round(value.tolist())} ({kind})" if value.nbytes // value.itemsize <= _SHOWN else kind
 
 
-def _rounded(numbers: Any) -> str:
+def _round(numbers: Any) -> str:
     if isinstance(numbers, list):
-        return f"[{', '.join(map(_rounded, numbers))}]"
+        return f"[{', '.join(map(_round, numbers))}]"
     return f"{numbers:.4g}" if isinstance(numbers, float) else str(numbers)

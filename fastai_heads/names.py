@@ -1,4 +1,4 @@
-"""Which names a head may have, and how one is made from a column."""
+"""The names that a head may have, and a name for a column."""
 
 import keyword
 import re
@@ -11,7 +11,7 @@ from fastai_heads.errors import HeadsError, unknown
 
 __all__ = ["check_name", "names_in", "usable_name"]
 
-# what `preds.<name>`, `learn.heads.<name>` and a module already mean
+# names that already mean something in `preds.<name>`, `learn.heads.<name>` and a module
 _TAKEN = frozenset(dir(tuple)) | frozenset(dir(dict)) | frozenset(dir(nn.Module()))
 _TAKEN |= {"names", "asdict", "pairs", "deciding", "_place", "_by_name"}
 
@@ -19,8 +19,8 @@ _TAKEN |= {"names", "asdict", "pairs", "deciding", "_place", "_by_name"}
 def usable_name(
     raw: object,  # a column, or any text
     others: Collection[str] = (),  # names in use already
-) -> str:  # an identifier that shadows nothing
-    "A head's name from a column's: 'eye colour' → 'eye_colour', 'count' → 'count_', a second 'age' → 'age_2'."
+) -> str:  # an identifier that hides nothing
+    "Make a head's name of a column's: 'eye colour' → 'eye_colour', 'count' → 'count_', a second 'age' → 'age_2'."
     text = re.sub(r"\W+", "_", normalize("NFKC", str(raw)))  # as Python reads names; 'cm²' becomes 'cm2'
     name = "".join(c for c in text if f"_{c}".isidentifier()).strip("_") or "target"
     name = name if name.isidentifier() else f"_{name}"
@@ -31,10 +31,10 @@ def usable_name(
 
 
 def check_name(
-    name: object,  # what the user calls a head
-    what: str = "heads",  # the parameter it stands in
+    name: object,  # the user's name for a head
+    what: str = "heads",  # the parameter that holds it
 ) -> str:  # the name
-    "Refuse a name that is no identifier, or that means something already where heads are reached by attribute."
+    "Refuse a name that is no identifier, and a name that is taken: heads are reached by attribute."
     if isinstance(name, str) and name.isidentifier() and name not in _TAKEN and not keyword.iskeyword(name):
         return name
     why = "is not an identifier" if not (isinstance(name, str) and name.isidentifier()) else "is taken"

@@ -1,4 +1,4 @@
-"""What every test stands on: one thread, no screen, no home folder, its own seed, no open figure."""
+"""The ground of every test: one thread, no screen, no home folder, its own seed, no open figure."""
 
 import os
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-# before torch and matplotlib are imported; the processes that a test starts inherit it
+# set before torch and matplotlib are imported; the processes that a test starts inherit it
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
 
@@ -18,7 +18,7 @@ from fastai.torch_core import set_seed
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    "Gives the run a home of its own, which xdist's workers inherit."
+    "Give the run a home of its own. xdist's workers inherit it."
     if hasattr(config, "workerinput"):
         return
     home = tempfile.TemporaryDirectory(prefix="fastai_heads_tests_")
@@ -31,7 +31,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    "Takes addresses out of what `ids=str` gives (`<function f at 0x7f…>`), or xdist's workers find different tests."
+    """Take addresses out of the names that `ids=str` gives (`<function f at 0x7f…>`), else xdist's workers find
+    different tests."""
     parametrize = metafunc.parametrize
 
     def without_addresses(*args, ids=None, **kwargs):
@@ -47,31 +48,31 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    "A test marked `gpu` waits for a machine that has one."
+    "Skip a test marked `gpu` on a machine without one."
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
 
 
 def seed_by(name: str) -> None:
-    "Seeds Python, numpy and torch by a name: other names give other numbers."
+    "Seed Python, numpy and torch by a name. Other names give other numbers."
     set_seed(zlib.crc32(name.encode()))
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_fixture_setup(fixturedef: pytest.FixtureDef) -> None:
-    "A fixture is the same whichever test asks for it first."
+    "Seed a fixture by its name, so that it is the same for whichever test asks first."
     seed_by(fixturedef.argname)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_call(item: pytest.Item) -> None:
-    "A test is the same whatever ran before it."
+    "Seed a test by its name, so that it is the same whatever ran before it."
     seed_by(item.nodeid)
 
 
 @pytest.fixture(autouse=True)
 def _no_figure_left():
-    "Closes what a test has drawn."
+    "Close the figures that a test has drawn."
     yield
     plt.close("all")
 
@@ -81,7 +82,7 @@ def torch_home(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Path:  # an empty folder in which torch looks for pretrained weights and keeps them
-    "A home for torch's weights that is this test's alone."
+    "Make a home for torch's weights that belongs to this test alone."
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     (tmp_path / "torch").mkdir()
     return tmp_path / "torch"

@@ -1,9 +1,10 @@
-"""The package as a whole: who imports whom, what importing it changes (nothing), what it makes public."""
+"""The package as a whole: who imports whom, what importing it changes (nothing), what is public, its docstrings."""
 
 import ast
 import dataclasses
 import inspect
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -46,7 +47,7 @@ class Import(NamedTuple):
 
 
 def module_name(path: Path) -> str:
-    "`fastai_heads.heads` of fastai_heads/heads/__init__.py, `fastai_heads.model` of fastai_heads/model.py."
+    "Name a file's module: `fastai_heads.heads` for fastai_heads/heads/__init__.py."
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -57,7 +58,7 @@ PACKAGES = {name for name, path in FILES.items() if path.stem == "__init__"}
 
 
 def imports_in(node: ast.AST, when: str = "import") -> Iterator[Import]:
-    "Every import below a node, of this package only."
+    "List every import below a node."
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Import):
             yield from (Import(child.lineno, a.name, None, when) for a in child.names)
@@ -73,24 +74,24 @@ def imports_in(node: ast.AST, when: str = "import") -> Iterator[Import]:
 
 
 def ours(module: str) -> bool:
-    "Whether a module, as it is written in an import, is this package's."
+    "Tell whether a module, as it is written in an import, is this package's."
     return module.startswith(".") or module.split(".")[0] == PACKAGE
 
 
 def imported(entry: Import) -> str:
-    "The module that an import executes: `from fastai_heads.heads import pooled` is about fastai_heads.heads.pooled."
+    "Name the module that an import executes: `from fastai_heads.heads import pooled` is of fastai_heads.heads.pooled."
     whole = f"{entry.module}.{entry.name}"
     return whole if whole in FILES else entry.module
 
 
 def layer_of(module: str) -> str:
-    "The file or folder directly under fastai_heads/ to which a module belongs."
+    "Name the file or folder directly under fastai_heads/ to which a module belongs."
     parts = module.split(".")
     return parts[1] if len(parts) > 1 else "__init__"
 
 
 def our_imports() -> Iterator[tuple[str, Import]]:
-    "(module, import) for every import of this package by itself."
+    "List (module, import) for every import of this package by itself."
     for module, tree in TREES.items():
         yield from ((module, entry) for entry in imports_in(tree) if ours(entry.module))
 
@@ -126,7 +127,7 @@ def test_imports_follow_the_layers():
 
 
 def executed(module: str) -> set[str]:
-    "The modules of this package that importing one executes, not counting the packages it lies in."
+    "List the modules of this package that importing one executes. The packages that it lies in do not count."
     direct = {imported(e) for e in imports_in(TREES[module]) if ours(e.module) and e.when == "import"}
     parents = {name.rsplit(".", n)[0] for name in direct for n in range(1, name.count("."))}
     return {m for m in direct | parents if m in FILES and not f"{module}.".startswith(f"{m}.")}
@@ -166,12 +167,12 @@ THEIRS = ("fastai", "fastcore", "fasttransform", "fastprogress", "plum")
 
 
 def state(value):
-    "What has to stay: the object, and for a dispatched function its methods."
+    "Return what has to stay: the object, and for a dispatched function its methods."
     return (id(value), len(value.methods)) if isinstance(value, Function) else id(value)
 
 
 def snapshot(modules):
-    "Every global of some modules and every attribute of the classes among them."
+    "Collect every global of some modules, and every attribute of the classes among them."
     found = {}
     for module in modules:
         for name, value in list(vars(module).items()):
@@ -208,7 +209,7 @@ print(json.dumps({"seen": len(before), "changed": changed, "shadowed": shadowed}
 
 @pytest.fixture(scope="module")
 def probed() -> dict:
-    "What importing the package changed for everybody else."
+    "Import the package in a process of its own, and say what that changed for everybody else."
     answer = subprocess.run([sys.executable, "-c", PROBE], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert answer.returncode == 0, answer.stderr
     return json.loads(answer.stdout.splitlines()[-1])
@@ -224,7 +225,7 @@ def test_no_public_name_shadows_fastai(probed: dict):
 
 
 def untyped(function: object) -> list[str]:
-    "The parameters of a function that say nothing of their type, `return` among them."
+    "List the parameters of a function that have no type, `return` among them."
     signature = inspect.signature(function)
     empty = [p.name for p in signature.parameters.values() if p.annotation is p.empty and p.name != "self"]
     is_init = getattr(function, "__name__", "") == "__init__"
@@ -232,7 +233,7 @@ def untyped(function: object) -> list[str]:
 
 
 def defined_here(value: object) -> bool:
-    "Whether a class or a function is this package's own."
+    "Tell whether a class or a function is this package's own."
     return (getattr(value, "__module__", None) or "").split(".")[0] == PACKAGE
 
 
@@ -253,3 +254,82 @@ def test_public_names_are_documented_and_typed():
             bad += [f"{name}({p}) has no type" for p in untyped(value)]
     assert not bad
     assert len(set(fastai_heads.__all__)) == len(fastai_heads.__all__)
+
+
+NO_VERB = re.compile(
+    r"(the|a|an|what|whether|how|one|why|which|every|all|as|of|where|that|each|in|from|no)\b", re.IGNORECASE
+)
+# Files in which some docstrings do not begin with a verb yet. Take out a file when it is done, and add none.
+NO_VERBS_YET = (
+    "fastai_heads/archs/points.py",
+    "fastai_heads/archs/probe.py",
+    "fastai_heads/archs/proof.py",
+    "fastai_heads/archs/surgery.py",
+    "fastai_heads/archs/timm_zoo.py",
+    "fastai_heads/archs/traced.py",
+    "fastai_heads/body.py",
+    "fastai_heads/compare/runs.py",
+    "fastai_heads/compare/single.py",
+    "fastai_heads/compare/table.py",
+    "fastai_heads/data/bbox_blocks.py",
+    "fastai_heads/data/blocks.py",
+    "fastai_heads/data/box_items.py",
+    "fastai_heads/data/detection.py",
+    "fastai_heads/data/in_image.py",
+    "fastai_heads/data/missing.py",
+    "fastai_heads/data/partial.py",
+    "fastai_heads/data/targets.py",
+    "fastai_heads/errors.py",
+    "fastai_heads/heads/classification.py",
+    "fastai_heads/heads/custom.py",
+    "fastai_heads/heads/defaults.py",
+    "fastai_heads/heads/detection.py",
+    "fastai_heads/heads/mask_metrics.py",
+    "fastai_heads/heads/multilabel.py",
+    "fastai_heads/heads/pooled.py",
+    "fastai_heads/heads/regression.py",
+    "fastai_heads/heads/segmentation.py",
+    "fastai_heads/heads/spec.py",
+    "fastai_heads/learner/editing.py",
+    "fastai_heads/learner/factory.py",
+    "fastai_heads/learner/gather.py",
+    "fastai_heads/learner/guards.py",
+    "fastai_heads/learner/head_view.py",
+    "fastai_heads/learner/learner.py",
+    "fastai_heads/learner/predictions.py",
+    "fastai_heads/learner/resolve.py",
+    "fastai_heads/learner/weights.py",
+    "fastai_heads/model.py",
+    "fastai_heads/training/bound.py",
+    "fastai_heads/training/distributed.py",
+    "fastai_heads/training/joint.py",
+    "fastai_heads/training/loss.py",
+    "fastai_heads/training/metrics.py",
+    "fastai_heads/training/mixing.py",
+    "fastai_heads/training/optimizer.py",
+    "fastai_heads/training/recorder.py",
+    "fastai_heads/view/interpret.py",
+    "fastai_heads/view/layout.py",
+    "fastai_heads/view/show.py",
+)
+
+
+def docstrings(path: Path) -> Iterator[tuple[ast.FunctionDef, str]]:
+    "List (function, docstring). A property does not count, as its docstring names what it is."
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or node.name.startswith("__"):
+            continue
+        text = ast.get_docstring(node)
+        if text and not any("property" in ast.unparse(decorator) for decorator in node.decorator_list):
+            yield node, text
+
+
+def told_files() -> list[Path]:
+    "List the files whose docstrings begin with a verb: the package and what is run beside it."
+    files = [path for folder in (PACKAGE, "benchmarks", "examples", ".ci") for path in (ROOT / folder).rglob("*.py")]
+    return sorted(path for path in files if not path.relative_to(ROOT).as_posix().startswith(NO_VERBS_YET))
+
+
+@pytest.mark.parametrize("path", told_files(), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_docstrings_of_functions_begin_with_a_verb(path: Path):
+    assert [f"{node.name}, line {node.lineno}: {text}" for node, text in docstrings(path) if NO_VERB.match(text)] == []

@@ -1,4 +1,4 @@
-"""The names that the sweep runs, where they are found, and in which order."""
+"""The names that the sweep runs, their zoos and their order."""
 
 import warnings
 from collections.abc import Iterable, Iterator
@@ -18,14 +18,14 @@ __all__ = ["every_name", "family_name", "in_turn", "size_of", "zoo_of"]
 
 
 def every_name() -> list[str]:
-    "All names, and torchvision's once more where timm has the same."
+    "List all names. A name of torchvision that timm also has comes a second time, with 'torchvision:' before it."
     own = list_models(module=models)
     return sorted({*list_archs(), *(f"torchvision:{n}" for n in own if timm.is_model(n))})
 
 
 def in_turn(names: Iterable[str]) -> Iterator[str]:
-    """One arch of every family, then the rest of torchvision and fastai, then the rest of timm; of each the smallest
-    first."""
+    """Order names: one arch of every family, then the rest of torchvision and fastai, then the rest of timm. Each part
+    begins with the smallest arch."""
     ranks: tuple[list[str], ...] = ([], [], [])
     first = {*SMALLEST.values(), *SMALLEST_TORCHVISION.values()}
     first |= {f"torchvision:{n}" for n in SMALLEST_TORCHVISION.values()}
@@ -36,27 +36,27 @@ def in_turn(names: Iterable[str]) -> Iterator[str]:
 
 
 def zoo_of(name: str) -> str:
-    "The zoo that a name of the sweep is found in."
+    "Find the zoo of a name of the sweep."
     row = arch_by_name(name.rpartition(":")[2])
     return row.zoo if row and (":" in name or not timm.is_model(name)) else "timm"
 
 
 def family_name(name: str) -> str:
-    "The module of its zoo that a name stands in."
+    "Find the module of its zoo that has a name."
     if zoo_of(name) == "timm":
         return _timm_modules()[name]
     return arch_by_name(name.rpartition(":")[2]).build.__module__.rpartition(".")[2]
 
 
 def size_of(name: str) -> float:
-    "The numbers in its parameters, counted on the meta device; 0 where that cannot be built."
+    "Count the numbers in its parameters on the meta device. They are 0 where the arch cannot be built there."
     try:
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             plain = name.rpartition(":")[2]
             timms = zoo_of(name) == "timm"
             net = timm.create_model(name) if timms else arch_by_name(plain).build(**BUILD_ARGS.get(plain, {}))
-    except Exception:  # the sweep says what is wrong with it
+    except Exception:  # the sweep reports the error
         return 0.0
     return float(sum(p.numel() for p in net.parameters()))
 

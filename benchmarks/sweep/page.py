@@ -1,4 +1,4 @@
-"""The rows of the sweep as a page: what has run, by family and by check, and what it found."""
+"""The rows of the sweep as a page: the archs that have run, by family and by check, and the results."""
 
 import re
 from collections import Counter, defaultdict
@@ -11,12 +11,12 @@ __all__ = ["Place", "page"]
 
 Row = Mapping[str, str]
 STOCK = ("right", "lost", "raised")
-"What stock fastai's cut can come to."
+"The results that stock fastai's cut can have."
 
 
 @dataclass(frozen=True)
 class Place:
-    "Where a name stands."
+    "The place of a name in its zoo."
 
     zoo: str
     family: str  # the module of its zoo
@@ -24,11 +24,12 @@ class Place:
 
 def page(
     rows: Sequence[Row],  # of the CSV
-    stock: Sequence[Row],  # of what stock fastai did
-    places: Mapping[str, Place],  # of all names that there are to run
-    checks: Sequence[str],  # names of the CSV's cells that are results
+    stock: Sequence[Row],  # of stock fastai's results
+    places: Mapping[str, Place],  # of all names that can be run
+    checks: Sequence[str],  # names of the CSV's columns that hold results
 ) -> str:  # Markdown
-    "Counts by zoo, by check and by family; faults, claims that are not made, and what has not run, by name."
+    """Write the page: counts by zoo, by check and by family; then, by name, faults, claims that are not made, and
+    names that have not run."""
     known = [r for r in rows if r["arch"] in places]
     faulty = [r for r in known if _faults(r, checks)]
     whole = sum(all(r[c] == OK for c in checks) for r in known)
@@ -70,7 +71,7 @@ def _by_zoo(rows: Sequence[Row], places: Mapping[str, Place], checks: Sequence[s
 def _against_stock(
     rows: Sequence[Row], stock: Sequence[Row], places: Mapping[str, Place], checks: Sequence[str]
 ) -> list[str]:
-    "By family: what stock fastai's cut did to the archs that were tried, and what the checks say of ours."
+    "Compare by family: what stock fastai's cut did to the archs that were tried, and what our checks found."
     theirs: dict[Place, Counter[str]] = defaultdict(Counter)
     for row in stock:
         if row["arch"] in places and row["verdict"] in STOCK:
@@ -91,7 +92,7 @@ def _against_stock(
 
 
 _NUMBERS = re.compile(r"(?<= )\d+(?= )|(?<= )\d+$")
-"Numbers in an error, which differ by the arch."
+"Numbers in an error. They differ from arch to arch."
 _STOCK_TEXT = (
     "What `fastai.vision.learner.create_body` (fastai 2.8.12) did: cut right, lost trained layers or an operation "
     "without a word, or raised. Each arch that was tried has a row in [stock_fastai.csv](stock_fastai.csv); "
@@ -118,7 +119,7 @@ def _by_check(rows: Sequence[Row], checks: Sequence[str]) -> list[str]:
 
 
 def _by_family(rows: Sequence[Row], places: Mapping[str, Place], checks: Sequence[str]) -> list[str]:
-    "A cell is 'ok', or the numbers of archs by result."
+    "Write a row per family. A cell holds one number where all archs are ok, else the numbers of archs by result."
     families: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows:
         place = places[row["arch"]]
@@ -135,7 +136,7 @@ def _by_family(rows: Sequence[Row], places: Mapping[str, Place], checks: Sequenc
 
 
 def _by_name(title: str, pairs: Iterable[tuple[str, str]], level: int = 2) -> list[str]:
-    "A line per reason with the archs that it holds for."
+    "Write a line per reason, with the archs that it holds for."
     found: dict[str, list[str]] = defaultdict(list)
     for why, arch in pairs:
         found[why].append(arch)

@@ -28,7 +28,7 @@ def random_dls(
     side: int,  # of the images
     bs: int = 2,  # images in the one batch of the training set
 ) -> DataLoaders:  # with a class and a number to predict
-    "Random images in one batch for training and one for validation."
+    "Make random images in one batch for training and one for validation."
     images = torch.rand(2 * bs, n_in, side, side)
     values = torch.linspace(-1, 1, 2 * bs).tolist()
     kind, value = (lambda i: i % 2), (lambda i: values[i])
@@ -38,7 +38,8 @@ def random_dls(
 
 
 def training_step(case: Case) -> str:
-    "After one step with a class from `features` and a number from an inner tap, body and both heads have changed."
+    """Check that one step changes the body and both heads. One predicts a class from `features`, the other a number
+    from an inner tap."""
     inner = next((t for t in reversed(case.ends()) if t not in (FEATURES, PRE_LOGITS)), FEATURES)
     body = case.body([inner, FEATURES])
     heads = {"kind": ClassificationHead(target=0, tap=FEATURES), "value": RegressionHead(target=1, tap=inner)}
@@ -50,11 +51,11 @@ def training_step(case: Case) -> str:
     learn.fit(1, 1e-2)
     if len(learn.recorder.losses) != 1 or not learn.recorder.losses[0].isfinite():
         return f"losses {learn.recorder.losses}"
-    return _unmoved(learn.model, before)
+    return _find_unmoved(learn.model, before)
 
 
-def _unmoved(model: nn.Sequential, before: list[dict[str, torch.Tensor]]) -> str:
-    "What the step left as it was, '' if body and heads have all moved."
+def _find_unmoved(model: nn.Sequential, before: list[dict[str, torch.Tensor]]) -> str:
+    "Say which part a step left as it was. The answer is '' if the body and the heads have all changed."
     for module, old in zip(model, before, strict=True):
         new = dict(module.named_parameters())
         fixed = [k for k, p in new.items() if p.requires_grad and torch.equal(p, old[k])]

@@ -6,16 +6,16 @@ from torch import Tensor, nn
 from fastai_heads.archs.surgery import get_path
 from fastai_heads.errors import HeadsError
 
-__all__ = ["adapt_input", "adapted_weight", "first_conv"]
+__all__ = ["adapt_input", "adapt_weight", "first_conv"]
 
 
-def adapted_weight(
+def adapt_weight(
     weight: Tensor,  # (out, 3, height, width) of the pretrained layer
     n_in: int,  # channels of the image
 ) -> Tensor:  # (out, n_in, height, width)
-    """The pretrained weight for another number of channels, fastai's way: one channel gets the sum over the three
-    (so that a grey image gives what three equal channels gave), two get the first two by 1.5, more get the three
-    and zeros. Source: `fastai.vision.learner._load_pretrained_weights`."""
+    """Adapt the pretrained weight to another number of channels, as fastai does. One channel gets the sum of the
+    three: a grey image then gives what three equal channels gave. Two channels get the first two times 1.5. More
+    channels get the three, and zeros. Source: `fastai.vision.learner._load_pretrained_weights`."""
     if n_in == 1:
         return weight.sum(dim=1, keepdim=True)
     if n_in == 2:
@@ -25,17 +25,17 @@ def adapted_weight(
 
 
 def first_conv(net: nn.Module) -> tuple[str, nn.Conv2d] | None:
-    "Path and module of the first convolution, None where there is none."
+    "Find the path and the module of the first convolution. It is None if there is no convolution."
     return next(((path, m) for path, m in net.named_modules() if isinstance(m, nn.Conv2d)), None)
 
 
 def adapt_input(
     net: nn.Module,  # changed in place
     n_in: int,  # channels of the image
-    pretrained: bool,  # whether the first layer's weights are worth keeping
+    pretrained: bool,  # keep the first layer's weights, adapted
     name: str = "arch",  # for messages
 ) -> None:
-    "Replaces the first convolution by one that takes `n_in` channels."
+    "Replace the first convolution by one that takes `n_in` channels."
     found = first_conv(net)
     if found is None:
         raise HeadsError(f"`n_in={n_in}`: {name} has no convolution that could be adapted to other channels.")
@@ -47,18 +47,18 @@ def adapt_input(
             f"`n_in={n_in}`: only a first layer of 3 channels in one group can be adapted; "
             f"{path!r} of {name} takes {old.in_channels} in {old.groups}."
         )
-    new = _wider(old, n_in)
+    new = _widen(old, n_in)
     if pretrained:
         with torch.no_grad():
-            new.weight.copy_(adapted_weight(old.weight, n_in))
+            new.weight.copy_(adapt_weight(old.weight, n_in))
             if old.bias is not None:
                 new.bias.copy_(old.bias)
     parent, _, last = path.rpartition(".")
     setattr(get_path(net, parent), last, new)
 
 
-def _wider(conv: nn.Conv2d, n_in: int) -> nn.Conv2d:
-    "The same convolution for `n_in` channels, of the same class where that class takes the same arguments."
+def _widen(conv: nn.Conv2d, n_in: int) -> nn.Conv2d:
+    "Make a plain convolution for `n_in` channels. All its other settings are those of the old one."
     new = nn.Conv2d(
         n_in,
         conv.out_channels,

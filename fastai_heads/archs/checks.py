@@ -1,4 +1,4 @@
-"""What is claimed of every arch, checked on one: what the sweep over both zoos and the tests run."""
+"""The claims that hold for every arch, as checks of one arch. The sweep over the zoos and the tests run them."""
 
 import copy
 import math
@@ -22,35 +22,35 @@ from fastai_heads.archs.timm_rows import NOT_EXPORTED, RESIZED
 __all__ = ["CHECKS", "FAULT", "NOT_RUN", "OK", "Case", "NotRun", "Report", "check_arch"]
 
 OK, FAULT, NOT_RUN = "ok", "fault", "not run"
-"What a check came to; the last two may be followed by a colon and a reason."
+"The results of a check. A colon and a reason may follow the last two."
 LARGE = 300_000_000
-"Numbers of parameters above which shapes are checked on the meta device, and values in a smaller configuration."
+"With more parameters, shapes are checked on the meta device and values in a smaller configuration."
 ON_META = ("shapes", "second_size")
 "The checks that need no values."
 SMALLEST_SIDE = 64
-"Sides of an image below which none is halved to save time."
+"Least side of an image that was halved to save time."
 SIZES_APART = 256
-"Pixels, at least, between the two sizes at which strides are measured."
+"Least difference in pixels between the two sizes at which strides are measured."
 TOLERANCE = 1e-3
-"For the same sums in another order, as a part of the largest value."
+"For the same sums in another order: a part of the largest value."
 LAYOUT_TOLERANCE = 0.1
-"For another memory layout: a wrong one gives other values, a random network (visformer) but magnifies rounding."
+"For another memory layout. A wrong layout gives other values; a random network (visformer) only magnifies rounding."
 
 
 class NotRun(Exception):
-    "Raised by a check of what is not claimed of an arch; its text says why."
+    "Raised by a check if the arch makes no such claim. Its text says why."
 
 
 @dataclass
 class Report:
-    "What one arch showed."
+    "The results of one arch."
 
     arch: str
     zoo: str = ""
     params: int = 0
-    shrunken: str = ""  # the smaller configuration that the values were checked in, '' for the arch itself
+    shrunken: str = ""  # the smaller configuration whose values were checked, '' for the arch itself
     results: dict[str, str] = field(default_factory=dict)  # by check: 'ok', 'fault: …', 'not run', 'not run: …'
-    note: str = ""  # why a claim is not made
+    note: str = ""  # why the arch makes less than all claims
     seconds: float = 0.0
 
     @property
@@ -60,7 +60,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        "Whether every check that ran holds, and at least one ran."
+        "True if every check that ran holds, and at least one ran."
         return not self.faults and OK in self.results.values()
 
 
@@ -78,20 +78,20 @@ class Case:
         return [p.name for p in self.measured.taps]
 
     def body(self, taps: list[str]) -> nn.Module:
-        "A body of a copy of the network."
+        "Make a body of a copy of the network."
         return self.make(replace(self.network, net=copy.deepcopy(self.network.net)), taps, self.measured)
 
     @cached_property
     def every(self) -> dict[str, Tensor]:
-        "What all taps together give, in evaluation mode."
+        "The output of all taps together, in evaluation mode."
         with torch.no_grad():
             return self.body(self.taps).eval()(self.x)
 
     @cached_property
     def little(self) -> Tensor:
-        """Images of half the side where the arch takes them: a quarter of the time for what does not depend on the
-        size, as whether a parameter gets a gradient or a body survives."""
-        side = -(-self.network.size // 64) * 32  # half, in whole cells of the coarsest maps
+        """Images of half the side, where the arch takes them. They need a quarter of the time, for checks that do not
+        depend on the size: whether a parameter gets a gradient, or whether a body survives a copy."""
+        side = -(-self.network.size // 64) * 32  # half, in whole cells of 32 pixels
         shape = (*self.x.shape[:2], side, side)
         if self.network.fixed_size or side >= self.network.size or side < SMALLEST_SIDE:
             return self.x
@@ -102,48 +102,47 @@ class Case:
         return self.x[..., :side, :side].contiguous()
 
     def ends(self) -> list[str]:
-        "The first tap, one half-way, the last map and the vector."
+        "List the first tap, one half-way, the last map and the vector."
         inner = [t for t in self.taps if t not in (FEATURES, PRE_LOGITS)]
         picked = [inner[0], inner[len(inner) // 2], FEATURES, PRE_LOGITS] if inner else [FEATURES, PRE_LOGITS]
         return [t for t in dict.fromkeys(picked) if t in self.taps]
 
 
 def equality(case: Case) -> str:
-    "The arch's own classifier on the taps gives the arch's own logits, bit for bit."
+    "Check that the arch's own classifier, applied to the taps, gives the arch's own logits, bit for bit."
     net = case.network.net
     with torch.no_grad():
         said = logits_from_taps(case.network, {**case.every, INPUT: case.x})
         if said is None:
             raise NotRun(case.network.cut.unproved or case.network.cut.no_vector)
         own = net(case.x)
-        own = own["out"] if isinstance(own, dict) else own  # of a network that gives a mask
+        own = own["out"] if isinstance(own, dict) else own  # a network that gives a mask
     if said.shape != own.shape:
         return f"logits {tuple(said.shape)}, the arch gives {tuple(own.shape)}"
     return "" if torch.equal(said, own) else f"logits differ by {(said - own).abs().max().item():.1e}"
 
 
 def shapes(case: Case) -> str:
-    "Every tap has the declared width and stride; a map has four dimensions and a vector two."
+    "Check that every tap has the declared width and stride, and that a map has four dimensions and a vector two."
     declared = case.measured.taps
     shown = {t: tuple(v.shape) for t, v in case.every.items()}
     found = measure_taps(tuple((p.name, p.module) for p in declared), shown, tuple(case.x.shape), {})
     wrong = [p.name for p, f in zip(declared, found) if p.channels != f.channels]
-    wrong += [
-        p.name for p, f in zip(declared, found) if p.stride != f.stride and shown[p.name][-1] > 1
-    ]  # one cell: any
+    # a map of one cell has no stride to measure
+    wrong += [p.name for p, f in zip(declared, found) if p.stride != f.stride and shown[p.name][-1] > 1]
     wrong += [p.name for p in declared if len(shown[p.name]) != (2 if p.stride is None else 4)]
     return f"width, stride or dimensions of {', '.join(wrong)}" if wrong else ""
 
 
 def second_size(case: Case) -> str:
-    "At a larger size every tap has the same stride, where the arch takes other sizes."
+    "Check that every tap has the same stride at a larger size, where the arch takes other sizes."
     network = case.network
     if network.fixed_size:
         raise NotRun(f"takes {network.fixed_size} pixels only")
     if type(network.net) in RESIZED:
         raise NotRun(RESIZED[type(network.net)])
     whole = math.lcm(*(p.stride or 1 for p in case.measured.taps))
-    side = max(network.size, whole) + whole * math.ceil(SIZES_APART / whole)  # whole cells more of every map
+    side = max(network.size, whole) + whole * math.ceil(SIZES_APART / whole)  # larger by whole cells of every map
     try:
         there = {p.name: p for p in network.cut.measure(network.net, (2, network.n_in, side, side)).taps}
     except (RuntimeError, AssertionError, ValueError) as e:
@@ -153,7 +152,7 @@ def second_size(case: Case) -> str:
 
 
 def one_by_one(case: Case) -> str:
-    "A tap alone, with the rest of the network taken off, gives what it gives among all."
+    "Check that a tap alone, with the rest of the network taken off, gives the same as among all taps."
     with torch.no_grad():
         every = case.body(case.taps).eval()(case.little)
         wrong = [t for t in case.ends() if not torch.equal(case.body([t]).eval()(case.little)[t], every[t])]
@@ -161,7 +160,7 @@ def one_by_one(case: Case) -> str:
 
 
 def gradients(case: Case) -> str:
-    "In training every kept parameter that is not frozen receives a gradient, and belongs to one group."
+    "Check that in training every kept parameter that is not frozen receives a gradient, and belongs to one group."
     for tap in case.ends():
         body = case.body([tap]).train()
         out = body(case.little)[tap].float()
@@ -178,7 +177,7 @@ def gradients(case: Case) -> str:
 
 
 def survival(case: Case) -> str:
-    "Pickle, deepcopy, state_dict, bfloat16 and channels_last."
+    "Check that a body survives pickle, deepcopy, state_dict, channels_last and bfloat16."
     body, x = case.body([FEATURES]).eval(), case.little[:1]
     other = case.body([FEATURES]).eval()
     for t in other.state_dict().values():
@@ -191,51 +190,51 @@ def survival(case: Case) -> str:
             if not torch.equal(again(x)[FEATURES], want):
                 return f"{name} differs"
         there = other.to(memory_format=torch.channels_last)(x.contiguous(memory_format=torch.channels_last))[FEATURES]
-        if _apart(there, want) > LAYOUT_TOLERANCE:
-            return f"channels_last differs by {_apart(there, want):.1e}"
+        if _measure_difference(there, want) > LAYOUT_TOLERANCE:
+            return f"channels_last differs by {_measure_difference(there, want):.1e}"
         half = body.to(torch.bfloat16)(x.to(torch.bfloat16))[FEATURES]
     return "" if half.dtype == torch.bfloat16 and half.shape == want.shape else f"bfloat16 gives {half.dtype}"
 
 
 def export(case: Case) -> str:
-    "`torch.export` gives the same."
+    "Check that `torch.export` gives a program with the same output."
     body, x = case.body([FEATURES]).eval(), case.little[:1]
     with torch.no_grad():
         try:
             program = torch.export.export(body, (x,)).module()
-        except Exception as e:  # whatever it is that torch says of such code
+        except Exception as e:  # torch raises errors of many kinds here
             if type(case.network.net) in NOT_EXPORTED:
                 raise NotRun(NOT_EXPORTED[type(case.network.net)]) from e
             raise
         there, want = program(x)[FEATURES], body(x)[FEATURES]
-    return "" if _apart(there, want) <= TOLERANCE else f"differs by {_apart(there, want):.1e}"
+    return "" if _measure_difference(there, want) <= TOLERANCE else f"differs by {_measure_difference(there, want):.1e}"
 
 
-def _apart(there: Tensor, want: Tensor) -> float:
-    "The largest difference as a part of the largest value."
+def _measure_difference(there: Tensor, want: Tensor) -> float:
+    "Measure the largest difference, as a part of the largest value."
     return ((there - want).abs().max() / want.abs().max().clamp_min(1e-12)).item()
 
 
 CHECKS: dict[str, Callable[[Case], str]] = {
     c.__name__: c for c in (equality, shapes, second_size, one_by_one, gradients, survival, export)
 }
-"By name, in the order in which they run."
+"The checks by name, in the order in which they run."
 
 
 def check_arch(
     name: str,  # of any zoo
     make: Callable[[Network, list[str], Measured], nn.Module],  # `ImageBody`
-    checks: Mapping[str, Callable[[Case], str]] = CHECKS,  # which to run: a fault, or '' if the claim holds
+    checks: Mapping[str, Callable[[Case], str]] = CHECKS,  # to run; each returns a fault, or '' for none
     batch: int = 2,  # images
-    tell: Callable[[Report], object] = lambda report: None,  # is called with the report after each check
-    shrink: bool = False,  # take the smaller configuration where there is one, however large the arch is
+    tell: Callable[[Report], object] = lambda report: None,  # called with the report after each check
+    shrink: bool = False,  # check the smaller configuration, where there is one, of a small arch, too
 ) -> Report:
-    """Runs the checks on a random network of that name; one that raises is a fault, and the rest still runs. Of a large
-    arch the shapes are checked on the meta device and the values in a smaller configuration."""
+    """Run the checks on a random network of that name. A check that raises is a fault, and the rest still run. The
+    shapes of a large arch are checked on the meta device, and its values in a smaller configuration."""
     start = time.perf_counter()
     request = Request(name, pretrained=False)
     whole = find_empty(request)
-    report = _begun(whole, name, checks)
+    report = _begin(whole, name, checks)
     large = report.params > LARGE
     less = smaller(whole) if large or shrink else None
     report.shrunken = str(less or "")
@@ -250,7 +249,7 @@ def check_arch(
     return report
 
 
-def _begun(whole: Network, name: str, checks: Iterable[str]) -> Report:
+def _begin(whole: Network, name: str, checks: Iterable[str]) -> Report:
     return Report(
         name,
         zoo=whole.zoo,
@@ -269,7 +268,7 @@ def _case(network: Network, make: Callable[[Network, list[str], Measured], nn.Mo
 
 
 def _wake(network: Network) -> None:
-    "Random numbers in the classifiers, as some are initialised with zeros and would prove nothing."
+    "Fill the classifiers with random numbers. Some are initialised with zeros and would prove nothing."
     network.net.eval()
     for path in network.cut.classifier:
         part = get_path(network.net, path)
@@ -282,7 +281,7 @@ def _run(check: Callable[[Case], str], case: Case) -> str:
         wrong = check(case)
     except NotRun as e:
         return f"{NOT_RUN}: {e}"
-    except Exception as e:  # a fault of whatever kind is what is looked for
+    except Exception as e:  # an error of any kind is a fault
         text = str(e).strip()
         wrong = f"{type(e).__name__}: {text.splitlines()[0][:200] if text else ''}"
     return f"{FAULT}: {wrong}" if wrong else OK

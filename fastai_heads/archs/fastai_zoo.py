@@ -1,4 +1,4 @@
-"""Cutting fastai's networks."""
+"""Rows and weights of fastai's networks."""
 
 from fastai.vision.models import xresnet
 from fastai.vision.models.xresnet import XResNet
@@ -13,7 +13,8 @@ __all__ = ["BROKEN", "FASTAI", "FASTAI_BUILDERS", "FASTAI_WEIGHTS", "load_fastai
 
 
 def xresnet_steps(net: XResNet) -> tuple[Step, ...]:
-    "Three convolutions, max pool, as many layers as there are, then pool and flatten before dropout and linear."
+    """List the steps: three convolutions, max pool, as many layers as there are, pool, flatten. Dropout and linear are
+    left out."""
     n_layers = len(net) - 8
     layers = (step(str(4 + i), f"layer{i + 1}") for i in range(n_layers - 1))
     last = step(str(3 + n_layers), f"layer{n_layers}", "features")
@@ -34,7 +35,7 @@ FASTAI = (
 "A row per family of fastai's networks."
 
 BROKEN = frozenset({"xsenet154"})
-"Those of fastai's functions that raise whatever they are given: this one leaves out the layers."
+"fastai's functions that always raise. This one leaves out the layers."
 
 FASTAI_BUILDERS = {
     name: getattr(xresnet, name) for name in xresnet.__all__ if name.startswith(("xres", "xse")) and name not in BROKEN
@@ -42,15 +43,15 @@ FASTAI_BUILDERS = {
 "fastai's functions by name."
 
 FASTAI_WEIGHTS = {"xresnet50": "https://s3.amazonaws.com/fast-ai-modelzoo/xrn50_940.pth"}
-"Those for which fastai has weights; its other functions take `pretrained` and drop it, or load the wrong file."
+"The functions for which fastai has weights. The others take `pretrained` and ignore it, or load the wrong file."
 
 
 def load_fastai_weights(
     net: nn.Module,  # built without weights, changed in place
     name: str,  # of its function
 ) -> None:
-    """Loads what fastai's function would load, which passes over keys that do not match without a word; here they are a
-    `HeadsError`."""
+    """Load the weights that fastai's function would load. fastai silently skips keys that do not match; here such keys
+    raise a `HeadsError`."""
     state = load_state_dict_from_url(FASTAI_WEIGHTS[name], map_location="cpu")["model"]
     try:
         missing, unexpected = net.load_state_dict(state, strict=False)

@@ -1,4 +1,4 @@
-"""The registry: every name that can be cut, and how."""
+"""The registry of every name that can be cut."""
 
 import fnmatch
 from collections.abc import Callable
@@ -23,17 +23,17 @@ NO_ARCHS = {
     "detection": "have no single map; a `DetectionHead` reads the levels of any body",
     "optical_flow": "take two images, and a body takes one",
 }
-"Torchvision's modules without an arch, and why."
+"Torchvision's modules without an arch, and the reasons."
 
 
 @dataclass(frozen=True)
 class Arch:
-    "A name of the registry."
+    "One name of the registry."
 
-    name: str  # what a user writes
+    name: str  # the name that a user writes
     zoo: str  # 'torchvision', 'fastai' or 'registered'
     build: Callable[..., nn.Module]  # makes the network
-    mean: tuple[float, ...] | None = None  # normalisation of its weights, where they do not say so themselves
+    mean: tuple[float, ...] | None = None  # normalisation of its weights, if they do not declare it
     std: tuple[float, ...] | None = None
 
 
@@ -42,14 +42,14 @@ _ARCHS: dict[str, Arch] = {}
 
 
 def register_arch(
-    name: str,  # what a user writes
+    name: str,  # the name that a user writes
     build: Callable[..., nn.Module],  # makes the network: build(**arch_kwargs)
-    family: Family | None = None,  # its row; None where its class has one, or to have it traced
+    family: Family | None = None,  # its row; None: its class has a row, or it is traced
     *,
     mean: tuple[float, ...] | None = None,  # normalisation of its weights
     std: tuple[float, ...] | None = None,
 ) -> None:
-    "Adds a name to the registry. A name or a class that is there already raises."
+    "Add a name to the registry. Raises a `HeadsError` if the name or the class is there already."
     _add(Arch(name, "registered", build, mean, std))
     if family is not None and _FAMILIES.setdefault(family.module, family) is not family:
         del _ARCHS[name]
@@ -69,27 +69,27 @@ def _zoo_of(name: str) -> str:
 def list_archs(
     pattern: str = "*",  # as in a shell: 'resnet*'
 ) -> list[str]:  # sorted
-    "Every name that can be cut, of timm, torchvision, fastai and those registered."
+    "List every name that can be cut: those of timm, torchvision and fastai, and those that were registered."
     return sorted(fnmatch.filter({*timm.list_models(), *_ARCHS}, pattern))
 
 
 def arch_by_name(name: str) -> Arch | None:
-    "The row of a name that is not timm's."
+    "Find the row of a name, None if there is none. Names of timm have no row."
     return _ARCHS.get(name)
 
 
 def arch_by_function(build: Callable[..., nn.Module]) -> Arch | None:
-    "The row of a torchvision, fastai or registered function."
+    "Find the row of a torchvision, fastai or registered function, None if there is none."
     return next((a for a in _ARCHS.values() if a.build is build), None)
 
 
 def family_of(net: nn.Module) -> Family | None:
-    "The row of a network's class; a subclass may have other forward code, so that it has none."
+    "Find the row of a network's class, None if there is none. A subclass has none, as its forward code may differ."
     return _FAMILIES.get(type(net))
 
 
 def unknown_arch(name: object) -> HeadsError:
-    "What is said about a name that no zoo has."
+    "Make the error for a name that no zoo has."
     near = did_you_mean(name, list_archs())
     for kind, why in NO_ARCHS.items():
         if name in list_models(module=getattr(models, kind)):

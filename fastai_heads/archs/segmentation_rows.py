@@ -1,4 +1,4 @@
-"""A row per family of torchvision's segmentation networks: the body that its mask's head reads."""
+"""A row per family of torchvision's segmentation networks. The body is the backbone that the mask's head reads."""
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,19 +15,19 @@ NO_VECTOR = "its head gives a mask and reads maps"
 
 
 def backbone_steps(net: nn.Module) -> tuple[Step, ...]:
-    "The layers of the backbone; the blocks, and a stem's activation, are taps."
+    "List the layers of the backbone as steps. The blocks, and the activation of a stem, are taps."
     steps = children(net, "backbone", lambda m: isinstance(m, nn.Sequential | nn.ReLU) or bool(list(m.children())))
     return to_features(steps)
 
 
 def mask(net: FCN | DeepLabV3, taps: dict[str, Tensor]) -> Tensor:
-    "The mask's head on the last map, in the size of the image."
+    "Apply the mask's head to the last map, and resize its answer to the image."
     out = net.classifier(taps[FEATURES])
     return F.interpolate(out, size=taps[INPUT].shape[-2:], mode="bilinear", align_corners=False)
 
 
 def mask_of_two(net: LRASPP, taps: dict[str, Tensor]) -> Tensor:
-    "LR-ASPP's head reads an inner map, too."
+    "Apply LR-ASPP's head, which also reads an inner map, and resize its answer to the image."
     low = next(path for path, key in net.backbone.return_layers.items() if key == "low")
     out = net.classifier({"low": taps[f"backbone.{low}"], "high": taps[FEATURES]})
     return F.interpolate(out, size=taps[INPUT].shape[-2:], mode="bilinear", align_corners=False)
@@ -38,4 +38,4 @@ SEGMENTATION: tuple[Family, ...] = (
     Family(name="deeplabv3", module=DeepLabV3, steps=backbone_steps, classifier=(), no_vector=NO_VECTOR, logits=mask),
     Family(name="lraspp", module=LRASPP, steps=backbone_steps, classifier=(), no_vector=NO_VECTOR, logits=mask_of_two),
 )
-"All of them; a network's row is found by its class."
+"All rows. A network's row is found by its class."

@@ -1,5 +1,5 @@
-"""Smaller configurations of large networks, by class: the same forward code with fewer blocks and narrower layers, in
-which the values of an arch are checked that is too large to be run."""
+"""Smaller configurations of large networks, by class. They have the same forward code with fewer blocks and narrower
+layers. The values of an arch that is too large to run are checked in its smaller configuration."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -91,7 +91,7 @@ STAND_INS: dict[str, str] = {
     "vit_l_32": "vit_b_32",
     "xse_resnet152": "xse_resnet50",
 }
-"A smaller arch of the same class, for those whose own function fixes depth and width."
+"A smaller arch of the same class, for an arch whose own function fixes depth and width."
 
 SHRUNKEN_ARCHS: dict[str, Mapping[str, Any]] = {
     "halonet_h1": {
@@ -116,19 +116,19 @@ SHRUNKEN_ARCHS: dict[str, Mapping[str, Any]] = {
     "vitamin_xlarge_336": {"embed_dim": 1152},
     "vitamin_xlarge_384": {"embed_dim": 1152},
 }
-"Arguments of single archs, over their class's: a number per block, or a width that a stem fixes."
+"Arguments of single archs, which go before those of the class: a number per block, or a width that a stem fixes."
 
 
 @dataclass(frozen=True)
 class Smaller:
-    "A smaller configuration: arguments of the arch's own function, or another arch of its class."
+    "A smaller configuration: other arguments for the arch's own function, or another arch of its class."
 
     arch: str  # a name
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def request(self) -> Request:
-        "How to ask for it."
+        "The request for it."
         return Request(self.arch, pretrained=False, kwargs=dict(self.kwargs))
 
     def __str__(self) -> str:
@@ -138,7 +138,7 @@ class Smaller:
 def smaller(
     network: Network,  # of some zoo
 ) -> Smaller | None:
-    "Its smaller configuration, None where there is none."
+    "Find a network's smaller configuration, None where there is none."
     if network.name in STAND_INS:
         return Smaller(STAND_INS[network.name])
     kwargs = {**SHRUNKEN.get(type(network.net), {}), **SHRUNKEN_ARCHS.get(network.name, {})}

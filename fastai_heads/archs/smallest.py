@@ -1,4 +1,4 @@
-"""The smallest arch of each of timm's modules and of torchvision's families, by which a family is tested."""
+"""The smallest arch of each of timm's modules and of each of torchvision's families. A family is tested by it."""
 
 __all__ = ["SMALLEST", "SMALLEST_TORCHVISION"]
 

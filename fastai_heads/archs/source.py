@@ -1,4 +1,4 @@
-"""From what a user calls an arch to the network, its weights and the way to cut it."""
+"""Find the network that a user names, its weights, and the way to cut it."""
 
 import copy
 import inspect
@@ -25,29 +25,29 @@ from fastai_heads.errors import HeadsError
 __all__ = ["Request", "find_empty", "find_network"]
 
 STANDARD_SIDE = 224
-"Side of the image that an arch is measured at unless it or its weights say otherwise."
+"Side of the image that an arch is measured at, if neither the arch nor its weights declare another."
 TIMM_HOSTS = ("hf-hub", "local-dir")
-"Where timm looks for a network that is named like 'hf-hub:owner/name'."
+"The first part of names like 'hf-hub:owner/name', which tells timm where to look."
 OWN_CHANNELS = 3
-"The default of `n_in`: a network that takes another number keeps that."
+"The default of `n_in`. A network that takes another number of channels keeps it."
 
 
 @dataclass(frozen=True)
 class Request:
-    "What a user asks for."
+    "A user's request for an arch."
 
     arch: str | Callable[..., nn.Module] | nn.Module
     pretrained: bool = True
     weights: Enum | str | None = None
     n_in: int = 3
-    kwargs: dict[str, Any] = field(default_factory=dict)  # for the arch
+    kwargs: dict[str, Any] = field(default_factory=dict)  # arguments for the arch
     empty: bool = False  # on the meta device, without numbers
 
 
 def find_network(
     request: Request,
 ) -> Network:
-    """Finds, builds and describes the network. A name that both timm and torchvision have is timm's, as in fastai;
+    """Find, build and describe the network. A name that both timm and torchvision have is timm's, as in fastai;
     'torchvision:resnet18' is torchvision's."""
     if request.weights is not None and not request.pretrained:
         raise HeadsError(f"`weights={request.weights}` contradicts `pretrained=False`; leave one of the two out.")
@@ -63,7 +63,7 @@ def find_network(
 def find_empty(
     request: Request,
 ) -> Network:
-    "The network without numbers, on the meta device; with numbers if it cannot be built there, as RegNet's init."
+    "Find the network without numbers, on the meta device. Where that fails, as with RegNet, it has numbers."
     try:
         return find_network(replace(request, empty=True))
     except HeadsError as e:
@@ -197,7 +197,7 @@ def _describe(net: nn.Module, name: str, zoo: str, side: int | None = None) -> N
 
 
 def _load(row: Arch, **kwargs: Any) -> nn.Module:
-    "Builds, and says which keys of a checkpoint, or which argument, did not fit."
+    "Build the network. Raises a `HeadsError` that says which keys of a checkpoint, or which argument, did not fit."
     try:
         return row.build(**kwargs)
     except (RuntimeError, TypeError) as e:

@@ -1,4 +1,4 @@
-"""A network as a straight list of named steps: how a family's own forward code reads, as data."""
+"""A network as a straight list of named steps. The list is the family's own forward code, as data."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -20,8 +20,8 @@ class Step:
 
     run: str | Callable[[nn.Module, Tensor], Tensor]  # path of a module, or a function of (net, x)
     taps: tuple[str, ...] = ()  # names under which a head may read its output
-    uses: tuple[str, ...] = ()  # paths of what a function reads from the net
-    seen: Callable[[nn.Module, Tensor], Tensor] | None = None  # how a head sees the output; None: as it is
+    uses: tuple[str, ...] = ()  # paths of everything that a function reads from the net
+    seen: Callable[[nn.Module, Tensor], Tensor] | None = None  # makes what a head sees; None: the output itself
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -30,22 +30,22 @@ class Step:
 
     @property
     def label(self) -> str:
-        "How a person reads it."
+        "Its name for people."
         return self.run if isinstance(self.run, str) else self.run.__name__
 
 
 def step(
     run: str | Callable[[nn.Module, Tensor], Tensor],  # path of a module, or a function of (net, x)
     *taps: str,  # names under which a head may read its output
-    uses: tuple[str, ...] = (),  # paths of what a function reads from the net
-    seen: Callable[[nn.Module, Tensor], Tensor] | None = None,  # how a head sees the output, as a map (B, C, H, W)
+    uses: tuple[str, ...] = (),  # paths of everything that a function reads from the net
+    seen: Callable[[nn.Module, Tensor], Tensor] | None = None,  # makes what a head sees, a map (B, C, H, W)
 ) -> Step:
-    "A `Step`, short enough that a family's row can be read."
+    "Make a `Step`. The name is short, so that a family's row is easy to read."
     return Step(run, taps, uses, seen)
 
 
 def flatten(net: nn.Module, x: Tensor) -> Tensor:
-    "The functional `torch.flatten(x, 1)` before a classifier."
+    "Call `torch.flatten(x, 1)`, as networks do before a classifier."
     return torch.flatten(x, 1)
 
 
@@ -54,20 +54,19 @@ class StepsCut:
     "Follows a network step by step as far as the furthest tap."
 
     steps: tuple[Step, ...]  # from the image to the vector that the classifier reads
-    classifier: tuple[str, ...]  # paths of what reads that vector
-    late: str = ""  # the step that opens the late parameter group; '' halves the depth
-    no_vector: str = ""  # why there is no `pre_logits`, where there is none
-
-    logits: Callable[[nn.Module, dict[str, Tensor]], Tensor] | None = None  # how the taps make them without that
-    unproved: str = ""  # why no tap gives the logits, where none does
-    checkpoint: bool = False  # whether a step's activations are computed again in the backward pass
+    classifier: tuple[str, ...]  # paths of the layers that read that vector
+    late: str = ""  # the first step of the late parameter group; '' cuts the depth in halves
+    no_vector: str = ""  # the reason, if there is no `pre_logits`
+    logits: Callable[[nn.Module, dict[str, Tensor]], Tensor] | None = None  # (net, taps) → logits without `pre_logits`
+    unproved: str = ""  # the reason, if no tap gives the logits
+    checkpoint: bool = False  # compute a step's activations again in the backward pass
 
     def taps(self, net: nn.Module) -> tuple[tuple[str, str], ...]:
-        "(name, module) of every tap, from the image on."
+        "List (name, module) of every tap, from the image on."
         return tuple((tap, s.label) for s in self.steps for tap in s.taps)
 
     def run(self, net: nn.Module, x: Tensor, taps: tuple[str, ...]) -> dict[str, Tensor]:
-        "Every tap asked for, in one pass that ends at the furthest."
+        "Compute the chosen taps in one pass, which ends at the furthest of them."
         found = {}
         for s in self._upto(taps):
             x = self._call(net, s, x)
@@ -84,18 +83,19 @@ class StepsCut:
             return checkpoint(module, x, use_reentrant=False)
         return module(x)
 
-    def checkpointed(self, net: nn.Module) -> "StepsCut":
-        "The same, computing the activations of every step that has layers within again in the backward pass."
+    def add_checkpoints(self, net: nn.Module) -> "StepsCut":
+        """Return the same cut, which computes activations again in the backward pass: those of every step with layers
+        inside."""
         return replace(self, checkpoint=True)
 
     def measure(self, net: nn.Module, shape: tuple[int, ...]) -> Measured:
-        "Channels and strides of all taps; which modules a map needs and which only the vector needs."
+        """Measure channels and strides of all taps. Find the modules that a map needs, and those that only the vector
+        needs."""
         taps = self.taps(net)
         names = tuple(name for name, _ in taps)
         shapes = self._shapes(net, shape, names)
-        if (
-            min((s[-1] for s in shapes.values() if len(s) == 4), default=2) == 1
-        ):  # a stride of more pixels than there are
+        # a map of one cell may have a stride of more pixels than the image has
+        if min((s[-1] for s in shapes.values() if len(s) == 4), default=2) == 1:
             shape = (*shape[:2], 4 * shape[2], 4 * shape[3])
             shapes = self._shapes(net, shape, names)
         params = {name: sum(p.numel() for p in self._params_upto(net, name)) for name in names}
@@ -106,11 +106,11 @@ class StepsCut:
         return on_meta(net, shape, lambda n, x: {k: v.shape for k, v in self.run(n, x, names).items()})
 
     def prune(self, net: nn.Module, taps: tuple[str, ...], measured: Measured, shape: tuple[int, ...]) -> None:
-        "Takes off, in place, all that the taps do not need."
+        "Take off, in place, all that the taps do not need."
         keep_only(net, self._needs(taps))
 
     def groups(self, net: nn.Module) -> list[list[nn.Parameter]]:
-        "The parameters in two groups, early and late."
+        "Split the parameters into two groups, early and late."
         by_step = [list(_parameters(net, s)) for s in self.steps]
         late = next((i for i, s in enumerate(self.steps) if self.late in s.paths), len(self.steps))
         return halves(by_step, late)
@@ -128,7 +128,7 @@ class StepsCut:
 
 
 def _below(net: nn.Module, paths: frozenset[str]) -> frozenset[str]:
-    "The paths and all those below them."
+    "Add all paths below the given ones."
     return paths | {k for k, _ in net.named_modules() if any(k.startswith(f"{p}.") for p in paths)}
 
 

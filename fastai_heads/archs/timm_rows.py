@@ -1,4 +1,4 @@
-"""What timm's interface does not say: archs whose logits are not one classifier applied to one vector."""
+"""Archs whose logits are not one classifier applied to one vector. timm's interface does not say so."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,39 +24,39 @@ __all__ = ["ENCODERS", "NOT_EXPORTED", "RESIZED", "SIDEWAYS", "TIMM_ROWS", "Timm
 
 @dataclass(frozen=True, kw_only=True)
 class TimmRow:
-    "How the logits of a class of networks come from its taps."
+    "The way in which a class of networks computes its logits from its taps."
 
-    logits: Callable[[nn.Module, dict[str, Tensor]], Tensor] | None = None  # of (net, taps); None: no tap gives them
-    why: str  # what is particular about it
-    also: tuple[str, ...] = ()  # parameters of the classifier beside those in timm's `pretrained_cfg`
+    logits: Callable[[nn.Module, dict[str, Tensor]], Tensor] | None = None  # (net, taps) → logits; None: not from taps
+    why: str  # its peculiarity, for people
+    also: tuple[str, ...] = ()  # further parameters of the classifier, besides those in timm's `pretrained_cfg`
 
 
 def one_per_branch(net: CrossVit, taps: dict[str, Tensor]) -> Tensor:
-    "CrossViT: the mean over the branches' classifiers, each on its part of the vector."
+    "Compute CrossViT's logits: the mean over the branches' classifiers. Each reads its part of the vector."
     parts = taps[PRE_LOGITS].split([head.in_features for head in net.head], dim=1)
     return torch.mean(torch.stack([head(x) for head, x in zip(net.head, parts)], dim=0), dim=0)
 
 
-def weighted(heads: nn.ModuleList, weights: Tensor, vector: Tensor) -> Tensor:
-    "The sum over classifiers with learned weights, each on its part of the vector."
+def sum_by_weight(heads: nn.ModuleList, weights: Tensor, vector: Tensor) -> Tensor:
+    "Sum the answers of classifiers with learned weights. Each classifier reads its part of the vector."
     parts = vector.split([head.in_features for head in heads], dim=1)
     weights = weights.softmax(-1)
     return torch.stack([weights[i] * head(x) for i, (head, x) in enumerate(zip(heads, parts))]).sum(0)
 
 
 def one_per_stage(net: EfficientViM, taps: dict[str, Tensor]) -> Tensor:
-    "EfficientViM: a classifier per stage."
-    return weighted(net.heads, net.weights, taps[PRE_LOGITS])
+    "Compute EfficientViM's logits: one classifier per stage."
+    return sum_by_weight(net.heads, net.weights, taps[PRE_LOGITS])
 
 
 def one_per_stage_distilled(net: EfficientViMDistilled, taps: dict[str, Tensor]) -> Tensor:
-    "EfficientViM, distilled: twice a classifier per stage."
-    first = weighted(net.heads, net.weights, taps[PRE_LOGITS])
-    return (first + weighted(net.heads_dist, net.weights_dist, taps[PRE_LOGITS])) / 2
+    "Compute the logits of the distilled EfficientViM: the mean of two sums, each over one classifier per stage."
+    first = sum_by_weight(net.heads, net.weights, taps[PRE_LOGITS])
+    return (first + sum_by_weight(net.heads_dist, net.weights_dist, taps[PRE_LOGITS])) / 2
 
 
 def with_token_labels(net: VOLO, taps: dict[str, Tensor]) -> Tensor:
-    "VOLO: half of the best class of any patch is added to what the class token says."
+    "Compute VOLO's logits: those of the class token, plus half of the maximum of each class over all patches."
     out = net.head(taps[PRE_LOGITS])
     if net.aux_head is None:
         return out
@@ -79,21 +79,21 @@ TIMM_ROWS: dict[type[nn.Module], TimmRow] = {
     ),
     VOLO: TimmRow(logits=with_token_labels, why="a second classifier reads the patches, which are in `features`"),
 }
-"By class, as the forward code is the class's. Everything else: one classifier, or the mean of several on one vector."
+"By class, as the class has the forward code. All others have one classifier, or the mean of several, on one vector."
 
 ENCODERS = frozenset({DeepseekVitEncoder, Gemma4VitEncoder, MobileNetV5Encoder, Qwen3VitEncoder})
-"Networks without a classifier, and so without a vector that one reads."
+"Networks without a classifier. They have no vector for it, either."
 
 SIDEWAYS = frozenset({CoaT, CrossVit, EfficientViM, EfficientViMDistilled, HighResolutionNet, PoolingVisionTransformer})
-"""Networks whose forward code computes branches beside the way to a tap. What has no effect there cannot be taken off
-without rewriting that code; it is frozen, so that no parameter waits for a gradient."""
+"""Networks whose forward code also computes branches that a tap does not depend on. These branches cannot be taken off
+without a change of that code. They are frozen, so that no parameter waits for a gradient."""
 
 RESIZED: dict[type[nn.Module], str] = dict.fromkeys(
     (MobileNetV5, MobileNetV5Encoder), "its last map has 16×16 cells, whatever the image's size"
 )
-"Networks whose last map is resized, so that its stride is the declared one at the arch's own size only."
+"Networks that resize their last map. Its stride is the declared one at the arch's own size alone."
 
 NOT_EXPORTED: dict[type[nn.Module], str] = dict.fromkeys(
     (Gemma4VitClassifier, Gemma4VitEncoder), "its forward code asks for the largest position with `.item()`"
 )
-"Networks that `torch.export` does not take."
+"Networks that `torch.export` does not accept."

@@ -128,7 +128,7 @@ class TimmCut:
         used = unspoken(net, shape, lambda n, x: list(self.run(n, x, taps).values()), self.classifier)
         blank(net, used, measured.map_modules | measured.head_modules)
 
-    def checkpointed(self, net: nn.Module) -> "TimmCut":
+    def add_checkpoints(self, net: nn.Module) -> "TimmCut":
         "The same, computing activations again in the backward pass, which timm sets on the network."
         try:
             net.set_grad_checkpointing(True)

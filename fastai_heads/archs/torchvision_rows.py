@@ -1,4 +1,4 @@
-"""A row per family of torchvision's classification networks: its forward code as a list of steps."""
+"""A row per family of torchvision's classification networks. It holds the family's forward code as a list of steps."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -35,26 +35,26 @@ POOL = (step("avgpool"), step(flatten, PRE_LOGITS))
 
 def children(
     net: nn.Module,
-    path: str,  # of a sequence of modules that run in their order
-    tapped: Callable[[nn.Module], bool] = lambda m: True,  # which of them are taps
+    path: str,  # path of a sequence of modules that run in order
+    tapped: Callable[[nn.Module], bool] = lambda m: True,  # tells which children are taps
 ) -> list[Step]:
-    "A step per child of a sequence; a tap carries its path."
+    "Make a step per child of a sequence. A tap carries the path of its child."
     paths = ((f"{path}.{name}", m) for name, m in net.get_submodule(path).named_children())
     return [step(p, p) if tapped(m) else step(p) for p, m in paths]
 
 
-def named(paths: str) -> list[Step]:
-    "A step per word; a word that ends in * is a tap by its name."
+def name_steps(paths: str) -> list[Step]:
+    "Make a step per word. A word that ends in * is a tap of that name."
     return [step(p[:-1], p[:-1]) if p.endswith("*") else step(p) for p in paths.split()]
 
 
 def to_features(steps: list[Step]) -> tuple[Step, ...]:
-    "The steps of which the last gives `features`."
+    "Mark the last step as the one that gives `features`."
     return (*steps[:-1], replace(steps[-1], taps=(*steps[-1].taps, FEATURES)))
 
 
 def before_pool(net: nn.Module, path: str) -> list[Step]:
-    "The children of a plain stack of layers; a tap at the end of each resolution, after its activation."
+    "Make a step per child of a plain stack of layers. The end of each resolution is a tap, after its activation."
     steps = children(net, path, lambda m: False)
     modules = list(net.get_submodule(path))
     ends = {i - 1 for i, m in enumerate(modules) if isinstance(m, nn.MaxPool2d)}
@@ -62,28 +62,28 @@ def before_pool(net: nn.Module, path: str) -> list[Step]:
 
 
 def mean_hw(net: nn.Module, x: Tensor) -> Tensor:
-    "`x.mean([2, 3])`, the pooling of ShuffleNet and MNASNet."
+    "Pool as ShuffleNet and MNASNet do: `x.mean([2, 3])`."
     return x.mean([2, 3])
 
 
 def pool_hw(net: nn.Module, x: Tensor) -> Tensor:
-    "`adaptive_avg_pool2d(x, (1, 1))`, the pooling of DenseNet and MobileNetV2."
+    "Pool as DenseNet and MobileNetV2 do: `adaptive_avg_pool2d(x, (1, 1))`."
     return F.adaptive_avg_pool2d(x, (1, 1))
 
 
 def relu(net: nn.Module, x: Tensor) -> Tensor:
-    "DenseNet's last activation, which stands in its forward code and in no module."
+    "Apply DenseNet's last activation. It stands in the forward code and in no module."
     return F.relu(x, inplace=True)
 
 
 def as_nchw(net: nn.Module, x: Tensor) -> Tensor:
-    "How a map that the network keeps as (B, H, W, C) is seen by a head."
+    "Show a map that the network keeps as (B, H, W, C) to heads as (B, C, H, W)."
     return x.permute(0, 3, 1, 2)
 
 
 def transform_input(net: nn.Module, x: Tensor) -> Tensor:
-    """GoogLeNet's and Inception's change from ImageNet's normalisation to theirs, which was trained with 0.5 and 0.5.
-    One channel counts as three equal ones; channels beyond three stay as they are."""
+    """Change ImageNet's normalisation to that of GoogLeNet and Inception, which were trained with 0.5 and 0.5. One
+    channel counts as three equal ones. Channels beyond three stay as they are."""
     if not net.transform_input:
         return x
     if x.shape[1] == 1:
@@ -94,25 +94,25 @@ def transform_input(net: nn.Module, x: Tensor) -> Tensor:
 
 
 def tokens(net: VisionTransformer, x: Tensor) -> Tensor:
-    "Patches and class token with their positions: (B, 1 + patches, C)."
+    "Make the patches and the class token, with their positions: (B, 1 + patches, C)."
     x = net._process_input(x)
     x = torch.cat([net.class_token.expand(x.shape[0], -1, -1), x], dim=1)
     return x + net.encoder.pos_embedding
 
 
 def patches(net: VisionTransformer, x: Tensor) -> Tensor:
-    "How tokens are seen by a head: a map (B, C, H, W) without the class token."
+    "Show tokens to heads as a map (B, C, H, W), without the class token."
     side = net.image_size // net.patch_size
     return x[:, 1:].transpose(1, 2).reshape(x.shape[0], -1, side, side)
 
 
 def class_token(net: VisionTransformer, x: Tensor) -> Tensor:
-    "The token that the classifier of a ViT reads."
+    "Take the token that the classifier of a ViT reads."
     return x[:, 0]
 
 
 def conv_classifier(net: SqueezeNet, taps: dict[str, Tensor]) -> Tensor:
-    "SqueezeNet's classifier, which reads the map."
+    "Apply SqueezeNet's classifier, which reads the map."
     return torch.flatten(net.classifier(taps[FEATURES]), 1)
 
 
@@ -156,7 +156,7 @@ ALEXNET = Family(
     name="alexnet",
     module=AlexNet,
     steps=lambda net: (*to_features(before_pool(net, "features")), step("avgpool"), step(flatten),
-                       *named("classifier.0 classifier.1 classifier.2 classifier.3 classifier.4"),
+                       *name_steps("classifier.0 classifier.1 classifier.2 classifier.3 classifier.4"),
                        step("classifier.5", PRE_LOGITS)),
     classifier=("classifier.6",),
     late="features.6",
@@ -165,7 +165,7 @@ VGG_ = Family(
     name="vgg",
     module=VGG,
     steps=lambda net: (*to_features(before_pool(net, "features")), step("avgpool"), step(flatten),
-                       *named("classifier.0 classifier.1 classifier.2 classifier.3"),
+                       *name_steps("classifier.0 classifier.1 classifier.2 classifier.3"),
                        step("classifier.4", PRE_LOGITS)),
     classifier=("classifier.6",),
     late="features.22",
@@ -173,8 +173,8 @@ VGG_ = Family(
 RESNET = Family(
     name="resnet",
     module=ResNet,
-    steps=(*named("conv1 bn1"), step("relu", "stem"),
-           *to_features(named("maxpool layer1* layer2* layer3* layer4*")), *POOL),
+    steps=(*name_steps("conv1 bn1"), step("relu", "stem"),
+           *to_features(name_steps("maxpool layer1* layer2* layer3* layer4*")), *POOL),
     classifier=("fc",),
     late="layer3",
 )  # fmt: skip
@@ -197,7 +197,7 @@ DENSENET = Family(
 INCEPTION = Family(
     name="inception",
     module=Inception3,
-    steps=(step(transform_input), *named("Conv2d_1a_3x3 Conv2d_2a_3x3 Conv2d_2b_3x3* maxpool1 Conv2d_3b_1x1 "
+    steps=(step(transform_input), *name_steps("Conv2d_1a_3x3 Conv2d_2a_3x3 Conv2d_2b_3x3* maxpool1 Conv2d_3b_1x1 "
            "Conv2d_4a_3x3* maxpool2 Mixed_5b* Mixed_5c* Mixed_5d* Mixed_6a* Mixed_6b* Mixed_6c* Mixed_6d* Mixed_6e* "
            "Mixed_7a* Mixed_7b*"), step("Mixed_7c", "Mixed_7c", FEATURES), *POOL),
     classifier=("fc",),
@@ -206,8 +206,8 @@ INCEPTION = Family(
 GOOGLENET = Family(
     name="googlenet",
     module=GoogLeNet,
-    steps=(step(transform_input), *named("conv1* maxpool1 conv2 conv3* maxpool2 inception3a* inception3b* maxpool3 "
-           "inception4a* inception4b* inception4c* inception4d* inception4e* maxpool4 inception5a*"),
+    steps=(step(transform_input), *name_steps("conv1* maxpool1 conv2 conv3* maxpool2 inception3a* inception3b* "
+           "maxpool3 inception4a* inception4b* inception4c* inception4d* inception4e* maxpool4 inception5a*"),
            step("inception5b", "inception5b", FEATURES), *POOL),
     classifier=("fc",),
     expands="transform_input",
@@ -215,7 +215,7 @@ GOOGLENET = Family(
 SHUFFLENET = Family(
     name="shufflenetv2",
     module=ShuffleNetV2,
-    steps=(*to_features(named("conv1* maxpool stage2* stage3* stage4* conv5*")), step(mean_hw, PRE_LOGITS)),
+    steps=(*to_features(name_steps("conv1* maxpool stage2* stage3* stage4* conv5*")), step(mean_hw, PRE_LOGITS)),
     classifier=("fc",),
 )
 MOBILENETV2 = Family(
@@ -246,7 +246,7 @@ EFFICIENTNET = Family(
 REGNET = Family(
     name="regnet",
     module=RegNet,
-    steps=lambda net: (*named("stem*"), *to_features(children(net, "trunk_output")), *POOL),
+    steps=lambda net: (*name_steps("stem*"), *to_features(children(net, "trunk_output")), *POOL),
     classifier=("fc",),
 )
 CONVNEXT = Family(
@@ -271,8 +271,8 @@ SWIN = Family(
 MAXVIT = Family(
     name="maxvit",
     module=MaxVit,
-    steps=lambda net: (*named("stem*"), *to_features(children(net, "blocks")),
-                       *named("classifier.0 classifier.1 classifier.2 classifier.3"),
+    steps=lambda net: (*name_steps("stem*"), *to_features(children(net, "blocks")),
+                       *name_steps("classifier.0 classifier.1 classifier.2 classifier.3"),
                        step("classifier.4", PRE_LOGITS)),
     classifier=("classifier.5",),
     fixed_size=lambda net: 4 * net.blocks[0].grid_size[-1],
@@ -282,4 +282,4 @@ TORCHVISION: tuple[Family, ...] = (
     ALEXNET, VGG_, RESNET, SQUEEZENET, DENSENET, INCEPTION, GOOGLENET, SHUFFLENET, MOBILENETV2, MOBILENETV3,
     MNASNET, EFFICIENTNET, REGNET, CONVNEXT, VIT, SWIN, MAXVIT,
 )  # fmt: skip
-"All of them; a network's row is found by its class."
+"All rows. A network's row is found by its class."

@@ -1,4 +1,4 @@
-"""Torchvision's weights, and what they say about images."""
+"""Torchvision's weights, and the images that they declare."""
 
 from collections.abc import Callable
 from enum import Enum
@@ -12,8 +12,8 @@ __all__ = ["BUILD_ARGS", "choose_weights", "weights_stats"]
 
 BUILD_ARGS: dict[str, dict[str, object]] = {"googlenet": {"init_weights": True}, "inception_v3": {"init_weights": True}}
 BUILD_ARGS |= {name: {"weights_backbone": None} for name in list_models(module=segmentation)}
-"""What a random network is built with: torchvision's own default, said aloud, as it warns when it is left out; and no
-weights in the backbone of a segmentation network, which has them by default."""
+"""Arguments for a random network. `init_weights` is torchvision's own default; torchvision warns where it is left out.
+`weights_backbone` is None, as the backbone of a segmentation network has weights by default."""
 
 
 def choose_weights(
@@ -22,7 +22,7 @@ def choose_weights(
     pretrained: bool,
     weights: Enum | str | None,  # a member of its enum, or its name; None: DEFAULT if `pretrained`
 ) -> Enum | None:
-    "The weights enum's member that is meant, or None for random weights."
+    "Choose the member of the weights enum that the user means, or None for random weights."
     options = get_model_weights(build)
     if weights is None:
         if pretrained and not len(options):
@@ -45,7 +45,7 @@ def choose_weights(
 def weights_stats(
     weights: Enum | None,
 ) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None, int | None, int | None]:
-    "Mean, standard deviation, side of the image, and least side, as the weights in use declare them."
+    "Read mean, standard deviation, side of the image, and least side from the weights in use. Each may be None."
     if weights is None:
         return None, None, None, None
     preset = weights.transforms()

@@ -80,7 +80,7 @@ class HooksCut:
         used = unspoken(net, shape, lambda n, x: list(self.run(n, x, taps).values()), self.classifier)
         return used - set(self.classifier)  # it is called, and stopped there
 
-    def checkpointed(self, net: nn.Module) -> "HooksCut":
+    def add_checkpoints(self, net: nn.Module) -> "HooksCut":
         "Not to be had for a network whose forward code is not known."
         raise HeadsError(f"`grad_checkpointing`: {type(net).__name__} has no row and is run as it is.")
 

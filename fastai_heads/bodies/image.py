@@ -196,7 +196,7 @@ def cut_body(
     network = find_network(Request(arch, pretrained, weights, n_in, arch_kwargs))
     measured = _measured(network, arch_kwargs)
     if grad_checkpointing:
-        network.cut = network.cut.checkpointed(network.net)
+        network.cut = network.cut.add_checkpoints(network.net)
     return ImageBody(network, taps, measured)
 
 

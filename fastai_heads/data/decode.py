@@ -1,4 +1,4 @@
-"""From a batch and predictions back to what can be shown."""
+"""Turn a batch and predictions back into values that people can look at."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,15 +6,15 @@ from typing import Any
 from fastai.data.core import DataLoaders, Datasets, TfmdDL
 from torch import Tensor
 
-__all__ = ["decode_targets", "dls_of_target", "of_targets"]
+__all__ = ["decode_targets", "dls_of_target", "select_targets"]
 
 
-def of_targets(
+def select_targets(
     dl: TfmdDL,  # over fastai `Datasets`
     targets: Sequence[int],  # places among its targets
 ) -> TfmdDL:  # the same inputs with these targets, in this order
-    """A view of `dl` with some of its targets. fastai zips values to targets by position, so that predictions of some
-    targets, or in another order, need a `DataLoader` that has just those."""
+    """Make a view of `dl` with some of its targets. fastai pairs values with targets by position. Predictions of some
+    targets, or in another order, therefore need a `DataLoader` that has just those."""
     ds, types = dl.dataset, _types(dl)
     places = [*range(ds.n_inp), *(ds.n_inp + t for t in targets)]
     view = dl.new(Datasets(tls=[ds.tls[p] for p in places], n_inp=ds.n_inp))
@@ -28,7 +28,7 @@ def dls_of_target(
     target: int,  # a place among its targets
 ) -> DataLoaders:
     "Return the same data with one target."
-    loaders = [of_targets(dl, [target]) for dl in dls.loaders]
+    loaders = [select_targets(dl, [target]) for dl in dls.loaders]
     return DataLoaders(*loaders, path=dls.path, device=dls.device)
 
 
@@ -37,14 +37,14 @@ def decode_targets(
     inputs: tuple[Tensor, ...],  # (B, …) each, as in a batch
     values: Sequence[Tensor],  # (B, …) each, in the form of their targets
     targets: Sequence[int],  # the place of each value's target
-    max_n: int = 9,  # how many items
+    max_n: int = 9,  # most items to decode
 ) -> list[tuple[Any, ...]]:  # per item its decoded inputs, then its decoded values
-    "Decode values of targets through the transforms that made them, each by its own target and never by position."
-    return list(of_targets(dl, targets).decode_batch((*inputs, *values), max_n=max_n))
+    "Decode values of targets by the transforms that made them. Each value goes by its own target, never by position."
+    return list(select_targets(dl, targets).decode_batch((*inputs, *values), max_n=max_n))
 
 
 def _types(dl: TfmdDL) -> list[type]:
-    "The type of every element of a batch, inputs and targets."
+    "List the type of every element of a batch, inputs and targets."
     if not getattr(dl, "_types", None) or len(dl._types[tuple]) < len(dl.dataset.tls):
         dl._one_pass()
     return dl._types[tuple]

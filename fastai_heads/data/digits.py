@@ -1,4 +1,4 @@
-"""Digit scenes: real handwritten digits on a noisy canvas, as PNG files and a CSV, and the `DataLoaders` over them."""
+"""Digit scenes: real handwritten digits on a noisy canvas. PNG files and a CSV, with `DataLoaders` over them."""
 
 import json
 import shutil
@@ -29,19 +29,19 @@ from fastai_heads.errors import HeadsError, did_you_mean
 __all__ = ["MASK_CODES", "TAGS", "blank_labels", "digit_scenes", "digits_block", "digits_dls"]
 
 DIGITS = [str(d) for d in range(10)]
-MASK_CODES = ["paper", *DIGITS]  # what a mask's pixels mean: 0 is paper, digit d is d + 1
+MASK_CODES = ["paper", *DIGITS]  # meanings of a mask's pixels: 0 is paper, d + 1 is digit d
 TAGS = ["even", "faint", "large", "left", "loop", "odd", "right"]
-LOOPS = (0, 6, 8, 9)  # the classes that `loop` stands for, however the single digit was written
-CANVAS_MM = 64  # a canvas is that many millimetres wide, whatever its size in pixels
+LOOPS = (0, 6, 8, 9)  # the classes that have the tag `loop`, even where a digit is written without one
+CANVAS_MM = 64  # width of every canvas in millimetres, whatever its size in pixels
 RECORD = "scenes.json"  # the parameters, beside the scenes; written last
 
 
 @dataclass(frozen=True)
 class _Target:
-    "How a column of the CSV becomes a target."
+    "A kind of target: the block that it needs, and the reader that takes it from the CSV."
 
     block: Callable[[], TransformBlock]
-    reader: Callable[[Path], ColReader]  # of the folder of the scenes
+    reader: Callable[[Path], ColReader]  # folder of the scenes → reader of the column
 
 
 TARGETS: dict[str, _Target] = {
@@ -59,12 +59,12 @@ TARGETS: dict[str, _Target] = {
 
 
 def _ink_mm2(inks: np.ndarray) -> float:
-    "What ink covers; where two digits overlap it covers once."
+    "Measure the area that ink covers, in mm². Where two digits overlap, the area counts once."
     return float((1 - (1 - inks).prod(0)).sum()) * (CANVAS_MM / inks.shape[-1]) ** 2
 
 
 def _codes(scene: Scene) -> np.ndarray:
-    "(size, size) uint8, the mask: `MASK_CODES`, where two digits overlap that of the one on top."
+    "Draw the mask, (size, size) uint8, in `MASK_CODES`. Where two digits overlap, the one on top gives the code."
     mask = np.zeros(scene.inks.shape[1:], dtype=np.uint8)
     for ink, digit in zip(scene.inks, scene.digits):
         mask[ink >= INK] = digit + 1
@@ -72,7 +72,7 @@ def _codes(scene: Scene) -> np.ndarray:
 
 
 def _single(scene: Scene) -> dict[str, object]:
-    "The columns that a scene of one digit has and one of several has not."
+    "Make the columns that only scenes of one digit have."
     ink, digit = scene.inks[0], scene.digits[0]
     at = np.arange(len(ink)) + 0.5
     x, y = (ink.sum(0) @ at) / ink.sum(), (ink.sum(1) @ at) / ink.sum()
@@ -96,7 +96,7 @@ def _single(scene: Scene) -> dict[str, object]:
 
 
 def _row(scene: Scene, name: str, params: SceneParams) -> dict[str, object]:
-    "One row of the CSV."
+    "Make one row of the CSV."
     single, pair = params.digits_per_scene == (1, 1), params.overlap is not None
     return {
         "image": f"images/{name}",
@@ -113,7 +113,7 @@ def _row(scene: Scene, name: str, params: SceneParams) -> dict[str, object]:
 
 
 def _write(path: Path, params: SceneParams) -> None:
-    "Images, masks, CSV and, last, the record."
+    "Write images, masks, the CSV and, last, the record."
     (path / "images").mkdir()
     (path / "masks").mkdir()
     rows = []
@@ -127,7 +127,7 @@ def _write(path: Path, params: SceneParams) -> None:
 
 
 def _is_there(path: Path, params: SceneParams) -> bool:
-    "Whether `path` holds these very scenes. Raises `HeadsError` where it holds anything else."
+    "Tell whether `path` holds these very scenes. Raises `HeadsError` where it holds anything else."
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return False
     record = path / RECORD
@@ -148,13 +148,13 @@ def _params(
     seed: int = 0,
     overlap: float | None = None,
 ) -> SceneParams:
-    "What `digit_scenes` was asked for."
+    "Collect the parameters of `digit_scenes`. Both forms of `digits_per_scene` become a pair."
     span = (digits_per_scene,) * 2 if isinstance(digits_per_scene, int) else tuple(digits_per_scene)
     return SceneParams(n, size, span, seed, None if overlap is None else float(overlap))
 
 
 def _default_path(params: SceneParams) -> Path:
-    "A folder of its own for every set of parameters, below fastai's data folder."
+    "Choose a folder below fastai's data folder. Every set of parameters has its own."
     least, most = params.digits_per_scene
     name = f"n{params.n}-size{params.size}-digits{least}to{most}-seed{params.seed}"
     if params.overlap is not None:
@@ -166,37 +166,44 @@ def digit_scenes(
     path: str | Path,  # folder to write to, made if it is not there
     n: int = 2400,  # scenes, the last fifth of them for validation
     size: int = 64,  # width and height in pixels, 32 at least
-    digits_per_scene: int | tuple[int, int] = 1,  # how many digits are on one canvas, or fewest and most
+    digits_per_scene: int | tuple[int, int] = 1,  # number of digits on one canvas, or fewest and most
     seed: int = 0,  # the same scenes for the same seed
     overlap: float | None = None,  # None: digits stand apart; for two digits, the share of a width that both cover
 ) -> pd.DataFrame:  # `labels.csv`, one row per scene
-    """Scenes of real handwritten digits (scikit-learn's `load_digits`) in `path`: `images/`, `masks/`, `labels.csv`.
+    """Write scenes of real handwritten digits (scikit-learn's `load_digits`) to `path`: `images/`, `masks/`,
+    `labels.csv`.
 
-    Columns: `image` and `mask` (paths below `path`), `ink` (what ink covers, in mm² on a canvas 64 mm wide), `count`
-    (digits), `boxes`, `labels` and `sources` (JSON lists, one entry per digit), `is_valid`. Scenes of one digit also
-    have `digit` ('0' … '9'), `tags` (see `TAGS`; `loop` for 0, 6, 8, 9, `large` for a box at least 0.4 of the canvas
-    high, `left` and `right` by the centre, `faint` for pale ink), `centre` ('x y', the ink's centre of gravity), `box`
-    ('x1 y1 x2 y2', tight around the mask) and `source`. Coordinates are pixels, pixel i running from i to i + 1; mask
-    codes are `MASK_CODES`. No handwritten digit (`source`) is in a training and in a validation scene; digits do not
-    overlap.
+    The columns are `image` and `mask` (paths below `path`), `ink` (the area that ink covers, in mm² on a canvas 64 mm
+    wide), `count` (digits), `boxes`, `labels` and `sources` (JSON lists, one entry per digit), and `is_valid`. Scenes
+    of one digit also have:
+
+    - `digit`: '0' … '9'
+    - `tags`: see `TAGS`. `loop` is for 0, 6, 8, 9, `large` for a box at least 0.4 of the canvas high, `left` and
+      `right` go by the centre, `faint` is for pale ink
+    - `centre`: 'x y', the ink's centre of gravity
+    - `box`: 'x1 y1 x2 y2', tight around the mask
+    - `source`: the one entry of `sources`
+
+    Coordinates are pixels: pixel i runs from i to i + 1. Mask codes are `MASK_CODES`. No handwritten digit (`source`)
+    is in both a training and a validation scene. Digits do not overlap.
 
     With `digits_per_scene=2` and `overlap` from 0 to 0.8 two digits stand side by side, as in MultiMNIST (Sabour et al.
-    2017). Their squares share that part of their width, the right one lies over the left one in picture and mask, boxes
-    are each digit's own, and the columns `left` and `right` ('0' … '9') say which is where.
+    2017). Their squares share that part of their width. The right digit lies over the left one, in picture and mask.
+    Each digit has its own box. The columns `left` and `right` ('0' … '9') say which digit is where.
 
-    A folder that holds these very scenes is read and not written again; one that holds anything else raises
+    A folder that holds these very scenes is read and not written again. A folder that holds anything else raises
     `HeadsError`."""
     params, path = _params(n, size, digits_per_scene, seed, overlap), Path(path)
     if not _is_there(path, params):
         path.parent.mkdir(parents=True, exist_ok=True)
-        # made aside and renamed, so that a run that is killed leaves nothing that looks whole
+        # written to another folder and then renamed: a run that is killed leaves nothing that looks whole
         aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
         try:
             _write(aside, params)
             aside.chmod(0o755)
             aside.replace(path)
         except OSError:
-            if not _is_there(path, params):  # somebody else may have made them meanwhile
+            if not _is_there(path, params):  # another process may have written them meanwhile
                 raise
         finally:
             shutil.rmtree(aside, ignore_errors=True)
@@ -205,16 +212,17 @@ def digit_scenes(
 
 def blank_labels(
     scenes: pd.DataFrame,  # left as it is
-    columns: Iterable[str],  # whose labels are taken away
-    missing: float,  # share of the training rows that lose theirs, 0 to below 1
-    seed: int = 0,  # the rows lost depend on it, on the column and on nothing else
+    columns: Iterable[str],  # the columns that lose labels
+    missing: float,  # share of the training rows that lose their label, 0 to below 1
+    seed: int = 0,  # the choice of rows depends on it and on the column's name alone
 ) -> pd.DataFrame:
-    "A copy in which each of the columns lacks the labels of its own part of the training rows (`is_valid` false)."
+    """Copy a table and take labels away. Each column loses a share of the training rows (`is_valid` false), drawn for
+    that column alone."""
     if not 0 <= missing < 1:
         raise HeadsError(f"`missing`: expected a share from 0 to below 1, found {missing}.")
     blanked, train = scenes.copy(), np.flatnonzero(~scenes["is_valid"].to_numpy(dtype=bool))
     for column in columns:
-        if pd.api.types.is_integer_dtype(blanked[column]):  # or pandas makes 3.0 of 3
+        if pd.api.types.is_integer_dtype(blanked[column]):  # else pandas turns 3 into 3.0
             blanked[column] = blanked[column].astype(object)
         rng = np.random.default_rng([seed, zlib.crc32(column.encode())])
         gone = rng.choice(train, round(missing * len(train)), replace=False)
@@ -223,7 +231,8 @@ def blank_labels(
 
 
 def _check_targets(targets: Sequence[str], columns: Iterable[str] | None = None) -> None:
-    "Known names, each once, and with `columns` there in these scenes."
+    """Refuse an unknown name, a name given twice, and no name at all. With `columns`, refuse what these scenes do not
+    have."""
     for name in targets:
         if name not in TARGETS:
             raise HeadsError(
@@ -242,12 +251,11 @@ def _check_targets(targets: Sequence[str], columns: Iterable[str] | None = None)
 def digits_block(
     path: str | Path,  # the folder of the scenes
     targets: Sequence[str] = ("digit",),  # of digit, tags, ink, centre, box, mask, count, boxes, left, right
-    partial: bool = False,  # labels may be missing: the blocks are put in `PartialBlock`
+    partial: bool = False,  # labels may be missing: each block is put in a `PartialBlock`
     item_tfms: Sequence | None = None,  # as in `DataBlock`
-    batch_tfms: Sequence
-    | None = None,  # as in `DataBlock`; the truth of `tags` and `ink` holds without flips and zooms
+    batch_tfms: Sequence | None = None,  # as in `DataBlock`; flips and zooms make `tags` and `ink` untrue
 ) -> DataBlock:
-    "The ordinary `DataBlock` over the rows of `labels.csv`: `ColReader`s, `ColSplitter`, one block per target."
+    "Make the ordinary `DataBlock` over the rows of `labels.csv`: `ColReader`s, a `ColSplitter`, one block per target."
     _check_targets(targets)
     chosen = [TARGETS[name] for name in targets]
     blocks = [PartialBlock(t.block()) if partial else t.block() for t in chosen]
@@ -265,15 +273,16 @@ def digits_block(
 def digits_dls(
     targets: str | Sequence[str] = ("digit",),  # any of digit, tags, ink, centre, box, mask, count, boxes, left, right
     bs: int = 64,  # batch size
-    missing: float = 0.0,  # share of the training rows without a label, drawn for each target on its own
+    missing: float = 0.0,  # share of the training rows without a label, drawn for each target alone
     path: str | Path | None = None,  # folder of the scenes; by default one below fastai's data folder
     batch_tfms: Sequence | None = None,  # as in `DataBlock`, e.g. `aug_transforms(do_flip=False, max_zoom=1.)`
     **scene_kwargs: Any,  # `n`, `size`, `digits_per_scene`, `seed`, `overlap` of `digit_scenes`
 ) -> DataLoaders:
-    """`DataLoaders` over digit scenes with the targets asked for, in that order; not normalised, no workers.
+    """Make `DataLoaders` over digit scenes with the chosen targets, in that order. Images are not normalised, and there
+    are no workers.
 
-    With `missing`, `seed` also says which labels are taken away (`blank_labels`), the blocks are `PartialBlock`s, and
-    the validation set keeps all its labels."""
+    With `missing`, `seed` also says which labels are taken away (`blank_labels`), and the blocks are `PartialBlock`s.
+    The validation set keeps all its labels."""
     targets = (targets,) if isinstance(targets, str) else tuple(targets)
     _check_targets(targets)
     path = _default_path(_params(**scene_kwargs)) if path is None else Path(path)

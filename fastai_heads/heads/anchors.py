@@ -1,4 +1,4 @@
-"""What a detector gives for a batch, in one tensor, and torchvision's own code over it: losses and detections."""
+"""The outputs of a detector in one tensor, and torchvision's own code that makes losses and detections of them."""
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ class Level:
 
     height: int  # cells
     width: int  # cells
-    stride: int  # pixels of the image per cell, as declared; it gives the anchors' size
+    stride: int  # pixels of the image per cell, as declared; the size of the anchors follows from it
 
 
 def anchor_generator(
@@ -36,8 +36,8 @@ def anchor_generator(
     scale: float = 4.0,  # RetinaNet: the smallest anchor's side in strides
     ratios: Sequence[float] = (0.5, 1.0, 2.0),  # RetinaNet: heights over widths
 ) -> AnchorGenerator:
-    """torchvision's, with sizes from the strides. With strides 8 to 128 and scale 4 it is RetinaNet's own: three sizes
-    a third of an octave apart. FCOS has one square a cell, as wide as the stride."""
+    """Make torchvision's anchor generator with sizes from the strides. With strides 8 to 128 and scale 4 it is
+    RetinaNet's own: three sizes, a third of an octave apart. FCOS has one square per cell, as wide as the stride."""
     if kind == "fcos":
         return AnchorGenerator(tuple((s,) for s in strides), ((1.0,),) * len(strides))
     firsts = [int(s * scale) for s in strides]
@@ -46,13 +46,13 @@ def anchor_generator(
 
 
 def pack(
-    outputs: Mapping[str, Tensor],  # torchvision's head's: (B, A, …) each
+    outputs: Mapping[str, Tensor],  # of torchvision's head, (B, A, …) each
     levels: Sequence[Level],  # of the pyramid
     size: tuple[int, int],  # height and width of the images
 ) -> Tensor:  # (B, 1 + levels + A, C) float32
-    """All that a loss and detections need, in one tensor, which fastai detaches, moves and indexes. The first row holds
-    the size of the images and the number of levels; then a row per level: its cells and stride; then a row per anchor:
-    its outputs."""
+    """Pack all that a loss and detections need into one tensor, which fastai can detach, move and index. The first row
+    holds the size of the images and the number of levels. Then comes a row per level with its cells and stride. Then
+    comes a row per anchor with its outputs."""
     flat = torch.cat([o.float() for o in outputs.values()], 2)
     rows = [[*size, len(levels)], *([v.height, v.width, v.stride] for v in levels)]
     first = flat.new_tensor(rows)
@@ -61,18 +61,18 @@ def pack(
 
 
 def _unpack(kind: str, pred: Tensor) -> tuple[dict[str, Tensor], list[Level], tuple[int, int]]:
-    "What `pack` was given."
+    "Give back what `pack` was given: the outputs by name, the levels, the size of the images."
     height, width, n = map(int, pred[0, 0, :3].tolist())
     levels = [Level(*map(int, row)) for row in pred[0, 1 : 1 + n, :3].tolist()]
     widths = [pred.shape[2] - 4, 4] if kind == "retinanet" else [pred.shape[2] - 5, 4, 1]
-    # each by itself in memory, as in torchvision: the last bit of a vectorised operation depends on it
+    # each gets memory of its own, as in torchvision: the last bit of a vectorised operation depends on that
     parts = (part.contiguous() for part in pred[:, 1 + n :].split(widths, 2))
     return dict(zip(_PARTS[kind], parts)), levels, (height, width)
 
 
 class DetectionLoss:
-    """torchvision's loss of a batch, and torchvision's detections: the methods of its `RetinaNet` or `FCOS` itself, on
-    a network of no weights, so that both are theirs to the bit."""
+    """torchvision's loss of a batch, and torchvision's detections. It calls the methods of `RetinaNet` or `FCOS`
+    itself, on a network without weights, so that both results equal torchvision's to the bit."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class DetectionLoss:
         pred: Tensor,  # from `pack`
         targ: Tensor,  # (B, N, 5) boxes from −1 to 1 and classes
     ) -> Tensor:  # a scalar
-        "The sum of torchvision's losses."
+        "Sum torchvision's losses."
         return sum(self.parts(pred, targ).values())
 
     def parts(
@@ -104,7 +104,7 @@ class DetectionLoss:
         pred: Tensor,  # from `pack`
         targ: Tensor,  # (B, N, 5) boxes from −1 to 1 and classes
     ) -> dict[str, Tensor]:
-        "torchvision's losses by its own names."
+        "Compute torchvision's losses, by its own names."
         outputs, levels, size = _unpack(self.kind, pred)
         anchors, counts = self._anchors(pred, levels, size)
         more = [counts] if self.kind == "fcos" else []
@@ -129,7 +129,8 @@ class DetectionLoss:
         self,
         pred: Tensor,  # from `pack`
     ) -> Tensor:  # (B, detections_per_img, 6) x1, y1, x2, y2 from −1 to 1, class (−1: none), score; the best first
-        "The boxes that are left after the score threshold, the best per level, and suppression within each class."
+        """Return the boxes that torchvision keeps: above the score threshold, the best per level, not suppressed in
+        their class."""
         outputs, levels, size = _unpack(self.kind, pred)
         anchors, counts = self._anchors(pred, levels, size)
         by_level = {name: list(o.split(counts, 1)) for name, o in outputs.items()}
@@ -144,7 +145,7 @@ class DetectionLoss:
         return answer
 
     def _anchors(self, pred: Tensor, levels: Sequence[Level], size: tuple[int, int]) -> tuple[Tensor, list[int]]:
-        "The anchors of one image, and how many each level has."
+        "Make the anchors of one image, and count how many each level has."
         make = anchor_generator(self.kind, [v.stride for v in levels], self.scale, self.ratios)
         nothing = pred.new_empty(1)
         images = ImageList(nothing.expand(1, 1, *size), [size])
@@ -161,18 +162,19 @@ class _Cells:
 
 
 def _boxes(targ: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
-    "One item's target as torchvision takes it: boxes in pixels, without the padding."
+    "Turn one item's target into torchvision's form: boxes in pixels, without the padding."
     there = targ[targ[:, 4] >= 0]
     return {"boxes": to_pixels(there[:, :4], *size), "labels": there[:, 4].long()}
 
 
 class Detector(nn.Module):
-    "Maps and the images they are of → what `pack` gives: a feature pyramid, then torchvision's head on every level."
+    """A feature pyramid, then torchvision's head on every level. It reads maps and their images, and answers as `pack`
+    does."""
 
     def __init__(
         self,
         pyramid: nn.Module,  # {name: map} → {name: map}, all of one width
-        head: nn.Module,  # torchvision's: maps → its outputs
+        head: nn.Module,  # of torchvision: maps → its outputs
         strides: Sequence[int],  # of the pyramid's levels
     ):
         super().__init__()

@@ -1,4 +1,4 @@
-"""From several maps to one: the decoders of segmentation_models_pytorch, by name, and fastai's U-Net."""
+"""Decoders make one map of several: those of segmentation_models_pytorch (SMP), by name, and fastai's U-Net."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ __all__ = [
     "PaddedDecoder",
     "SmpDecoder",
     "SmpKind",
-    "made_by",
+    "make_decoder",
     "smp",
 ]
 
@@ -33,16 +33,16 @@ _INSTALL = "pip install 'segmentation_models_pytorch>=0.6,<0.7'"
 
 @dataclass(frozen=True)
 class SmpKind:
-    "How one of SMP's decoders is made and fed, as its own model does it."
+    "The way in which SMP's own model makes and feeds one of its decoders."
 
     module: str  # below `segmentation_models_pytorch.decoders`
     cls: str  # the decoder's class
-    options: Mapping[str, Any] = field(default_factory=dict)  # SMP's defaults where the class has none
+    options: Mapping[str, Any] = field(default_factory=dict)  # defaults of SMP's model, where the class has none
     kernel: int = 1  # side of the last convolution
     levels: int = 5  # how many of the strides 2, 4, 8, 16, 32 it reads
-    last: int = 32  # the stride at which it takes the deepest map: SMP dilates the encoder, here the map is resized
-    divisible: bool = False  # it needs sides that 32 divides: the maps are padded, the answer cropped
-    depth: str = "encoder_depth"  # what the class calls the number of levels; '' where it does not ask
+    last: int = 32  # the stride of the deepest map that it takes: SMP dilates the encoder, here the map is resized
+    divisible: bool = False  # it needs sides that 32 divides: the maps are padded, and the answer is cropped
+    depth: str = "encoder_depth"  # the class's parameter for the number of levels; '' where it has none
 
 
 _WIDTHS = {"decoder_channels": (256, 128, 64, 32, 16)}
@@ -72,7 +72,7 @@ DECODERS: dict[str, SmpKind] = {
 def smp(
     module: str,  # below the package
 ) -> Any:
-    "A module of segmentation_models_pytorch. Raises a `HeadsError` with the command that installs it."
+    "Import a module of segmentation_models_pytorch. Raises a `HeadsError` with the command that installs it."
     try:
         return import_module(f"segmentation_models_pytorch.{module}")
     except ImportError as error:
@@ -83,26 +83,26 @@ def smp(
 
 
 class PaddedDecoder(nn.Module):
-    "A decoder that may need maps of an image whose sides 32 divides; its answer is of that image then."
+    "A decoder that may need an image whose sides 32 divides. Its answer is then of the padded image."
 
     divisible = True
 
-    def padded(
+    def pad_size(
         self,
         size: Sequence[int],  # height and width of the image
     ) -> tuple[int, int]:  # of the image that the answer is of
-        "The size of the image, or the next that 32 divides."
+        "Return the size of the image, or the next size that 32 divides where the decoder needs it."
         height, width = size
         return (-(-height // 32) * 32, -(-width // 32) * 32) if self.divisible else (height, width)
 
 
 class SmpDecoder(PaddedDecoder):
-    "One of SMP's decoders with its last convolution, initialised as SMP does; it may answer coarser than the image is."
+    "One of SMP's decoders with its last convolution, initialised as in SMP. Its answer may be coarser than the image."
 
     def __init__(
         self,
         kind: SmpKind,  # of `DECODERS`
-        channels: Sequence[int],  # of the image, then of strides 2, 4, 8, 16, 32; 0 where there is no such map
+        channels: Sequence[int],  # of the image, then at strides 2, 4, 8, 16, 32; 0 where there is no such map
         n_out: int,  # channels of the answer
         **options: Any,  # for SMP's decoder class, instead of its defaults
     ):
@@ -120,10 +120,10 @@ class SmpDecoder(PaddedDecoder):
         init.initialize_head(self.last)
 
     def _width(self, given: Mapping[str, Any], cls: type) -> int:
-        "Channels that the decoder gives."
+        "Say how many channels the decoder gives."
         names = ("decoder_channels", "out_channels", "segmentation_channels", "prefinal_channels")
         options = {n: p.default for n, p in signature(cls).parameters.items()} | dict(given)
-        if cls.__name__ == "FPNDecoder":  # its merge policy may concatenate
+        if cls.__name__ == "FPNDecoder":  # its merge policy may be to concatenate
             return self.decoder.out_channels
         width = next(options[n] for n in names if n in options)
         return width if isinstance(width, int) else width[-1]
@@ -131,18 +131,19 @@ class SmpDecoder(PaddedDecoder):
     def forward(
         self,
         image: Tensor,  # (B, C, H, W)
-        *maps: Tensor,  # the levels that there are, fine to coarse
-    ) -> Tensor:  # (B, n_out, H / s, W / s) for the decoder's own s; of the padded image where it needs padding
+        *maps: Tensor,  # the maps of the strides that exist, fine to coarse
+    ) -> Tensor:  # (B, n_out, H / s, W / s) with the decoder's own s; H and W are padded where it needs that
         return self.last(self.decoder(self._features(image, maps)))
 
     def _features(self, image: Tensor, maps: Sequence[Tensor]) -> list[Tensor]:
-        "What SMP's encoders give: the image, then a map per stride, one without channels where there is none."
-        sides, left = self.padded(image.shape[-2:]), list(maps)
-        found = [_fitted(image, sides) if self.divisible else image]
+        """Make what SMP's encoders give: the image, then a map per stride. A stride without a map gets one without
+        channels."""
+        sides, left = self.pad_size(image.shape[-2:]), list(maps)
+        found = [_fit(image, sides) if self.divisible else image]
         for level, channels in enumerate(self.channels[1:], 1):
             size = tuple(-(-side // 2**level) for side in sides)
             x = left.pop(0) if channels else image.new_zeros(len(image), 0, *size)
-            found.append(_fitted(x, size) if self.divisible else x)
+            found.append(_fit(x, size) if self.divisible else x)
         if self.kind.last != 32:
             size = tuple(-(-side // self.kind.last) for side in sides)
             found[-1] = F.interpolate(found[-1], size, mode="bilinear", align_corners=False)
@@ -152,9 +153,9 @@ class SmpDecoder(PaddedDecoder):
 class DptDecoder(PaddedDecoder):
     """SMP's decoder of DPT (Ranftl et al. 2021, "Vision transformers for dense prediction") with its last layers.
 
-    It reads maps of any strides, four by default: the levels of a pyramid, or four depths of a ViT as
-    `tap=('input', 'blocks.2', 'blocks.5', 'blocks.8', 'blocks.11')`. A tap is a map and holds no class token, so that
-    this is SMP's `decoder_readout='ignore'`."""
+    It reads maps of any strides, four by default. They may be the levels of a pyramid, or four depths of a ViT, as in
+    `tap=('input', 'blocks.2', 'blocks.5', 'blocks.8', 'blocks.11')`. A tap is a map and holds no class token: this is
+    SMP's `decoder_readout='ignore'`."""
 
     def __init__(
         self,
@@ -183,8 +184,8 @@ class DptDecoder(PaddedDecoder):
         image: Tensor,  # (B, C, H, W)
         *maps: Tensor,  # in the order of `strides`
     ) -> Tensor:  # (B, n_out, H / 2, W / 2) of the padded image
-        height, width = self.padded(image.shape[-2:])
-        found = [_fitted(x, (height // stride, width // stride)) for x, stride in zip(maps, self.strides)]
+        height, width = self.pad_size(image.shape[-2:])
+        found = [_fit(x, (height // stride, width // stride)) for x, stride in zip(maps, self.strides)]
         return self.last(self.decoder(found, [None] * len(found)))
 
 
@@ -194,14 +195,14 @@ def _check_options(decoder: str, options: Mapping[str, Any], known: Sequence[str
             raise HeadsError(f"`decoder_options`: SMP's {decoder} has no {name!r}. It has: {', '.join(known)}.")
 
 
-def _fitted(x: Tensor, size: tuple[int, int]) -> Tensor:
-    "Zeros below and to the right, or rows and columns taken off there."
+def _fit(x: Tensor, size: tuple[int, int]) -> Tensor:
+    "Pad with zeros below and to the right, or crop there."
     height, width = size
     return F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2]))
 
 
 class SkipBlock(UnetBlock):
-    "fastai's `UnetBlock`, the skip connection handed to it."
+    "fastai's `UnetBlock`. It gets the skip connection as an argument, where fastai reads it from a hook."
 
     def forward(
         self,
@@ -221,7 +222,7 @@ class DynamicDecoder(nn.Module):
         self,
         channels: Sequence[int],  # of the image, then of the maps, fine to coarse
         n_out: int,  # channels of the answer
-        blur: bool = False,  # blur what is upsampled, against checkerboards
+        blur: bool = False,  # blur after upsampling, against checkerboard patterns
         blur_final: bool = True,  # in the last block too
         self_attention: bool = False,  # in the third block from the end
         last_cross: bool = True,  # the image itself joins before the last layers
@@ -257,11 +258,11 @@ class DynamicDecoder(nn.Module):
         return self.last(x if self.cross is None else self.cross(torch.cat([x, image], dim=1)))
 
 
-def made_by(
-    decoder: nn.Module | Callable[..., nn.Module],  # the user's
+def make_decoder(
+    decoder: nn.Module | Callable[..., nn.Module],  # a module, or a function of the channels that makes one
     channels: Sequence[int],  # of everything that the head reads
 ) -> nn.Module:
-    "A decoder of the user's own: the module, or what the function makes of the channels."
+    "Make a decoder of the user's own: take the module, or call the function with the channels."
     module = decoder if isinstance(decoder, nn.Module) else decoder(*channels)
     if not isinstance(module, nn.Module):
         raise HeadsError(

@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 __all__ = ["PYRAMID_CHANNELS", "LevelFrom", "PyramidLevel"]
 
-PYRAMID_CHANNELS = 256  # of every level of a simple feature pyramid, as in ViTDet
+PYRAMID_CHANNELS = 256  # in every level of a simple feature pyramid, as in ViTDet
 
 
 class LevelFrom(nn.Module):
-    "A map brought to another stride: resized, its channels as they are."
+    "A map at another stride. It is resized, and its channels stay as they are."
 
     def __init__(
         self,
@@ -26,14 +26,14 @@ class LevelFrom(nn.Module):
         self,
         x: Tensor,  # (B, n_in, H, W)
     ) -> Tensor:  # (B, n_out, H * stride_in / stride, W * stride_in / stride)
-        return self.resized(x, x.shape[-2:])
+        return self.resize(x, x.shape[-2:])
 
-    def resized(
+    def resize(
         self,
         x: Tensor,  # (B, C, h, w)
         before: tuple[int, int],  # height and width at `stride_in`
     ) -> Tensor:
-        "The map at the size that `stride` gives; as it is where it has that already."
+        "Resize the map to the size that `stride` gives. A map that has this size already stays as it is."
         size = [max(1, round(side * self.stride_in / self.stride)) for side in before]
         return x if list(x.shape[-2:]) == size else F.interpolate(x, size, mode="bilinear", align_corners=False)
 
@@ -42,8 +42,9 @@ class LevelFrom(nn.Module):
 
 
 class PyramidLevel(LevelFrom):
-    """One level of a simple feature pyramid, made of the last map of an arch with a single stride: transposed
-    convolutions for a finer level, max pooling for a coarser one, then a 1 × 1 and a 3 × 3 convolution, each normed.
+    """One level of a simple feature pyramid, made of the last map of an arch with a single stride. Transposed
+    convolutions make a finer level, max pooling a coarser one. A 1 × 1 and a 3 × 3 convolution follow, each with a
+    norm.
 
     Source: Li et al. 2022, "Exploring plain vision transformer backbones for object detection", sec. 3."""
 
@@ -62,7 +63,7 @@ class PyramidLevel(LevelFrom):
             layers += [_norm(n_in), nn.GELU()] if n else []
             layers.append(nn.ConvTranspose2d(n_in, max(1, n_in // 2), 2, stride=2))
             n_in = max(1, n_in // 2)
-        # the last row or column of an odd side counts, as it does in a strided convolution
+        # an odd side keeps its last row or column, as in a strided convolution
         layers += [nn.MaxPool2d(2, ceil_mode=True) for _ in range(-doublings)]
         self.scale = nn.Sequential(*layers)
         self.smooth = nn.Sequential(
@@ -73,7 +74,7 @@ class PyramidLevel(LevelFrom):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.smooth(self.resized(self.scale(x), x.shape[-2:]))
+        return self.smooth(self.resize(self.scale(x), x.shape[-2:]))
 
 
 class _ChannelNorm(nn.LayerNorm):

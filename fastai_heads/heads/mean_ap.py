@@ -16,7 +16,7 @@ _BACKENDS = {"pycocotools": "pycocotools", "faster_coco_eval": "faster_coco_eval
 
 
 def has_torchmetrics() -> bool:
-    "Whether torchmetrics is there, with one of the packages by which it counts."
+    "Tell whether torchmetrics is installed, with one of the packages that it counts with."
     return find_spec("torchmetrics") is not None and _backend() is not None
 
 
@@ -25,14 +25,15 @@ def _backend() -> str | None:
 
 
 class MeanAP(Metric):
-    """Mean average precision: `MeanAP()` over IoU 0.5 to 0.95 as COCO's, `MeanAP(0.5)` at one. Needs the extra
-    `detection`. It sees detections (B, D, 6) and targets (B, N, 5); of an image without boxes all is wrong."""
+    """Mean average precision. `MeanAP()` is COCO's, over IoU 0.5 to 0.95; `MeanAP(0.5)` is at one IoU. It needs the
+    extra `detection`. It sees detections (B, D, 6) and targets (B, N, 5). In an image without boxes every detection is
+    wrong."""
 
     higher_is_better = True
 
     def __init__(
         self,
-        iou: float | None = None,  # from which on a box is found; None: 0.5, 0.55 … 0.95
+        iou: float | None = None,  # a box is found if it overlaps at least so much; None: mean over 0.5, 0.55 … 0.95
     ):
         if not has_torchmetrics():
             raise HeadsError(
@@ -46,26 +47,26 @@ class MeanAP(Metric):
 
     @property
     def name(self) -> str:
-        "`map`, or for one threshold `map50`."
+        "The column of the table: `map`, or `map50` for one threshold of 0.5."
         return "map" if self.iou is None else f"map{round(100 * self.iou)}"
 
     def reset(self) -> None:
         from torchmetrics.detection import MeanAveragePrecision  # an extra
 
         at = None if self.iou is None else [self.iou]
-        self.counted = MeanAveragePrecision(iou_thresholds=at, backend=_backend())
-        self.counted.warn_on_many_detections = False
+        self.average = MeanAveragePrecision(iou_thresholds=at, backend=_backend())
+        self.average.warn_on_many_detections = False
         self.total = 0
 
     def accumulate(self, learn: Learner) -> None:
         "Count a batch of detections."
         preds = [_as_dict(rows) for rows in _plain(learn.pred)]
-        self.counted.update(preds, [_as_dict(rows) for rows in _plain(learn.y)])
+        self.average.update(preds, [_as_dict(rows) for rows in _plain(learn.y)])
         self.total += len(preds)
 
     @property
     def value(self) -> float | None:
-        found = float(self.counted.compute()["map"]) if self.total else -1.0
+        found = float(self.average.compute()["map"]) if self.total else -1.0
         return found if found >= 0 else None  # torchmetrics says -1 where no image has a box
 
 
@@ -74,7 +75,7 @@ def _plain(rows: Tensor) -> Tensor:
 
 
 def _as_dict(rows: Tensor) -> dict[str, Any]:
-    "One image's boxes as torchmetrics takes them; overlaps are the same in any unit."
+    "Turn one image's boxes into torchmetrics' form. Overlaps are the same in any unit."
     rows = rows[rows[:, 4] >= 0]
     found: dict[str, Tensor] = {"boxes": rows[:, :4], "labels": rows[:, 4].to(torch.int64)}
     return found | ({"scores": rows[:, 5]} if rows.shape[1] > 5 else {})

@@ -21,7 +21,7 @@ from fastai_heads.heads.decoders import (
     DynamicDecoder,
     PaddedDecoder,
     SmpDecoder,
-    made_by,
+    make_decoder,
 )
 from fastai_heads.heads.mask_loss import MASK_LOSSES, MODES, WEIGHTED, MaskLoss
 from fastai_heads.heads.mask_metrics import BoundaryF1, ForegroundAccuracy, MaskDice, MaskIoU, thresholded
@@ -136,7 +136,7 @@ class SegmentationHead(HeadSpec):
     def _decoder(self, taps: tuple[TapShape, ...]) -> nn.Module:
         channels = [tap.channels for tap in taps]
         if not isinstance(self.decoder, str):
-            return made_by(self.decoder, channels)
+            return make_decoder(self.decoder, channels)
         strides = [tap.stride for tap in taps[1:]]
         options = dict(self.decoder_options or {})
         if self.decoder == DYNAMIC_UNET:
@@ -237,7 +237,7 @@ class MaskModule(nn.Module):
             raise HeadsError(f"`decoder` gives {x.shape[1]} channels for {self.n_out} codes.")
         height, width = image.shape[-2:]
         if isinstance(self.decoder, PaddedDecoder):
-            x = _resized(x, self.decoder.padded((height, width)))[..., :height, :width]
+            x = _resized(x, self.decoder.pad_size((height, width)))[..., :height, :width]
         return self.refine(_resized(x, [height, width]))
 
 

@@ -1,4 +1,4 @@
-"""Learning curves: of the total, and of every head."""
+"""Learning curves of the total loss and of every head."""
 
 from collections.abc import Sequence
 from math import ceil, isnan
@@ -13,7 +13,7 @@ __all__ = ["Curves", "empty_figure"]
 
 
 class Curves:
-    "Draws what a recorder holds of the last fit, in fastai's manner."
+    "Draws the losses that a recorder holds of the last fit, in fastai's style."
 
     def __init__(
         self,
@@ -31,7 +31,7 @@ class Curves:
         fig: Figure,  # empty
         ncols: int = 4,  # small curves in a row, at most
     ) -> Axes:  # the total's
-        "The total above, every head in a small axes of its own below."
+        "Draw the total above, and every head in a small axes of its own below."
         heads = self.recorder.losses_by_head
         nrows = ceil(len(heads) / ncols)
         ncols = ceil(len(heads) / nrows)
@@ -50,7 +50,7 @@ class Curves:
         self,
         ax: Axes,  # to draw on
     ) -> Axes:
-        "fastai's curve of the total loss."
+        "Draw fastai's curve of the total loss."
         self._draw(ax, self.recorder.losses, "valid_loss", ("train", "valid"))
         ax.set(ylabel="loss", xlabel="steps", title="learning curve")
         if self.with_valid:
@@ -61,7 +61,7 @@ class Curves:
         self,
         ax: Axes,  # with the total
     ) -> Axes:
-        "Every head as a thin line, its validation loss broken in the same colour."
+        "Add every head as a thin line. Its validation loss is dashed, in the same colour."
         for name, losses in self.recorder.losses_by_head.items():
             self._draw(ax, losses, f"valid_{name}_loss", (f"train {name}", f"valid {name}"), lw=1, alpha=0.8)
         ax.legend(fontsize=7)
@@ -72,7 +72,7 @@ class Curves:
         ax: Axes,  # to draw on
         name: str,  # the head
     ) -> Axes:
-        "One head's losses."
+        "Draw one head's losses."
         self._draw(ax, self.recorder.losses_by_head[name], f"valid_{name}_loss", ("train", "valid"))
         return ax
 
@@ -90,7 +90,7 @@ class Curves:
             plot([n for n, _ in points], [v for _, v in points], label=labels[1], marker=marker, **style)
 
     def _valid(self, column: str) -> list[tuple[int, float]]:
-        "(step, value) after each epoch that has one."
+        "List (step, value) after each epoch that has a validation loss."
         if column not in self.recorder.metric_names:
             return []
         at = self.recorder.metric_names.index(column) - 1
@@ -99,6 +99,6 @@ class Curves:
 
 
 def empty_figure() -> Figure:
-    "The current figure where nothing is drawn on it, else a new one."
+    "Return the current figure where nothing is drawn on it, else a new one."
     fig = plt.gcf()
     return plt.figure() if fig.axes else fig

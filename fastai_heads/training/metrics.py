@@ -12,7 +12,7 @@ from fastai.metrics import AccumMetric, ActivationType, Dice, DiceMulti, Jaccard
 from fastai.torch_core import to_detach
 from torch import Tensor, nn
 
-from fastai_heads.data.decode import dls_of_target, of_targets
+from fastai_heads.data.decode import dls_of_target, select_targets
 from fastai_heads.training.bound import BoundHead
 from fastai_heads.training.joint import is_joined, joined, joined_target, over_counts, seen_loss, seen_measure
 from fastai_heads.training.wrapped_metrics import TagsMetric, TorchMetric, as_metric, metric_name
@@ -175,7 +175,7 @@ class _OneHead:
 
     @property
     def dl(self) -> Any:
-        return of_targets(self.learn.dl, [self.head.target.index])
+        return select_targets(self.learn.dl, [self.head.target.index])
 
     @property
     def dls(self) -> DataLoaders:

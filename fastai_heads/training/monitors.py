@@ -1,4 +1,4 @@
-"""Heads that do not learn are named: no label, a loss of zero or NaN, no gradient to the body."""
+"""A callback that names heads which do not learn: no label, a loss of zero or NaN, no gradient to the body."""
 
 import warnings
 from collections.abc import Iterable
@@ -28,13 +28,13 @@ _CAUSES = {
 
 
 class HeadsMonitor(Callback):
-    """Names a head that did not learn in an epoch in a `HeadsWarning`, with the likely cause: once, and again only if
-    it has been well for an epoch in between.
+    """Warns of a head that did not learn in an epoch, with the likely cause (`HeadsWarning`). The warning comes once.
+    It comes again only if the head was well for an epoch in between.
 
-    A few sums over K numbers are kept on the device in every step. Whether a head's gradient reaches the body is
-    asked with a backward pass through that head alone, in the first batch of an epoch, and in further ones only until
-    it has been seen to. It is not asked where the body does not train. `learn.remove_cb(HeadsMonitor)` turns all this
-    off."""
+    Every step adds to a few sums over K numbers, which stay on the device. A backward pass through one head alone asks
+    whether its gradient reaches the body. It runs in the first batch of an epoch, and in further batches until a
+    gradient has reached the body. It does not run where the body does not train. `learn.remove_cb(HeadsMonitor)` turns
+    all this off."""
 
     order, run_valid = 20, False  # after MixedPrecision has left autocast
 
@@ -43,12 +43,12 @@ class HeadsMonitor(Callback):
         self._steps, self._hook = 0, None
 
     def before_fit(self) -> None:
-        "Nothing is watched while the learning rate is sought, which goes on until the loss explodes."
+        "Stop watching while the learning rate is sought. That search goes on until the loss explodes."
         self._unhook()
         self.run = not hasattr(self.learn, "lr_finder")
 
     def before_train(self) -> None:
-        "An epoch starts: nothing seen yet."
+        "Start an epoch: nothing is seen yet."
         heads = self.learn.heads.values()
         self._steps, self._zeros, self._odd = 0, 0, 0
         self._labels: dict[str, Tensor | int] = {h.name: 0 for h in heads if h.target.partial}
@@ -56,18 +56,18 @@ class HeadsMonitor(Callback):
         self._asked: set[str] = set()
 
     def before_batch(self) -> None:
-        "Keep the taps of this batch, while a head is still to be asked for its gradient."
+        "Keep the taps of this batch if any head is still to be asked for its gradient."
         self._unhook()
         self._taps: tuple[Tensor, ...] = ()
-        if self._wanted():
+        if self._select_heads():
             self._hook = get_model(self.model)[1].register_forward_hook(self._keep)
 
     def after_pred(self) -> None:
-        "The taps are there."
+        "Remove the hook, now that the taps are there."
         self._unhook()
 
     def after_loss(self) -> None:
-        "Count, without waiting for the device."
+        "Count losses of zero, losses that are not finite, and labels. Nothing waits for the device."
         heads = list(self.learn.heads.values())
         losses = torch.stack([seen_loss(self.learn, place).float() for place in range(len(heads))])
         self._zeros = self._zeros + (losses == 0)
@@ -82,24 +82,26 @@ class HeadsMonitor(Callback):
         self._steps += 1
 
     def after_train(self) -> None:
-        "The epoch's verdict."
+        "Warn of the heads that did not learn in this epoch."
         if self._steps:
-            self._say(self._found())
+            self._warn(self._diagnose())
 
     def after_cancel_fit(self) -> None:
-        "What stopped training, where it was a loss that is not finite (`TerminateOnNaNCallback`)."
+        "Warn of the losses that are not finite, as they may have stopped training (`TerminateOnNaNCallback`)."
         self._unhook()
         if self.learn.training and self._steps:
-            self._say({name: cause for name, cause in self._found().items() if cause == "not finite"}, whole=False)
+            self._warn({name: cause for name, cause in self._diagnose().items() if cause == "not finite"}, whole=False)
 
     def _body_trains(self) -> bool:
-        "Whether gradients are expected at the taps; not through a compiled model, whose taps cannot be had."
+        """Tell whether gradients are expected at the taps: the body trains, and the model is not compiled. The taps of
+        a compiled model cannot be kept."""
         model, opt = get_model(self.model), self.opt
         plain = isinstance(model, nn.Sequential) and getattr(model, "_compiled_call_impl", None) is None
         return plain and opt.frozen_idx < max(1, len(opt.hypers) - 1)
 
-    def _wanted(self) -> list[BoundHead]:
-        "The heads to be asked in this batch: not seen to reach the body in this epoch; if named, in the first only."
+    def _select_heads(self) -> list[BoundHead]:
+        """List the heads to ask in this batch: those that have not reached the body in this epoch. A head with a
+        warning is asked in the first batch alone."""
         return [
             head
             for name, head in self.learn.heads.items()
@@ -118,7 +120,7 @@ class HeadsMonitor(Callback):
         scaler = getattr(self.learn, "scaler", None)
         scale = 1.0 if scaler is None else scaler.get_scale()
         losses = dict(zip(self.learn.heads.names, self.learn.head_losses))
-        for head in self._wanted():
+        for head in self._select_heads():
             if labels[head.name]:
                 self._asked.add(head.name)
                 if self._on_any_rank(reaches(losses[head.name], taps, scale), taps[0].device):
@@ -127,7 +129,7 @@ class HeadsMonitor(Callback):
     def _on_any_rank(self, found: bool, device: torch.device) -> bool:
         return bool(sum_over_ranks(torch.tensor(int(found), device=device))) if is_joined(self.learn) else found
 
-    def _found(self) -> dict[str, str]:  # head → what is wrong
+    def _diagnose(self) -> dict[str, str]:  # head → what is wrong
         zeros, odd = (getattr(n, "tolist", list)() for n in (self._zeros, self._odd))
         found: dict[str, str] = {}
         for i, name in enumerate(self.learn.heads.names):
@@ -142,7 +144,7 @@ class HeadsMonitor(Callback):
         self._counts = dict(zip(self.learn.heads.names, odd))
         return found
 
-    def _say(self, found: dict[str, str], whole: bool = True) -> None:
+    def _warn(self, found: dict[str, str], whole: bool = True) -> None:
         where = f"in epoch {self.epoch}" if whole else f"in epoch {self.epoch}, where training stopped"
         for name, cause in found.items():
             if speaks(self.learn) and (name, cause) not in self._named:
@@ -155,9 +157,9 @@ class HeadsMonitor(Callback):
 def reaches(
     loss: Tensor,  # a scalar
     tensors: Iterable[Tensor],  # with a graph
-    scale: float = 1.0,  # of the loss, in half precision
+    scale: float = 1.0,  # factor of the loss, in half precision
 ) -> bool:
-    "Whether a loss has a gradient with regard to any of some tensors; the graph is kept."
+    "Tell whether a loss has a gradient with respect to any of some tensors. The graph is kept."
     if not loss.requires_grad:
         return False
     grads = torch.autograd.grad(loss * scale, list(tensors), retain_graph=True, allow_unused=True)

@@ -16,16 +16,16 @@ __all__ = ["LossWeightScheduler"]
 class LossWeightScheduler(Callback):
     """Sets heads' `loss_weight`s before every training step: `LossWeightScheduler({'digit': SchedLin(1, .1)})`.
 
-    A schedule takes the share of the training that is done, 0 to 1, and gives a weight: fastai's annealers, or a
-    function. The weights of every step are in `loss_weights` and, for `learn.recorder.plot_sched()`, in
-    `recorder.hps`. After the fit the last weights stay, as fastai leaves the optimizer's hyperparameters, so that
-    `learn.validate()` gives the last row of the table. While the learning rate is sought nothing is set."""
+    A schedule is one of fastai's annealers, or a function. It takes the share of the training that is done, 0 to 1, and
+    gives a weight. The weights of every step are in `loss_weights` and, for `learn.recorder.plot_sched()`, in
+    `recorder.hps`. After the fit the last weights stay, as fastai's hyperparameters do, so that `learn.validate()`
+    gives the last row of the table. No weight is set while the learning rate is sought."""
 
     order, run_valid = ParamScheduler.order + 1, False
 
     def __init__(
         self,
-        scheds: Mapping[str, Callable[[float], float]],  # head → share of the training done → its weight
+        scheds: Mapping[str, Callable[[float], float]],  # head → schedule: share of the training done → weight
     ):
         if not isinstance(scheds, Mapping) or not scheds:
             raise HeadsError(
@@ -40,7 +40,7 @@ class LossWeightScheduler(Callback):
         self,
         heads: BoundHeads,  # of the learner
     ) -> None:
-        "Refuse, before any training, a head that is not there and a schedule that gives no weight."
+        "Refuse, before any training, a head that does not exist and a schedule that gives no weight."
         for name, sched in self.scheds.items():
             _ = heads[name]
             ends, why = _ends(sched)
@@ -52,24 +52,24 @@ class LossWeightScheduler(Callback):
                 )
 
     def before_fit(self) -> None:
-        "A new record, once there is a step; a validation leaves the last one alone."
+        "Ask for a new record at the first step. A validation keeps the last record."
         need_heads(self)
         self._starts, self.run = True, not hasattr(self.learn, "lr_finder")
 
     def before_batch(self) -> None:
-        "This step's weights."
+        "Set this step's weights."
         if self._starts:
             self._starts, self.loss_weights = False, {name: [] for name in self.scheds}
         for name, sched in self.scheds.items():
             self.learn.heads[name].loss_weight = sched(self.pct_train)
 
     def after_batch(self) -> None:
-        "Record them."
+        "Record this step's weights."
         for name, weights in self.loss_weights.items():
             weights.append(self.learn.heads[name].loss_weight)
 
     def after_fit(self) -> None:
-        "Beside what a `ParamScheduler` of the same fit has recorded."
+        "Put the weights into `recorder.hps`, beside the values that a `ParamScheduler` of the same fit has recorded."
         if self._starts or not hasattr(self.learn, "recorder"):
             return
         others = self.recorder.hps if any(isinstance(cb, ParamScheduler) for cb in self.learn.cbs) else {}

@@ -16,9 +16,9 @@ def set_direction(
     tracker: TrackerCallback,  # a callback that is being added to a learner
     metrics: Iterable[Metric],  # of the learner
 ) -> None:
-    """Have a tracker look for what is better of its metric. fastai goes by the whole name, in which a head `blossom`
-    makes an accuracy a loss and `ink_mae` is better the greater. A `comp` that is not fastai's own guess is the
-    user's and stays."""
+    """Set the direction in which a tracker's metric is better. fastai goes by the whole name: a head `blossom` makes
+    it take an accuracy for a loss, and it takes `ink_mae` to be better when it is greater. A `comp` other than
+    fastai's own guess is the user's, and stays."""
     guess = np.less if "loss" in tracker.monitor or "error" in tracker.monitor else np.greater
     better = {f"{part}{m.name}": m.higher_is_better for m in metrics if isinstance(m, HeadMetric) for part in _PARTS}
     if tracker.comp is not guess or tracker.monitor not in better:
@@ -29,10 +29,10 @@ def set_direction(
 
 
 def check_monitor(
-    tracker: TrackerCallback,  # of a fit
-    columns: Iterable[str],  # of the table
+    tracker: TrackerCallback,  # a callback of a fit
+    columns: Iterable[str],  # columns of the table
 ) -> None:
-    "Refuse to track what the table does not have."
+    "Refuse to track a column that the table does not have."
     columns = list(columns)
     if tracker.monitor not in columns:
         raise HeadsError(

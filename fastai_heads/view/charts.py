@@ -1,4 +1,4 @@
-"""Confusion matrices and scatters, drawn."""
+"""Drawings of confusion matrices and of predicted against true numbers."""
 
 from collections.abc import Sequence
 from itertools import product
@@ -14,18 +14,18 @@ from fastai_heads.view.texts import number
 
 __all__ = ["draw_confusion", "draw_label_confusions", "draw_scatter"]
 
-_WRITTEN = 30  # classes of a matrix whose counts are written into the cells
+_WRITTEN = 30  # most classes of a matrix whose cells hold numbers
 
 
 def draw_confusion(
     ax: Axes,  # to draw on
-    matrix: np.ndarray,  # (C, C) counts, a row per true class, or shares of the row
+    matrix: np.ndarray,  # (C, C) counts, or shares of a row; a row is a true class
     names: Sequence[Any],  # the classes
     cmap: str = "Blues",  # matplotlib's
-    decimals: int | None = None,  # of shares; None: counts
-    written: bool = True,  # the numbers in the cells
+    decimals: int | None = None,  # of shares; None: the matrix holds counts
+    written: bool = True,  # write the numbers into the cells
 ) -> None:
-    "A confusion matrix as fastai draws it: the true class down, the predicted one across."
+    "Draw a confusion matrix as fastai does: the true class down, the predicted class across."
     ax.imshow(matrix, interpolation="nearest", cmap=cmap)
     ticks = range(len(names))
     ax.set_xticks(ticks, [str(n) for n in names], rotation=90)
@@ -46,7 +46,7 @@ def draw_label_confusions(
     fig: Figure,  # empty
     **kwargs,  # to `draw_confusion`
 ) -> None:
-    "A matrix of absent and present for every label."
+    "Draw a confusion matrix of absent and present for every label."
     ncols = min(4, len(names))
     axes = fig.subplots(ceil(len(names) / ncols), ncols, squeeze=False)
     for ax in axes.flat[len(names) :]:
@@ -63,7 +63,7 @@ def draw_scatter(
     names: Sequence[str],  # n of them
     **kwargs,  # to matplotlib's `figure`: `figsize`
 ) -> Figure:
-    "Predicted against true, an axes for each number; on the line the two are equal."
+    "Draw predicted against true values, one axes for each number. On the line the two are equal."
     ncols = min(4, len(names))
     nrows = ceil(len(names) / ncols)
     fig, axes = plt.subplots(nrows, ncols, squeeze=False, **{"figsize": (3.4 * ncols, 3.4 * nrows), **kwargs})

@@ -1,4 +1,4 @@
-"""Conflict between the heads, and their weights over time, drawn."""
+"""Drawings of the conflict between the heads, and of their weights over time."""
 
 from collections.abc import Sequence
 from itertools import combinations
@@ -14,22 +14,22 @@ from fastai_heads.training.conflict import ConflictRecord
 
 __all__ = ["draw_conflict", "draw_weights"]
 
-_PAIRS = 6  # pairs that are drawn as lines of their own; of more, the ones that are most in conflict
-_WINDOWS = 25  # a bold line is the mean over a window of this part of the fit
+_PAIRS = 6  # pairs with a line in colour; if there are more, the pairs most in conflict have one
+_WINDOWS = 25  # a bold line is a running mean; its window is the fit divided by this
 
 
 def draw_conflict(
     record: ConflictRecord | None,  # `learn.conflict`
 ) -> Figure:
-    """Four axes: the mean cosine between the gradients of every two heads; the cosines over time; how long each
-    gradient is; each head's share of the step."""
+    """Draw four axes: the mean cosine between the gradients of every two heads; the cosines over time; the length of
+    each gradient; each head's share of the step."""
     if record is None or not record.steps:
         raise HeadsError(
             "`plot_conflict` draws what a ConflictRecorder saw in the last fit, and it saw nothing: pass "
-            "`cbs=ConflictRecorder()` to a fit in which parameters train that several heads share."
+            "`cbs=ConflictRecorder()` to a fit in which several heads share parameters that train."
         )
     if len(record.heads) < 2:
-        raise HeadsError(f"`plot_conflict` compares heads, and there is one, {record.heads[0]!r}.")
+        raise HeadsError(f"`plot_conflict` compares heads, and there is only one, {record.heads[0]!r}.")
     n = len(record.heads)
     side = max(4.0, 0.62 * n + 1.6)
     fig, axes = plt.subplots(
@@ -54,7 +54,7 @@ def draw_weights(
     record: ConflictRecord | None,  # `learn.conflict`
     ax: Axes | None = None,  # to draw on; None: a new figure
 ) -> Axes:
-    "The weight of each head's gradient in what is shared, after every step."
+    "Draw the weight of each head's gradient in the shared parameters, after every step."
     if record is None or not record.weight_steps:
         raise HeadsError(
             "`plot_weights` draws what a ConflictRecorder saw in the last fit, and it saw no step: pass "
@@ -72,7 +72,7 @@ def draw_weights(
 
 
 def _draw_matrix(ax: Axes, record: ConflictRecord) -> None:
-    "The mean over the batches in which both heads had a label."
+    "Draw the mean cosines. A mean counts only the batches in which both heads had a label."
     n, mean = len(record.heads), _mean(record.cosines)
     image = ax.imshow(mean, cmap="RdBu", vmin=-1, vmax=1)
     ax.figure.colorbar(image, ax=ax, shrink=0.8)
@@ -87,7 +87,7 @@ def _draw_matrix(ax: Axes, record: ConflictRecord) -> None:
 
 
 def _draw_pairs(ax: Axes, record: ConflictRecord) -> None:
-    "The cosines over time: every pair in grey, those most in conflict in colour."
+    "Draw the cosines over time: the pairs most in conflict in colour, the others in grey."
     cosines, mean = record.cosines, _mean(record.cosines)
     pairs = [pair for pair in combinations(range(len(record.heads)), 2) if not np.isnan(mean[pair])]
     pairs = sorted(pairs, key=lambda pair: mean[pair])
@@ -107,7 +107,7 @@ def _draw_pairs(ax: Axes, record: ConflictRecord) -> None:
 def _draw_lines(
     ax: Axes, steps: Sequence[int], values: np.ndarray, heads: Sequence[str], what: str, logarithmic: bool = False
 ) -> None:
-    "A line for each head, in the head's colour."
+    "Draw a line for each head, in the head's colour."
     for place, name in enumerate(heads):
         _draw_line(ax, steps, values[:, place], plt.get_cmap("tab10")(place % 10), name, "-" if place < 10 else "--")
     if logarithmic:
@@ -125,7 +125,7 @@ def _draw_line(
     style: str = "-",
     pale: bool = True,
 ) -> None:
-    "What was seen, pale, and its running mean."
+    "Draw the values pale, and their running mean over them."
     if len(steps) == 1:
         ax.plot(steps, values, color=color, marker="o", label=label)
         return
@@ -135,7 +135,7 @@ def _draw_line(
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
-    "Over the first axis, without what is NaN; NaN where all is."
+    "Average over the first axis. NaN does not count; where all is NaN the mean is NaN."
     there = ~np.isnan(values)
     counts = there.sum(0)
     sums = np.where(there, values, 0).sum(0)
@@ -143,12 +143,12 @@ def _mean(values: np.ndarray) -> np.ndarray:
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    "A running mean, without what is NaN; of few values these themselves."
+    "Compute a running mean. NaN does not count; a few values stay as they are."
     reach = len(values) // _WINDOWS // 2
     return np.array([_mean(values[max(0, i - reach) : i + reach + 1]) for i in range(len(values))])
 
 
 def _spans(values: np.ndarray) -> bool:
-    "Whether positive numbers are too far apart for one linear axis."
+    "Tell whether positive numbers are too far apart for one linear axis."
     there = values[~np.isnan(values)]
     return bool((there > 0).all() and there.max() > 30 * there.min())

@@ -1,4 +1,4 @@
-"""The network as a diagram: body, taps, trunks, heads, and what becomes of their losses."""
+"""The network as a diagram: body, taps, trunks, heads, their losses, and the step that follows."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from fastai_heads.view.texts import number
 
 __all__ = ["draw_heads"]
 
-_SIZE, _LINE, _PAD = 8.5, 0.17, 0.09  # points of the letters; inches of a line and around a text
+_SIZE, _LINE, _PAD = 8.5, 0.17, 0.09  # size of the letters in points; inches of a line, and around a text
 _BETWEEN, _BESIDE = 0.16, 0.5  # inches from box to box in a column, and from column to column
 _TRAINS, _FROZEN, _PLAIN = "#fde3c8", "#cfe2f3", "#f2f2f2"
 _TITLES = ("input", "body", "taps", "trunks", "heads", "losses", "step")
@@ -29,10 +29,10 @@ _TITLES = ("input", "body", "taps", "trunks", "heads", "losses", "step")
 
 @dataclass
 class Box:
-    "One box of the diagram, with its place once it has one."
+    "One box of the diagram. It has a place once `_place` has given it one."
 
     key: str
-    column: float  # a trunk that reads another stands further right
+    column: float  # a trunk that reads another trunk stands further right
     lines: tuple[str, ...]  # the first is bold
     reads: tuple[str, ...] = ()  # the boxes that it takes from
     color: str = _PLAIN
@@ -58,18 +58,18 @@ def _inches(text: str, bold: bool) -> float:
 
 def draw_heads(
     learn: Learner,  # a `MultiHeadLearner`
-    inputs: Sequence[Tensor] = (),  # of the body, a batch of one; empty: shapes stay unsaid
+    inputs: Sequence[Tensor] = (),  # of the body, a batch of one; empty: the diagram has no shapes
 ) -> Figure:
-    "The network from left to right. Frozen parts are blue, trained ones orange, auxiliary heads dashed."
-    shapes = _measured(get_model(learn.model), inputs)
+    "Draw the network from left to right. Frozen parts are blue, trained parts orange; auxiliary heads are dashed."
+    shapes = _measure_shapes(get_model(learn.model), inputs)
     boxes = [*_body_boxes(learn, shapes), *_head_boxes(learn, shapes)]
     columns = [[b for b in boxes if b.column == n] for n in sorted({b.column for b in boxes})]
     _place(columns)
-    return _drawn(columns)
+    return _draw_boxes(columns)
 
 
-def _measured(model: nn.Sequential, inputs: Sequence[Tensor]) -> dict[str, str]:
-    "The shape of every tap, trunk and prediction, in words."
+def _measure_shapes(model: nn.Sequential, inputs: Sequence[Tensor]) -> dict[str, str]:
+    "Run the model on the inputs, and say the shape of every tap, trunk and prediction in words."
     if not len(inputs):
         return {}
     heads: Heads = model[1]
@@ -85,7 +85,7 @@ def _measured(model: nn.Sequential, inputs: Sequence[Tensor]) -> dict[str, str]:
 
 
 def _body_boxes(learn: Learner, shapes: Mapping[str, str]) -> list[Box]:
-    "The input, the body, its taps and the trunks."
+    "Make the boxes of the input, the body, its taps and the trunks."
     body, heads = get_model(learn.model)
     weights = body.weights or "not pretrained"
     state, color = _state(body)
@@ -113,7 +113,7 @@ def _body_boxes(learn: Learner, shapes: Mapping[str, str]) -> list[Box]:
 
 
 def _head_boxes(learn: Learner, shapes: Mapping[str, str]) -> list[Box]:
-    "The heads, grouped by what they read, their losses, and the step that follows of them."
+    "Make the boxes of the heads, of their losses, and of the step. Heads stand in the order of the taps they read."
     body, heads = get_model(learn.model)
     taps = [*body.taps, *heads.trunk_reads]
     sources = {name: _sources(heads, reads) for name, reads in heads.reads.items()}
@@ -138,7 +138,7 @@ def _head_boxes(learn: Learner, shapes: Mapping[str, str]) -> list[Box]:
 
 
 def _sources(heads: Heads, reads: Sequence[str]) -> list[str]:
-    "The taps and trunks that some taps come from, each once: a pyramid has one box for all its levels."
+    "List the taps and trunks that some taps come from, each once. A pyramid has one box for all its levels."
     owner = {tap: trunk for trunk, gives in heads.trunk_gives.items() for tap in gives}
     return list(dict.fromkeys(owner.get(tap, tap) for tap in reads))
 
@@ -161,7 +161,7 @@ def _params(module: nn.Module) -> str:
 
 
 def _state(module: nn.Module) -> tuple[str, str]:
-    "Whether it is frozen, in words and as a colour."
+    "Tell whether a module is frozen, in words and as a colour."
     params = list(module.parameters())
     trained = {id(p) for p in params if p.requires_grad}
     if not params:
@@ -175,7 +175,8 @@ def _state(module: nn.Module) -> tuple[str, str]:
 
 
 def _place(columns: Sequence[Sequence[Box]]) -> None:
-    "Each column from top to bottom about the middle of the highest, each box as near as may be to what it belongs to."
+    """Place each column from top to bottom, around the middle of the tallest column. Each box stands as near as
+    possible to the boxes that it is connected with."""
     tall = max(range(len(columns)), key=lambda n: sum(b.height + _BETWEEN for b in columns[n]))
     top = 0.0
     for box in columns[tall]:
@@ -191,7 +192,7 @@ def _place(columns: Sequence[Sequence[Box]]) -> None:
 
 
 def _spread(column: Sequence[Box]) -> None:
-    "Move boxes apart where they overlap, keeping the middle of the column."
+    "Move boxes apart where they overlap. The middle of the column stays."
     boxes = sorted(column, key=lambda b: -b.y)
     before = sum(b.y for b in boxes)
     for above, below in pairwise(boxes):
@@ -201,8 +202,8 @@ def _spread(column: Sequence[Box]) -> None:
         box.y += shift
 
 
-def _drawn(columns: Sequence[Sequence[Box]]) -> Figure:
-    "The figure, whose data are inches."
+def _draw_boxes(columns: Sequence[Sequence[Box]]) -> Figure:
+    "Draw the boxes and arrows in a new figure. Its data coordinates are inches."
     widths = [max(b.width for b in column) for column in columns]
     lefts = [_PAD * 2 + sum(widths[:n]) + n * _BESIDE for n in range(len(columns))]
     high = max(b.y + b.height / 2 for column in columns for b in column) + 2 * _PAD + _LINE
@@ -235,7 +236,7 @@ def _draw_box(ax: Axes, box: Box, left: float, width: float) -> None:
 
 
 def _draw_arrow(ax: Axes, source: tuple[float, float, Box], left: float, box: Box) -> None:
-    "From the right side of one box to the left side of another."
+    "Draw an arrow from the right side of one box to the left side of another."
     style = {
         "arrowstyle": "-|>",
         "color": "#666666",

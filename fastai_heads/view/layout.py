@@ -6,7 +6,7 @@ from math import ceil
 from typing import Any
 
 from fastai_heads.view.keywords import GridOptions
-from fastai_heads.view.texts import LETTER, LINE, broken
+from fastai_heads.view.texts import LETTER, LINE, break_lines
 
 __all__ = ["Layout", "lay_out"]
 
@@ -137,8 +137,8 @@ def _sized(
         n_panels=len(panels),
         size=size,
         text=text,
-        beside=[broken(one, text - 0.1) for one in lines],
-        over=[broken([(t, "black")], cell - 2 * _GAP) for t in titles] if titles else [[] for _ in inputs],
+        beside=[break_lines(one, text - 0.1) for one in lines],
+        over=[break_lines([(t, "black")], cell - 2 * _GAP) for t in titles] if titles else [[] for _ in inputs],
         named=any(panels),
         nrows=nrows,
         ncols=ncols,

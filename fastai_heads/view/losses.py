@@ -14,7 +14,7 @@ def plot_losses(
     skip_start: int = 5,  # the first steps are left out
     ncols: int = 3,  # small curves in a row, at most
 ) -> Figure:
-    "What `learn.recorder.plot_loss()` draws, in a new figure: the total, then every head by itself."
+    "Draw what `learn.recorder.plot_loss()` draws, in a new figure: the total, then every head alone."
     fig = plt.figure()
     Curves(recorder, skip_start).whole(fig, ncols)
     return fig

@@ -1,4 +1,4 @@
-"""Targets that lie in the image: boxes, points, masks."""
+"""Drawings of targets that lie in the image: boxes, points, masks."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -28,20 +28,20 @@ __all__ = [
     "shape_keys",
 ]
 
-TARGET, PREDICTION = "#2ca02c", "#ff7f0e"  # what is true, what is predicted
+TARGET, PREDICTION = "#2ca02c", "#ff7f0e"  # colours
 _OUTLINE = [patheffects.Stroke(linewidth=3, foreground="black"), patheffects.Normal()]
 _ALPHA = 0.5  # of a mask over its image
-_LABEL = 0.07  # of an image's height that a text at a box needs
+_LABEL = 0.07  # height of a text at a box, as a share of the image's
 
 
 def is_mask(value: Any) -> bool:
-    "Whether a decoded value is a mask."
+    "Tell whether a decoded value is a mask."
     return isinstance(value, TensorMask)
 
 
 def is_shape(value: Any) -> bool:
-    "Whether a decoded value is drawn into the image by its outline: points and boxes."
-    return isinstance(value, TensorPoint)  # a box is one, too
+    "Tell whether a decoded value is drawn into the image by its outline. Points and boxes are."
+    return isinstance(value, TensorPoint)  # a box is a TensorPoint, too
 
 
 def draw_shape(
@@ -49,7 +49,7 @@ def draw_shape(
     value: Tensor,  # points or boxes, in pixels
     color: str,  # `TARGET` or `PREDICTION`
 ) -> None:
-    "Points as crosses, boxes as frames; the axes stay those of the image."
+    "Draw points as crosses and boxes as frames. The limits of the axes stay those of the image."
     limits = ax.get_xlim(), ax.get_ylim()
     if isinstance(value, TensorBBox):
         for x1, y1, x2, y2 in value.view(-1, 4).tolist():
@@ -64,7 +64,8 @@ def draw_shape(
 
 
 def _write_label(ax: Axes, box: list[float], text: str, color: str, y_limits: tuple[float, float]) -> None:
-    "A text at a box, of a target over it and of a prediction under it; in it where it would leave the image."
+    """Write a text at a box: over it for a target, under it for a prediction. A text that would leave the image is
+    written inside the box."""
     x1, y1, _, y2 = box
     top, bottom = sorted(y_limits)
     room = _LABEL * (bottom - top)
@@ -77,17 +78,17 @@ def _write_label(ax: Axes, box: list[float], text: str, color: str, y_limits: tu
 
 
 def shape_keys() -> list[Artist]:
-    "What the two colours of points and boxes mean, for a legend."
+    "Make the keys of a legend that explain the two colours of points and boxes."
     marks = (("target", TARGET, "+"), ("prediction", PREDICTION, "x"))
     return [Line2D([], [], color=c, marker=m, lw=1.5, label=text) for text, c, m in marks]
 
 
 def draw_mask(
     ax: Axes,  # with the image
-    mask: Tensor,  # (H, W) codes; 255 has no label and stays clear
-    n_codes: int,  # how many codes there are
+    mask: Tensor,  # (H, W) codes; pixels of 255 have no label and stay clear
+    n_codes: int,  # number of codes
 ) -> None:
-    "A mask over its image, a colour per code."
+    "Draw a mask over its image, one colour per code."
     codes = np.asarray(mask.as_subclass(torch.Tensor).detach().cpu()).squeeze()
     clear = np.ma.masked_where((codes == IGNORE_PIXEL) & (n_codes <= IGNORE_PIXEL), codes)
     ax.imshow(clear, cmap=_colors(n_codes), vmin=-0.5, vmax=n_codes - 0.5, alpha=_ALPHA, interpolation="nearest")
@@ -95,8 +96,8 @@ def draw_mask(
 
 def count_codes(
     masks: Sequence[Tensor],  # of one head
-) -> int:  # as many as they are named, else as occur
-    "How many codes some masks have."
+) -> int:  # the number of names, or if there are none, of codes up to the highest one
+    "Count the codes that some masks have."
     named = [len(m.codes) for m in masks if getattr(m, "codes", None) is not None]
     if named:
         return named[0]
@@ -108,7 +109,7 @@ def code_patches(
     masks: Sequence[Tensor],  # of one head
     prefix: str = "",  # before each name
 ) -> list[Artist]:
-    "What the colours of some masks mean, for a legend."
+    "Make the patches of a legend that explain the colours of some masks."
     n = count_codes(masks)
     codes = next((m.codes for m in masks if getattr(m, "codes", None) is not None), range(n))
     colors = _colors(n)
@@ -116,7 +117,7 @@ def code_patches(
 
 
 def _colors(n: int) -> ListedColormap:
-    "As many colours as there are codes; neighbours are never alike."
-    pairs = colormaps["tab20"].colors  # of a dark and a pale one
+    "Choose as many colours as there are codes. Neighbours are never alike."
+    pairs = colormaps["tab20"].colors  # each a dark and a pale one
     palette = [*pairs[::2], *pairs[1::2]]
     return ListedColormap([palette[i % len(palette)] for i in range(n)])

@@ -36,7 +36,7 @@ from fastai_heads.view.shapes import (
     is_shape,
     shape_keys,
 )
-from fastai_heads.view.texts import LINE, PLAIN, compared
+from fastai_heads.view.texts import LINE, PLAIN, say_both
 
 __all__ = ["show_predictions", "show_samples", "show_targets"]
 
@@ -59,7 +59,7 @@ class Seen:
     def line(self) -> tuple[str, str] | None:
         "Text and colour; None where everything is in the image."
         if not self.drawn:
-            return compared(self.head, self.truth, self.said)
+            return say_both(self.head, self.truth, self.said)
         return (f"{self.head}: {self.truth}", PLAIN) if isinstance(self.truth, Missing) else None
 
 

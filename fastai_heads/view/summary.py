@@ -1,4 +1,4 @@
-"""What a learner's network is made of, in words: what was removed, what is kept, what each head adds."""
+"""A summary of a learner's network in words: the layers removed, the layers kept, the layers that each head adds."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,9 +23,9 @@ _COLUMNS = ("head", "target", "tap", "layers", "output", "params", "trainable", 
 
 @dataclass(frozen=True)
 class Summary:
-    "A network in words; prints as text, and as HTML in Jupyter."
+    "A network in words. It prints as text, and as HTML in Jupyter."
 
-    first: tuple[str, ...]  # what was removed, kept and added
+    first: tuple[str, ...]  # the layers removed, kept and added
     rows: tuple[tuple[str, ...], ...]  # one per trunk and head
     last: tuple[str, ...]  # parameters, optimizer, loss function, callbacks
 
@@ -47,9 +47,10 @@ class Summary:
 
 def summarize(
     learn: Learner,  # a `MultiHeadLearner`
-    preds: Sequence[Tensor] | None = None,  # what the model gives for a sample, one per head; None: shapes stay unsaid
+    preds: Sequence[Tensor] | None = None,  # the model's answer to a sample, one per head; None: no shapes are shown
 ) -> Summary:
-    "How many layers were removed and how many added comes first; then a row per head, then the training's settings."
+    """Describe a network: first how many layers were removed and added, then a row per trunk and head, then the
+    settings of the training."""
     body, heads = get_model(learn.model)
     shapes = dict(zip(heads.names, preds)) if preds is not None else {}
     rows = [_trunk_row(heads, name) for name in heads.trunk_reads]
@@ -60,7 +61,7 @@ def summarize(
 def _first(body: Body, heads: Heads) -> Iterable[str]:
     weights = f", weights {body.weights}" if body.weights else ", not pretrained"
     yield f"{body.arch} ({body.zoo}{weights}) with {_some(len(heads), 'head')}"
-    yield f"Removed: {_listed(body.removed)}"
+    yield f"Removed: {_list_parts(body.removed)}"
     taps = ", ".join(f"{t} ({_place(body, t)})" for t in body.taps)
     yield f"Kept:    {_size(body)} in the body, tapped at {taps}"
     trunks = f" and {_some(len(heads.trunk_reads), 'trunk')}" if heads.trunk_reads else ""
@@ -71,7 +72,7 @@ def _first(body: Body, heads: Heads) -> Iterable[str]:
         made = ", ".join(f"stride {level.stride} of {level.stride_in}" for level in levels)
         yield f"Levels:  {made} ({kinds}: {body.arch} has no such map), each made once for the heads that read it"
     if body.left_out:
-        yield f"Trained before the classifier and left out: {_listed(body.left_out)}; `tap='pre_logits'` keeps them"
+        yield f"Trained before the classifier and left out: {_list_parts(body.left_out)}; `tap='pre_logits'` keeps them"
 
 
 def _some(count: int, thing: str) -> str:
@@ -83,7 +84,7 @@ def _place(body: Body, tap: str) -> str:
     return f"{body.channels[tap]} channels" + (f" at stride {stride}" if stride is not None else ", a vector")
 
 
-def _listed(parts: Sequence[Removed]) -> str:
+def _list_parts(parts: Sequence[Removed]) -> str:
     if not parts:
         return "nothing"
     layers, params = sum(p.layers for p in parts), sum(p.params for p in parts)
@@ -96,7 +97,7 @@ def _size(module: nn.Module) -> str:
 
 
 def _layers(module: nn.Module) -> int:
-    "Modules that do something themselves: neither a container, empty or not, nor an identity."
+    "Count the modules that do something themselves. A container, empty or not, does not count, nor does an identity."
     return sum(1 for m in module.modules() if not any(True for _ in m.children()) and not isinstance(m, _NO_LAYER))
 
 

@@ -1,4 +1,4 @@
-"""Values in words: what stands beside an image."""
+"""Values in words, as they stand beside an image."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -12,15 +12,15 @@ from torch import Tensor
 
 from fastai_heads.data.partial import KnownTags, Missing
 
-__all__ = ["LETTER", "LINE", "broken", "compared", "number", "text_of"]
+__all__ = ["LETTER", "LINE", "break_lines", "number", "say_both", "text_of"]
 
 RIGHT, WRONG, PLAIN = "green", "red", "black"
 LINE, LETTER = 0.19, 0.078  # inches of a line of text and of a letter, at 9 points
-_MOST, _LONGEST = 16, 8  # labels of one head that are written out, lines that one head may take
+_MOST, _LONGEST = 16, 8  # most labels of one head that are written out, most lines of one head
 
 
 def number(value: Real) -> str:
-    "A number as people write it: four digits, thousands in full, a dash for NaN."
+    "Write a number as people do: four digits, thousands in full, a dash for NaN."
     value = float(value)
     if isnan(value):
         return str(Missing())
@@ -29,9 +29,9 @@ def number(value: Real) -> str:
 
 def text_of(
     value: Any,  # decoded: a class, labels, numbers, a tensor
-    most: int | None = _MOST,  # labels of a list that are written out; None: all
+    most: int | None = _MOST,  # most labels of a list that are written out; None: all
 ) -> str:
-    "One decoded value in words."
+    "Say one decoded value in words."
     if isinstance(value, Tensor):
         value = value.tolist() if value.numel() <= _MOST else f"{type(value).__name__} of {_sides(value)}"
     if isinstance(value, L | tuple | list):
@@ -47,18 +47,20 @@ def _sides(value: Tensor) -> str:
     return "×".join(map(str, value.shape))
 
 
-def compared(
+def say_both(
     head: str,  # its name
-    truth: Any,  # the decoded target; None: nothing is known of it
+    truth: Any,  # the decoded target; None: it is not known
     said: Any,  # the decoded prediction; None: there is none
 ) -> tuple[str, str]:  # the text and its colour
-    "`head: prediction`, green where it is right, red with the target behind it where it is wrong."
+    """Say `head: prediction`. It is green where it is right. Where it is wrong it is red, and the target stands behind
+    it. Where the target is a number or missing, both are said in black: a number is hardly ever met exactly. Where
+    `truth` or `said` is None, the other one is said in black."""
     if said is None:
         return f"{head}: {text_of(truth)}", PLAIN
     if truth is None:
         return f"{head}: {text_of(said)}", PLAIN
     both = f"{head}: {text_of(said)} ({text_of(truth)})"
-    if isinstance(truth, Missing) or _is_measured(truth):  # a number is seldom met exactly: neither right nor wrong
+    if isinstance(truth, Missing) or _is_measured(truth):  # a number is neither right nor wrong
         return both, PLAIN
     if isinstance(truth, KnownTags):
         return (f"{head}: {text_of(said)}", RIGHT) if truth.said_right(said) else (both, WRONG)
@@ -73,14 +75,14 @@ def _is_measured(value: Any) -> bool:
     )
 
 
-def broken(
+def break_lines(
     lines: Iterable[tuple[str, str]],  # (text, colour) per head
-    inches: float,  # how wide they may be
+    inches: float,  # greatest width of a line
 ) -> list[tuple[str, str]]:  # (text, colour) per line
-    "Long texts over several lines, at most eight."
-    return [(part, color) for text, color in lines for part in _wrapped(text, inches)]
+    "Break long texts into several lines, at most eight for each text."
+    return [(part, color) for text, color in lines for part in _wrap(text, inches)]
 
 
-def _wrapped(text: str, inches: float) -> Iterator[str]:
+def _wrap(text: str, inches: float) -> Iterator[str]:
     parts: Sequence[str] = wrap(text, max(8, int(inches / LETTER)), subsequent_indent="    ")
     yield from parts if len(parts) <= _LONGEST else [*parts[: _LONGEST - 1], f"{parts[_LONGEST - 1]} …"]

@@ -8,7 +8,7 @@ from torchvision import models
 from torchvision.models import ResNet18_Weights
 
 from fastai_heads.archs import fastai_zoo
-from fastai_heads.archs.channels import adapted_weight
+from fastai_heads.archs.channels import adapt_weight
 from fastai_heads.bodies.image import cut_body
 from fastai_heads.errors import HeadsError
 
@@ -133,7 +133,7 @@ def test_other_channels_with_fastais_weights(fastais):
     torch.testing.assert_close(one(grey)["stem"], three(grey.expand(-1, 3, -1, -1))["stem"])
     for n_in in (2, 4):
         body = cut_body("xresnet50", ("stem",), n_in=n_in)
-        assert torch.equal(body.net[0][0].weight, adapted_weight(fastais["0.0.weight"], n_in))
+        assert torch.equal(body.net[0][0].weight, adapt_weight(fastais["0.0.weight"], n_in))
 
 
 @pytest.mark.parametrize("n_in", [1, 2, 4])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from fastai.vision.core import TensorBBox, TensorPoint
 
-from fastai_heads.data.decode import decode_targets, of_targets
+from fastai_heads.data.decode import decode_targets, select_targets
 from fastai_heads.data.digits import digits_dls
 
 TARGETS = ("digit", "tags", "ink", "centre", "box")
@@ -50,9 +50,9 @@ def test_at_most_max_n_items(dls):
 
 @pytest.mark.parametrize("places", [(0,), (4, 0)], ids=str)
 def test_a_view_of_some_targets_gives_and_shows_just_those(dls, places):
-    whole, part = dls.valid.one_batch(), of_targets(dls.valid, places).one_batch()
+    whole, part = dls.valid.one_batch(), select_targets(dls.valid, places).one_batch()
     assert len(part) == 1 + len(places)
     for a, b in zip(part, (whole[0], *(whole[1 + p] for p in places)), strict=True):
         assert torch.equal(a, b) and type(a) is type(b)
     assert len(dls.valid.one_batch()) == 6, "the data itself is as before"
-    assert of_targets(dls.valid, places).n_inp == 1
+    assert select_targets(dls.valid, places).n_inp == 1

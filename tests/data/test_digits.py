@@ -23,7 +23,7 @@ from fastai_heads.data.digits import (
 )
 from fastai_heads.data.missing import labelled
 from fastai_heads.data.partial import check_complete
-from fastai_heads.data.scenes import INK, MARGIN, SceneParams, _side_by_side, ink_box, render, scenes
+from fastai_heads.data.scenes import INK, MARGIN, SceneParams, _draw_side_by_side, ink_box, render, scenes
 from fastai_heads.errors import HeadsError
 
 ALL = ("digit", "tags", "ink", "centre", "box", "mask")
@@ -183,7 +183,7 @@ def test_side_by_side(tmp_path, overlap):
 def test_side_by_side_shares_that_part_of_the_width():
     for overlap in (0, 0.3, 0.8):
         for seed in range(50):
-            sides, places = _side_by_side(overlap, 64, np.random.default_rng(seed))
+            sides, places = _draw_side_by_side(overlap, 64, np.random.default_rng(seed))
             assert ((places - MARGIN * sides[:, None]) >= -1e-9).all()
             assert ((places + (1 + MARGIN) * sides[:, None]) <= 64 + 1e-9).all()
             centres = places[:, 0] + sides / 2

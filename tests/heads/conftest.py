@@ -1,4 +1,4 @@
-"""What the tests of heads share: targets as data would give them, and digits with five of them."""
+"""Fixtures of the tests of heads: targets as data would give them, and digits with five targets."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ KINDS = {
 
 @pytest.fixture
 def target():
-    "A function: kind → its target, with fields of your own."
+    "Give a function: kind → its target. Fields of your own may be passed."
 
     def make(kind: str, **fields) -> Target:
         base = KINDS.get(kind, Target("thing", 0, kind))

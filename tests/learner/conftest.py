@@ -1,4 +1,4 @@
-"""Small data and quick learners that the tests of the learner share."""
+"""Fixtures of the tests of the learner: small data and quick learners."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,7 @@ N, SIDE = 40, 32  # 32 scenes to train on, 8 to validate
 
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory):
-    "The folder of the scenes, written once."
+    "Write the scenes once, and give their folder."
     path = tmp_path_factory.mktemp("scenes") / "digits"
     digit_scenes(path, n=N, size=SIDE)
     return path
@@ -24,7 +24,7 @@ def scenes(tmp_path_factory):
 
 @pytest.fixture
 def table(scenes) -> pd.DataFrame:
-    "The scenes' labels."
+    "Read the scenes' labels."
     return pd.read_csv(scenes / "labels.csv", dtype={"digit": str})
 
 
@@ -67,7 +67,7 @@ def quiet() -> Callable:
 
 @pytest.fixture
 def make_learner(make_dls, quiet) -> Callable[..., MultiHeadLearner]:
-    "A learner without a progress bar: `make_learner('digit', 'ink', heads=…)`."
+    "Give a function that makes a learner without a progress bar: `make_learner('digit', 'ink', heads=…)`."
 
     def make(*targets: str, arch="test_resnet", bs: int = 8, dls=None, **kwargs) -> MultiHeadLearner:
         dls = make_dls(*targets, bs=bs) if dls is None else dls

@@ -172,7 +172,7 @@ class Pulled(Callback):
 def test_what_callbacks_add_to_the_loss_is_no_heads_and_has_no_optimizer(make_learner):
     learn = make_learner("digit", "ink", strategy=Disjoint())
     before = weights(learn)
-    with pytest.raises(HeadsError, match="a callback adds to the loss what is no head's"):
+    with pytest.raises(HeadsError, match="a callback adds a term to the loss that belongs to no head"):
         learn.fit(1, 1e-3, cbs=Pulled())
     assert all(torch.equal(before[n], p) for n, p in learn.model.named_parameters())
 

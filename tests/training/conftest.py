@@ -1,4 +1,4 @@
-"""What the tests of training share: digits with five targets, whole and with gaps, and learners over them."""
+"""Fixtures of the tests of training: digits with five targets, whole and with gaps, and learners over them."""
 
 import pytest
 import torch
@@ -14,13 +14,13 @@ ALL = ("digit", "tags", "ink", "centre", "box")
 
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory):
-    "A folder of sixty digit scenes."
+    "Write sixty digit scenes, and give their folder."
     return tmp_path_factory.mktemp("training") / "scenes"
 
 
 @pytest.fixture
 def load(scenes):
-    "A function: targets, and the share of labels that are missing → the `DataLoaders`."
+    "Give a function: targets, and the share of labels that are missing → the `DataLoaders`."
 
     def make(targets=ALL, missing=0.0, bs=12):
         return digits_dls(targets, n=60, size=32, bs=bs, missing=missing, path=scenes)
@@ -30,7 +30,7 @@ def load(scenes):
 
 @pytest.fixture
 def learner(load):
-    "A function: targets and what `multihead_learner` takes → a learner on a small arch."
+    "Give a function: targets, and arguments of `multihead_learner` → a learner on a small arch."
 
     def make(targets=ALL, heads=None, missing=0.0, **kwargs):
         return multihead_learner(load(targets, missing), "test_resnet", heads=heads, pretrained=False, **kwargs)
@@ -40,7 +40,7 @@ def learner(load):
 
 @pytest.fixture
 def bind():
-    "A function: name → (fitted spec, target) → bound heads whose modules are single linear layers of 4 numbers."
+    "Give a function: name → (fitted spec, target) → bound heads. Their modules are single linear layers of 4 numbers."
 
     def make(specs) -> BoundHeads:
         modules = {name: torch.nn.Linear(4, spec.n_out) for name, (spec, _) in specs.items()}
@@ -52,7 +52,7 @@ def bind():
 
 @pytest.fixture
 def three(bind):
-    "A function: partial or not, and fields of the specs → bound heads of a class, tags and a number; and a batch."
+    "Give a function: partial or not, and fields of the specs → bound heads of a class, tags and a number; and a batch."
     from fastai_heads.heads.classification import ClassificationHead
     from fastai_heads.heads.multilabel import MultiLabelHead
     from fastai_heads.heads.regression import RegressionHead

@@ -1,6 +1,6 @@
-"""What `test_distributed.py` has two processes do, and for comparison one: `torchrun … distributed_job.py FOLDER`.
+"""The job of `test_distributed.py`. Two processes run it, and one to compare: `torchrun … distributed_job.py FOLDER`.
 
-Training is in float64, and its network has neither batch norm nor dropout, so that ranks joined equal one process."""
+Training is in float64. The network has neither batch norm nor dropout, so that two ranks together equal one process."""
 
 import sys
 import warnings
@@ -103,7 +103,7 @@ class Doubled(Callback):
 
 
 class Steps(Callback):
-    "The parameters after every step, and what the strategy weighted the losses with."
+    "Keeps the parameters after every step, and the strategy's weights of the losses."
 
     order, run_valid = 90, False
 
@@ -125,8 +125,8 @@ def flat(tensors) -> torch.Tensor:
 
 
 def gaps(table: pd.DataFrame) -> pd.DataFrame:
-    """The first batch has no digit on the second of two ranks, the second batch no digit at all and no tags on the
-    first rank, the third no label whatever; of the validation set the second rank's first batch has no digit."""
+    """Take labels away. Batch 1 has no digit on the second of two ranks. Batch 2 has no digit at all, and no tags on
+    the first rank. Batch 3 has no label at all. In validation, the first batch of the second rank has no digit."""
     table = table.astype(object)
     digits = [*range(4, 16), 28, 29, 30, 31]
     for column, rows in {"digit": digits, "count": digits, "tags": range(8, 12), "box": [1, 9], "mask": [25]}.items():
@@ -144,7 +144,7 @@ def data(
     digits_per_scene: int | tuple[int, int] = 1,
     **kwargs: Any,
 ) -> DataLoaders:
-    "The first scenes to train on, the last to validate."
+    "Make data: the first scenes to train on, the last to validate."
     path = folder / f"scenes {digits_per_scene}"
     table = digit_scenes(path, n=N, size=SIDE, digits_per_scene=digits_per_scene)
     block = digits_block(path, targets, partial=missing)
@@ -154,7 +154,7 @@ def data(
 
 
 def read(dls: DataLoaders, key: str, known: dict = {}) -> DataLoaders:  # noqa: B006  read once for all fits
-    "The same, its items read from disk once."
+    "Give the same data, with items that are read from disk only once."
     for place, dl in enumerate(dls.loaders):
         if (key, place) not in known:
             known[key, place] = [dl.do_item(i) for i in range(dl.n)]
@@ -178,7 +178,7 @@ def learner(folder: Path, ranks: int, strategy: Any = None, progress: bool = Fal
 
 
 def fitted(folder: Path, ranks: int, strategy: Callable[[], Any], cbs=(), **kwargs) -> dict[str, Any]:
-    "A fit, step by step."
+    "Fit, step by step."
     learn, steps = learner(folder, ranks, strategy=strategy(), **kwargs), Steps()
     with learn.distrib_ctx():
         learn.fit(EPOCHS, 1e-2, cbs=[steps, *cbs])
@@ -194,13 +194,13 @@ def fitted(folder: Path, ranks: int, strategy: Callable[[], Any], cbs=(), **kwar
 
 
 def conflict(learn: MultiHeadLearner) -> torch.Tensor:
-    "What a `ConflictRecorder` of the fit has seen."
+    "Return the record that a `ConflictRecorder` of the fit has made."
     seen = getattr(learn, "conflict", None)
     return torch.empty(0) if seen is None else numbers([*seen.cosines.ravel(), *seen.shares.ravel()])
 
 
 def trained(folder: Path, ranks: int) -> dict[str, Any]:
-    "Every strategy; and with what else stands between a loss and a step."
+    "Train every strategy; and train with everything else that stands between a loss and a step."
     found = {name: fitted(folder, ranks, make) for name, make in SOME.items()}
     for name in ("sum", "UPGrad", "UPGrad over taps", "Disjoint, Adam"):
         cbs = [GradientAccumulation(2 * BS // ranks), GradientClip(0.5)]
@@ -214,7 +214,8 @@ def trained(folder: Path, ranks: int) -> dict[str, Any]:
 
 
 def alike(folder: Path) -> dict[str, torch.Tensor]:
-    "What is not equal to one process, or not in float64: parameters and statistics of batch norms after a fit."
+    """Fit in ways whose result need not equal that of one process, or is not in float64. Collect parameters and
+    statistics of batch norms."""
     found = {}
     for name, change in {
         "sum": lambda learn: None,
@@ -234,7 +235,8 @@ def alike(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def foretold(folder: Path, ranks: int) -> dict[str, Any]:
-    "Losses, metrics and predictions of every kind of head on nine items, some without labels; no rank has all of them."
+    """Collect losses, metrics and predictions of every kind of head on nine items. Some items have no label. No rank
+    has all items."""
     set_seed(3)
     specs = {
         "number": ClassificationHead(target="count_"),
@@ -267,7 +269,7 @@ def foretold(folder: Path, ranks: int) -> dict[str, Any]:
 
 
 def spoken(folder: Path) -> dict[str, Any]:
-    "What a rank prints and writes; `SaveModelCallback` loads what the first rank has saved."
+    "Collect what a rank prints and writes. `SaveModelCallback` loads the weights that the first rank has saved."
     learn = learner(folder, 2, progress=True)
     learn.logger, out = print, StringIO()
     cbs = [SaveModelCallback(every_epoch=False, with_opt=True), EarlyStoppingCallback(), CSVLogger()]
@@ -287,7 +289,7 @@ def spoken(folder: Path) -> dict[str, Any]:
 
 
 def warned(folder: Path) -> dict[str, list[str]]:
-    "What the monitor says: of a head that has labels on one rank only, and of one whose loss is zero."
+    "Collect the monitor's warnings: about a head with labels on one rank only, and about a head whose loss is zero."
     found = {}
     for name in ("all learn", "one does not"):
         learn = learner(folder, 2)
@@ -301,7 +303,7 @@ def warned(folder: Path) -> dict[str, list[str]]:
 
 
 def refused(folder: Path) -> dict[str, Any]:
-    "What a fit that fails leaves, and what is refused."
+    "Collect what is refused, and the state after a fit that fails."
     learn, found = learner(folder, 2), {}
     before, logger = list(learn.dls.loaders), learn.logger
     try:
@@ -328,14 +330,14 @@ def refused(folder: Path) -> dict[str, Any]:
 
 
 def narrow(folder: Path) -> MultiHeadLearner:
-    "A learner whose last batch has one image on each of two ranks."
+    "Make a learner whose last batch has one image on each of two ranks."
     return quiet(
         multihead_learner(data(folder, ("digit",), 4, False, 18, drop_last=False), "test_resnet", pretrained=False)
     ).to_distributed()
 
 
 def alone(folder: Path) -> bool:
-    "The first rank trains by itself, after `distrib_ctx`, and waits for nobody."
+    "Train on the first rank alone, after `distrib_ctx`. It waits for nobody."
     if rank_distrib():
         return True
     dls = data(folder, ("digit", "box"), 8, True, 24)
@@ -345,7 +347,7 @@ def alone(folder: Path) -> bool:
 
 
 def told() -> dict[str, Any]:
-    "What ranks tell each other, tensors of unlike type, size and shape."
+    "Exchange tensors of unlike type, size and shape between the ranks."
     from fastai_heads.training.distributed import gathered
 
     rank = rank_distrib()
@@ -374,14 +376,14 @@ def numbers(values) -> torch.Tensor:
 
 
 def listed(answer) -> list[torch.Tensor]:
-    "The tensors of what `get_preds` answers."
+    "List the tensors of an answer of `get_preds`."
     parts = [part for part in answer if part is not None]
     tensors = [t for part in parts for t in ([part] if isinstance(part, torch.Tensor) else part)]
     return [t.as_subclass(torch.Tensor).clone() for t in tensors]
 
 
 def main(folder: Path) -> None:
-    "All of it, on one rank of two."
+    "Run all of it, on one rank of two."
     warnings.simplefilter("ignore")
     found = {
         "trained": trained(folder, 2),

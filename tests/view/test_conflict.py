@@ -68,7 +68,7 @@ def test_drawn_by_the_learner(make_learner):
 
 
 def test_what_cannot_be_drawn_is_said(record):
-    with pytest.raises(HeadsError, match="there is one, 'head_0'"):
+    with pytest.raises(HeadsError, match="there is only one, 'head_0'"):
         draw_conflict(record(1))
     without = ConflictRecord(("a", "b"))
     without.add_weights(0, {"a": np.nan, "b": np.nan})

@@ -1,4 +1,4 @@
-"""How the losses of the heads become one step: weighted sum, learned weights, gradient balancing, disjoint
+"""Strategies make one step of the heads' losses: weighted sum, learned weights, gradient balancing, disjoint
 optimizers."""
 
 from fastai_heads.training.strategies.balance import Balance

@@ -36,15 +36,15 @@ class Balance(RowsStrategy):
     …
 
     With `over='body'` it sees the gradient of each (weighted) loss over every parameter that more than one loss
-    reaches, zero where a loss does not reach; what one loss alone reaches, such as its head, gets that loss's own
-    gradient. It costs a backward pass through the body for each head.
+    reaches. The gradient is zero where a loss does not reach. Parameters that one loss alone reaches, such as those of
+    its head, get that loss's own gradient. It costs a backward pass through the body for each head.
 
-    With `over='taps'` it sees the gradients with regard to what the body gives (and to shared trunks), and one pass
-    goes back through the body from there: about the cost of a plain sum. Batches that are accumulated are balanced
-    one by one.
+    With `over='taps'` it sees the gradients with respect to the taps of the body, and to shared trunks. One pass goes
+    back through the body from there: this costs about as much as a plain sum. Accumulated batches are balanced one by
+    one.
 
-    A head without a label in a batch has no row. Source: `torchjd.autojac.mtl_backward`, without its matrix of all
-    rows where the K × K products of the rows are enough."""
+    A head without a label in a batch has no row. Source: `torchjd.autojac.mtl_backward`. The matrix of all rows, which
+    that code builds, is not built where the K × K products of the rows are enough."""
 
     fields = ("aggregator", "over")
 
@@ -66,7 +66,7 @@ class Balance(RowsStrategy):
         self.aggregator, self.over = aggregator, over
         self._some: dict[tuple[int, ...], Aggregator] = {}
         self._row_weights: dict[str, float] = {}
-        self._taps: list[tuple[Tensor, Tensor]] = []  # each as the body gives it, and as the heads read it
+        self._taps: list[tuple[Tensor, Tensor]] = []  # the tap of the body, and the copy that the heads read
 
     def check(self, heads: BoundHeads) -> None:
         _check_over(self.over)
@@ -77,14 +77,14 @@ class Balance(RowsStrategy):
             what = type(self.aggregator).__name__
             raise HeadsError(
                 f"`strategy`: {what} needs a gradient of every head in every batch, and labels of "
-                f"{', '.join(partial)} may be missing. UPGrad, MGDA or PCGrad can do without."
+                f"{', '.join(partial)} may be missing. UPGrad, MGDA or PCGrad do not need them."
             )
         if partial:
             check_rows(for_some(self.aggregator, [0], len(heads)), 1)
 
     @property
     def weights(self) -> dict[str, float]:
-        "The aggregator's weights times the heads' own; NaN where an aggregator does not weight the gradients."
+        "The aggregator's weights times the heads' own. They are NaN if an aggregator does not weight the gradients."
         slopes = super().weights
         return {name: slopes[name] * weight for name, weight in self._row_weights.items() if name in slopes}
 
@@ -107,7 +107,7 @@ class Balance(RowsStrategy):
             hook.remove()
 
     def _detach(self, _heads: nn.Module, args: tuple[Mapping[str, Tensor]]) -> tuple[dict[str, Tensor]]:
-        """Give the heads copies of the taps that are cut off from the body's graph. Each copy has a gradient of its
+        """Give the heads copies of the taps. The copies are cut off from the body's graph. Each has a gradient of its
         own, also where one tap lies behind another."""
         taps = {name: tap for name, tap in args[0].items() if tap.requires_grad}
         self._taps = [(tap, tap.detach().requires_grad_()) for tap in taps.values()]
@@ -138,8 +138,8 @@ class Balance(RowsStrategy):
             _add(self._variables, self._balance(rows, self._variables, learn))
 
     def shared(self, n_taps: int) -> list[int]:
-        """List the variables that more than one loss reaches. Taps count together: all of them or none, as the body
-        behind them."""
+        """List the variables that more than one loss reaches. The taps belong together, as they have one body behind
+        them: all of them are listed, or none."""
         reached = [name for name, reach in self._reach.items() if any(i < n_taps for i in reach)]
         taps = range(n_taps) if len(reached) > 1 else ()
         return sorted({*taps, *self.reached_by_several()})
@@ -149,9 +149,9 @@ class Balance(RowsStrategy):
         rows: dict[str, Row],
         variables: Sequence[Tensor],
         learn: Learner,
-        n_taps: int = 0,  # how many of the variables are taps, of this rank's own images
+        n_taps: int = 0,  # so many of the variables, the first ones, are taps of this rank's own images
     ) -> Row:
-        "Make one gradient for every variable: the aggregator's for what losses share, the one loss's own for the rest."
+        "Make one gradient per variable. The aggregator makes those that losses share; the others are one loss's own."
         shared = self.shared(n_taps)
         alone = set(range(len(variables))) - set(shared)
         total = combine(
@@ -167,8 +167,8 @@ class Balance(RowsStrategy):
         return total
 
     def _of_shared(self, rows: dict[str, Row], variables: Sequence[Tensor], learn: Learner, n_local: int) -> Row:
-        """Ask the aggregator for one row. It sees the gradients without the loss scale of half precision. Where a
-        gradient is not finite the rows are added up instead, so that the scaler sees it."""
+        """Ask the aggregator for one row. It sees the gradients without the loss scale of half precision. If a gradient
+        is not finite, or all are zero, the rows are added up instead: the scaler then sees what is not finite."""
         listed, scale = list(rows.values()), loss_scale(learn)
         products = _joint_gramian(listed, n_local) / scale**2
         if not products.isfinite().all() or not products.any():
@@ -186,8 +186,8 @@ class Balance(RowsStrategy):
         return combine(listed, numbers, used_up=True)
 
     def _aggregator(self, places: list[int], n: int) -> Aggregator:
-        """Give the aggregator. For a batch in which heads are absent, give a copy for the others, with a state of its
-        own."""
+        """Return the aggregator. For a batch without some heads, return a copy for the other heads, which has a state
+        of its own."""
         if len(places) == n:
             return self.aggregator
         key = tuple(places)
@@ -212,8 +212,8 @@ def _check_over(over: Any) -> None:
 
 
 def _joint_gramian(rows: Sequence[Row], n_local: int) -> Tensor:
-    """Multiply every two rows, over all ranks. Parts at taps are of other images on every rank: their products are
-    added up."""
+    """Multiply every two rows, over all ranks. At the taps every rank has other images, so that the products of these
+    parts are added up over the ranks."""
     if world() == 1 or not n_local:
         return gramian(rows)
     local = sum_over_ranks(gramian([row[:n_local] for row in rows])) / world() ** 2

@@ -1,4 +1,4 @@
-"""What every strategy does in a training step, and the plain sum of the losses, which is the default."""
+"""The base of all strategies, and the default strategy: the plain sum of the losses."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -19,11 +19,12 @@ __all__ = ["LeafStrategy", "Strategy", "WeightedSum", "shared_losses"]
 
 
 class Strategy(ABC):
-    """How the losses of the heads become one step: the public base, also of a strategy of one's own.
+    """The way in which the losses of the heads become one step. It is the base of every strategy, also of your own.
 
-    A subclass says `label`, `weights` and `objective`. For every training batch the learner asks for `predict`,
-    `objective` and `backward`, in this order. The other methods are events: they do nothing unless a subclass says
-    otherwise. What a strategy learns while training is the module that `module` gives. It is saved with the heads."""
+    A subclass defines `label`, `weights` and `objective`. For every training batch the learner calls `predict`,
+    `objective` and `backward`, in this order. The other methods are events: they do nothing until a subclass overrides
+    them. A strategy that learns while training keeps what it learns in a module, which `module` makes. This module is
+    saved with the heads."""
 
     fields: ClassVar[tuple[str, ...]] = ()  # what may be set on one of a class that names them itself
 
@@ -38,62 +39,64 @@ class Strategy(ABC):
     @property
     @abstractmethod
     def weights(self) -> dict[str, float]:
-        """After a training step: head → the weight with which its loss went into what is shared; heads without a
-        label in the batch are left out."""
+        """The weights of the last training step: head → the weight of its loss in the step of the shared parameters.
+        Heads without a label in the batch are left out."""
 
     @property
     def cuts(self) -> list[tuple[Tensor, Tensor]]:
-        "Where the way back from this batch's losses is cut: each tap as the body gives it, and as the heads read it."
+        """The taps at which this batch's graph is cut. A pair holds the tap of the body, and the copy that the heads
+        read."""
         return []
 
     @property
     @abstractmethod
     def label(self) -> str:
-        "What it is called, in a few words."
+        "Its name, in a few words."
 
     def opt_label(
         self,
         opt_func: Callable,  # the learner's
     ) -> str:
-        "Say what its optimizer is called."
+        "Say the name of its optimizer."
         return getattr(opt_func, "__name__", type(opt_func).__name__)
 
     def module(
         self,
         heads: BoundHeads,  # of the learner
     ) -> nn.Module | None:
-        "Make the module that holds what is learned or remembered while training. It stands in `model[1].strategy`."
+        """Make the module that holds all that the strategy learns or remembers. It is `model[1].strategy`. None: there
+        is none."""
         return None
 
     def make_opt(
         self,
         opt_func: Callable,  # the learner's
-        groups: Sequence[Sequence[tuple[Sequence[nn.Parameter], float]]],  # shown group → [(parameters, multiplier), …]
+        groups: Sequence[Sequence[tuple[Sequence[nn.Parameter], float]]],  # group → [(parameters, multiplier), …]
         heads: BoundHeads,  # of the learner
         lr: float | slice,  # the learner's default rate
     ) -> _BaseOptimizer:
-        """Make the optimizer where fastai's own will not do: for learning rates by head, or for a strategy that has
-        its own."""
+        """Make the optimizer. It is called where fastai's own is not enough: for learning rates by head, or if
+        `own_opt` is true."""
         return HeadsOptimizer(opt_func, groups, lr)
 
     def check(
         self,
         heads: BoundHeads,  # of the learner
     ) -> None:
-        "Refuse heads that do not fit, by a `HeadsError`. It is called before a strategy is set, and before a fit."
+        "Refuse heads that do not fit, with a `HeadsError`. It is called before a strategy is set, and before a fit."
 
     def check_model(
         self,
         model: nn.Module,  # the learner's
     ) -> None:
-        "Refuse a network that does not fit, by a `HeadsError`. It is called when `check` is."
+        "Refuse a network that does not fit, with a `HeadsError`. It is called together with `check`."
 
     def before_fit(self, learn: Learner) -> None:
-        "Start anew: a fit begins."
+        "Prepare a fit that begins."
 
     def before_step(self, learn: Learner) -> None:
-        """Finish the gradients of a step. Those of all its batches are there, and neither mixed precision nor clipping
-        has looked at them."""
+        """Finish the gradients of a step. All its batches have gone back, and mixed precision and clipping come
+        next."""
 
     def after_step(self, learn: Learner) -> None:
         "Take note of a step: the optimizer has moved the parameters."
@@ -103,7 +106,7 @@ class Strategy(ABC):
 
     @property
     def own_opt(self) -> bool:
-        "Whether `make_opt` is needed in any case."
+        "True if `make_opt` always makes the optimizer."
         return False
 
     def predict(self, learn: Learner) -> Any:
@@ -112,15 +115,15 @@ class Strategy(ABC):
 
     @abstractmethod
     def objective(self, learn: Learner) -> Tensor:
-        "Make the scalar that callbacks scale and that `backward` starts from."
+        "Make the scalar that `backward` starts from. Callbacks may scale it."
 
     def backward(self, learn: Learner) -> None:
-        "Go from `learn.loss_grad` to gradients."
+        "Compute the gradients of `learn.loss_grad`."
         learn.loss_grad.backward()
 
 
 class WeightedSum(Strategy):
-    "The sum of the losses by the heads' `loss_weight`s: the default."
+    "The default strategy: the sum of the losses, each times its head's `loss_weight`."
 
     fields = ()
 
@@ -145,8 +148,8 @@ class WeightedSum(Strategy):
 
 
 class LeafStrategy(Strategy):
-    """A strategy that looks at the losses before it goes back through the network: `learn.loss_grad` is a function of
-    their values alone, and callbacks may scale it. How it depends on each loss is that loss's coefficient."""
+    """A strategy that reads the losses before it goes back through the network. `learn.loss_grad` is a function of
+    their values alone, and callbacks may scale it. The derivative of it by a loss is the coefficient of that loss."""
 
     def __init__(self):
         self._losses: dict[str, Tensor] = {}
@@ -155,12 +158,12 @@ class LeafStrategy(Strategy):
 
     @property
     def weights(self) -> dict[str, float]:
-        "How the objective of the last step depended on each loss."
+        "The derivative of the last step's objective by each loss."
         slopes = dict(zip(self._names, self._slopes.tolist()))
         return {name: slopes[name] for name in self._present}
 
     def objective(self, learn: Learner) -> Tensor:
-        "Make the objective of the weighted losses that are present in the batch, alike on all ranks."
+        "Make the objective of the weighted losses that the batch has. It is the same on all ranks."
         losses = dict(zip(learn.heads.names, shared_losses(learn, learn.head_losses)))
         self._losses, self._names, self._present = losses, learn.heads.names, present_heads(learn)
         leaf = torch.stack([loss.detach() for loss in losses.values()])
@@ -178,20 +181,20 @@ class LeafStrategy(Strategy):
 
     def combine(
         self,
-        losses: dict[str, Tensor],  # head → its loss, weighted, of those present
+        losses: dict[str, Tensor],  # head → its weighted loss, for the heads that are present
     ) -> Tensor:  # a scalar
-        "Make one number of several: their sum, unless a subclass says otherwise."
+        "Make one number of several losses. It is their sum, until a subclass overrides this."
         return torch.stack(list(losses.values())).sum()
 
     def nothing(
         self,
         losses: Tensor,  # (K,) of a batch without a label for any head
-    ) -> Tensor:  # a scalar, of which every loss's gradient is zero
-        "Make a number that depends on the losses of a batch in which nothing is labelled."
+    ) -> Tensor:  # a scalar
+        "Make a number that depends on all losses, for a batch in which nothing is labelled."
         return losses.sum()
 
     def coefficients(self, learn: Learner) -> dict[str, Tensor]:
-        "Say what each loss's gradient is multiplied by: weight, loss scale, and share of an accumulated batch."
+        "Compute the factor of each loss's gradient: weight, loss scale, and share of an accumulated batch."
         (slopes,) = torch.autograd.grad(learn.loss_grad, self._leaf, retain_graph=True)
         return dict(zip(learn.heads.names, slopes))
 
@@ -201,7 +204,7 @@ class LeafStrategy(Strategy):
 
 
 def present_heads(learn: Learner) -> tuple[str, ...]:
-    "List the heads that have a weight, and a label in this batch on any rank."
+    "List the heads that have a weight above 0, and a label in this batch on any rank."
     weighted = [name for name, head in learn.heads.items() if head.loss_weight > 0]
     if not any(learn.heads[name].target.partial for name in weighted):
         return tuple(weighted)
@@ -213,8 +216,8 @@ def shared_losses(
     learn: Learner,
     losses: Sequence[Tensor],  # one per head
 ) -> tuple[Tensor, ...]:  # one per head
-    """Return the heads' losses such that their mean over all ranks is the loss of the ranks' batches joined: each times
-    this rank's share of what it is a mean of."""
+    """Scale the heads' losses for distributed training: their mean over all ranks is then the loss of the joined
+    batches. Each loss is multiplied by this rank's share of what it is a mean of."""
     if world() == 1:
         return tuple(losses)
     pairs = zip(combined_loss(learn.loss_func).pairs(learn.pred), losses)

@@ -1,5 +1,5 @@
-"""TorchJD, wrapped: the one module that knows its classes. What makes one number of K losses, one row of K
-gradients."""
+"""The bridge to TorchJD: this module alone knows its classes. A scalarizer makes one number of K losses. An aggregator
+makes one row of K gradients."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -53,11 +53,11 @@ __all__ = [
 _EXAMPLES = {"aggregator": "UPGrad()", "scalarizer": "UW(2)"}
 "Arguments for messages, of a class that cannot be made without."
 _COUNTS = ("shape", "n_tasks")
-"What TorchJD calls the number of losses where it has to know it before."
+"The names of TorchJD's parameters for the number of losses."
 
 
 def is_one_of(
-    value: object,  # what the user passed
+    value: object,  # the value that the user passed
     kind: type,  # `Aggregator` or `Scalarizer`
 ) -> bool:
     "Tell whether a value is of a kind, or a class of that kind."
@@ -65,7 +65,7 @@ def is_one_of(
 
 
 def classes_by_name() -> dict[str, type]:
-    "List TorchJD's classes that may be written as `strategy=`, by name."
+    "List the classes that may be passed as `strategy=`, by name."
     kinds = ((torchjd.aggregation, Aggregator), (torchjd.scalarization, Scalarizer))
     found = {name: getattr(module, name) for module, kind in kinds for name in module.__all__}
     bases = (Aggregator, Scalarizer, WeightedAggregator, GramianWeightedAggregator)
@@ -75,9 +75,9 @@ def classes_by_name() -> dict[str, type]:
 
 def make(
     value: Any,  # an `Aggregator` or a `Scalarizer`, or a class of either
-    n: int,  # how many heads there are
+    n: int,  # number of heads
 ) -> Any:  # an object
-    "Make an object of a class for so many heads, as in `strategy=UW`. Raises `HeadsError` where the class needs more."
+    "Make an object of a class for `n` heads, as in `strategy=UW`. Raises `HeadsError` if the class needs more."
     if not isinstance(value, type):
         return value
     params = signature(value).parameters
@@ -88,16 +88,16 @@ def make(
         raise HeadsError(f"`strategy`: {value.__name__} needs {', '.join(needed)}: pass `{value.__name__}({given})`.")
     try:
         return value(**known)
-    except ImportError as error:  # of an extra of TorchJD; its text has the command
+    except ImportError as error:  # an extra of TorchJD is missing; the error has the command
         raise HeadsError(f"`strategy`: {error}") from error
 
 
 def row_weights(
     aggregator: Aggregator,
     gramian: Callable[[], Tensor],  # gives the (K, K) products of the rows
-    matrix: Callable[[], Tensor],  # gives the rows, (K, n), for the few that look at more than their products
+    matrix: Callable[[], Tensor],  # gives the rows, (K, n), for the few aggregators that need more than their products
 ) -> Tensor | None:  # (K,), or None where an aggregator does not weight rows
-    "Ask for the weight of every row. The Jacobian itself is made for those aggregators alone that need it."
+    "Ask the aggregator for the weight of every row. The Jacobian is made only for the aggregators that need it."
     if type(aggregator).forward is not WeightedAggregator.forward:
         return None
     if isinstance(aggregator, GramianWeightedAggregator):
@@ -107,7 +107,7 @@ def row_weights(
 
 
 def _of_products(weighting: Weighting) -> bool:
-    "Tell whether a weighting of a matrix depends on nothing but the products of its rows."
+    "Tell whether a weighting of a matrix depends only on the products of its rows."
     if isinstance(weighting, CRMOGMWeighting):
         return _of_products(weighting.weighting)
     known = (ConstantWeighting, MeanWeighting, SumWeighting, RandomWeighting)
@@ -124,14 +124,14 @@ def aggregate(
     aggregator: Aggregator,
     matrix: Tensor,  # (K, n)
 ) -> Tensor:  # (n,)
-    "Make one row of K."
+    "Make one row of K rows."
     return aggregator(matrix)
 
 
 def needs_every_head(
     aggregator: Aggregator,
 ) -> bool:
-    "Tell whether its rows have places of their own, so that none may be missing in a batch."
+    "Tell whether an aggregator gives each row a meaning of its own. None of its rows may then be missing in a batch."
     return isinstance(aggregator, NashMTL | PCD)
 
 
@@ -139,7 +139,7 @@ def check_rows(
     aggregator: Aggregator,
     n: int,  # rows
 ) -> None:
-    "Run a copy on rows of `n` heads. Raises `HeadsError` with what it says."
+    "Run a copy of an aggregator on rows of `n` heads. Raises `HeadsError`, with its message, if that fails."
     rows = torch.eye(n, n + 1, dtype=torch.float64) + 0.1
     try:
         tried = copy.deepcopy(aggregator)
@@ -154,7 +154,7 @@ def check_values(
     scalarizer: Scalarizer,
     n: int,  # losses
 ) -> None:
-    "Run a copy on `n` losses. Raises `HeadsError` with what it says."
+    "Run a copy of a scalarizer on `n` losses. Raises `HeadsError`, with its message, if that fails."
     try:
         tried = copy.deepcopy(scalarizer)
         move_to(tried, torch.ones(n))
@@ -173,7 +173,7 @@ def for_some(
     places: Sequence[int],  # the rows that are there
     n: int,
 ) -> Aggregator:  # a copy, with a state of its own
-    "Copy an aggregator for some of the heads. What it holds for each head (preferences, weights) is kept for these."
+    "Copy an aggregator for some of the heads. Vectors with a number per head (preferences, weights) keep these heads."
     some = copy.deepcopy(aggregator)
     for module in some.modules():
         if isinstance(module, Stateful):
@@ -186,10 +186,10 @@ def scalarize(
     scalarizer: Scalarizer,
     values: Tensor,  # (len(places),) the losses that are there
     places: Sequence[int],  # their places among all
-    n: int,  # how many there are in all
+    n: int,  # number of all losses
 ) -> Tensor:  # a scalar
-    """One number of the losses that are there. What a scalarizer holds or learns for the others is not touched, and
-    takes no part: an absent loss is no loss of zero."""
+    """Make one number of the losses that are there. An absent loss is not a loss of zero: it takes no part. Whatever
+    the scalarizer holds or learns for it stays as it is."""
     if len(places) == n:
         return scalarizer(values)
     some = copy.copy(scalarizer)
@@ -202,7 +202,7 @@ def move_to(
     module: nn.Module,  # an aggregator or a scalarizer
     like: Tensor,  # on the device, and of the type, of the losses
 ) -> None:
-    "Move what it holds to a device. Vectors that are neither parameters nor buffers get the losses' type, too."
+    "Move a module's tensors to a device. Those that are neither parameters nor buffers also get the losses' type."
     module.to(like.device)
     for part in module.modules():
         for name, value in part.__dict__.items():

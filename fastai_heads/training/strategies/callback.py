@@ -1,4 +1,4 @@
-"""What tells a strategy where training is."""
+"""The callback that passes the events of training to the strategy."""
 
 from fastai.callback.core import Callback
 from fastai.callback.fp16 import MixedPrecision
@@ -7,8 +7,8 @@ __all__ = ["StrategyCallback"]
 
 
 class StrategyCallback(Callback):
-    """Passes the events of training on to `learn.strategy`: before a step it runs after `GradientAccumulation`, which
-    says whether there is one, and before `MixedPrecision` and `GradientClip`, which look at the gradients."""
+    """Passes the events of training on to `learn.strategy`. Before a step it runs after `GradientAccumulation`, which
+    decides whether there is a step. It runs before `MixedPrecision` and `GradientClip`, which read the gradients."""
 
     name = "strategy_events"
     order, run_valid = MixedPrecision.order - 2, False

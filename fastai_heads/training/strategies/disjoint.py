@@ -22,12 +22,12 @@ _BLIND = (StrategyCallback, GradientAccumulation, GradientClip)
 
 
 class Disjoint(RowsStrategy):
-    """Each loss has an optimizer of its own, with its own accumulators, over what it reaches: the shared parameters
-    take the sum of the steps of all. With an optimizer that divides by the size of the gradient, such as Adam, a loss
-    of 100 has no more say than one of 0.5.
+    """Each loss has an optimizer of its own, with its own accumulators, over the parameters that it reaches. The shared
+    parameters take the sum of all steps. With an optimizer that divides by the size of the gradient, such as Adam, a
+    loss of 100 does not count more than a loss of 0.5.
 
     It costs a backward pass through the body and a step of an optimizer for each head. Decoupled weight decay is
-    applied once, at the scheduled rate; decay that is added to the gradient is in every loss's gradient.
+    applied once, at the scheduled rate. Decay that is added to the gradient is in every loss's gradient.
     `GradientClip` clips the gradient of each loss. A head without a label in a batch takes no step."""
 
     fields = ("opt_func", "lrs")
@@ -35,7 +35,7 @@ class Disjoint(RowsStrategy):
     def __init__(
         self,
         opt_func: Callable | None = None,  # fastai's or `partial(OptimWrapper, opt=…)`; None: the learner's
-        lrs: Mapping[str, float] | None = None,  # head → what the scheduled rate is multiplied by; 1 where not named
+        lrs: Mapping[str, float] | None = None,  # head → factor of the scheduled rate; 1 for heads that are not named
     ):
         super().__init__()
         if isinstance(opt_func, OptimWrapper):
@@ -74,12 +74,12 @@ class Disjoint(RowsStrategy):
         super().backward(learn)
         if any(param.grad is not None for param in self._variables):
             raise HeadsError(
-                "`cbs`: a callback adds to the loss what is no head's, and under `Disjoint` each loss has an "
-                "optimizer. Make it a head's loss, or use another strategy."
+                "`cbs`: a callback adds a term to the loss that belongs to no head, and under `Disjoint` each loss has "
+                "an optimizer of its own. Make it a head's loss, or use another strategy."
             )
 
     def before_step(self, learn: Learner) -> None:
-        "Give the rows to the optimizer. Callbacks that look at the gradients see their sum."
+        "Give the rows to the optimizer. Callbacks that read the gradients see the sum of the rows."
         rows = self.take_rows()
         if any(not isinstance(cb, _BLIND) for cb in learn.ordered_cbs("before_step")):
             for param, grad in zip(self._variables, combine(list(rows.values()), [1.0] * len(rows))):

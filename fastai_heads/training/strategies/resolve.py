@@ -1,4 +1,4 @@
-"""From what a user writes as `strategy=` to a strategy."""
+"""Make a strategy of the value that a user passes as `strategy=`."""
 
 from inspect import isabstract
 from typing import Any
@@ -17,9 +17,10 @@ _OURS = {"WeightedSum": WeightedSum, "Disjoint": Disjoint, "Balance": Balance}
 
 def as_strategy(
     value: Any,  # None, a strategy, an aggregator, a scalarizer, a class of one of them, or the name of such a class
-    n: int,  # how many heads there are
+    n: int,  # number of heads
 ) -> Strategy:
-    """Make the strategy: the sum by `loss_weight`, `Balance(aggregator)`, or `Scalarized(scalarizer)`.
+    """Make a strategy. None gives the sum by `loss_weight`, an aggregator `Balance(aggregator)`, a scalarizer
+    `Scalarized(scalarizer)`. A strategy stays as it is.
 
     A class that needs to know how many heads there are is told so: `UW` is `UW(n)`."""
     if value is None:

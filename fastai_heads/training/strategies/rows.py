@@ -1,4 +1,4 @@
-"""Strategies that look at the gradient of each loss: how the rows of a step are gathered, batch by batch."""
+"""The base of strategies that read the gradient of each loss. It gathers the rows of a step, batch by batch."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,37 +15,38 @@ __all__ = ["RowsStrategy", "add_grad", "is_compiled", "loss_scale", "trainable"]
 
 
 class RowsStrategy(LeafStrategy):
-    """A strategy that has a gradient for each loss, over every parameter that trains. Rows of the batches of one step
-    are added up, so that an accumulated batch is as a large one; a head that is absent from a batch adds nothing, and
-    one that is absent from all of them has no row."""
+    """A strategy that has a row for each loss: its gradient over every parameter that trains. The rows of the batches
+    of one step are added up, so that accumulated batches act as one large batch. A head that is absent from a batch
+    adds nothing. A head that is absent from all batches of a step has no row."""
 
     def __init__(self):
         super().__init__()
         self._rows: dict[str, Row] = {}
         self._variables: list[nn.Parameter] = []
         self._reach: dict[str, frozenset[int]] = {}
-        self._open = False  # whether gradients of this step are there already
+        self._open = False  # true once this step has gradients
 
     def check_model(self, model: nn.Module) -> None:
-        "Refuse a compiled network, whose memory is free after one backward pass."
+        "Refuse a compiled network: it frees its memory after one backward pass."
         if is_compiled(model):
             raise HeadsError(
                 f"`strategy`: {self!r} goes back through the network once for each head, and a network compiled by "
-                "`torch.compile` can be gone through once. Use the sum or a scalarizer, or do not compile."
+                "`torch.compile` allows that only once. Use the sum or a scalarizer, or do not compile."
             )
 
     def before_fit(self, learn: Learner) -> None:
         self._rows, self._variables, self._reach, self._open = {}, [], {}, False
 
     def predict(self, learn: Learner) -> Any:
-        "Predict without distribution's own exchange of gradients: here the rows are exchanged."
+        """Predict a training batch. `DistributedDataParallel` must not exchange gradients, as the rows are exchanged
+        here."""
         if not hasattr(learn.model, "no_sync"):
             return super().predict(learn)
         with learn.model.no_sync():
             return super().predict(learn)
 
     def backward(self, learn: Learner) -> None:
-        "Make a row for each loss that is present. What callbacks have added to `loss_grad` is added to the gradients."
+        "Make a row for each loss that is present. Terms that callbacks have added to `loss_grad` go to the gradients."
         self.open_step(trainable(learn.model))
         for name, row in self.batch_rows(learn, self._variables).items():
             self._rows[name] = add_rows(self._rows.get(name), row)
@@ -53,9 +54,9 @@ class RowsStrategy(LeafStrategy):
     def batch_rows(
         self,
         learn: Learner,
-        variables: Sequence[Tensor],  # what the losses are differentiated for
+        variables: Sequence[Tensor],  # the tensors to differentiate by
     ) -> dict[str, Row]:
-        "Make the rows of one batch. The first time that a head is met, note which variables it reaches."
+        "Make the rows of one batch. At the first row of a head, note the variables that it reaches."
         scales = self.coefficients(learn)
         learn.loss_grad.backward()
         asked = [n for n in self._losses if n in self._present or n not in self._reach]
@@ -74,17 +75,17 @@ class RowsStrategy(LeafStrategy):
         return sorted(i for i, n in counts.items() if n > 1)
 
     def take_rows(self) -> dict[str, Row]:
-        "Take the rows of a step, alike on all ranks. The next step starts with none."
+        "Take the rows of a step, averaged over all ranks. The next step starts without rows."
         rows, self._rows, self._open = self._rows, {}, False
         mean_over_ranks([grad for row in rows.values() for grad in row if grad is not None])
         return rows
 
     def open_step(
         self,
-        params: list[nn.Parameter],  # that train
+        params: list[nn.Parameter],  # the parameters that train
     ) -> None:
-        """Open a step at its first batch: no parameter has a gradient. If other parameters train than before, nothing
-        is known of what a loss reaches."""
+        """Open a step at its first batch, and clear all gradients. If other parameters train than before, forget what
+        each loss reaches."""
         if self._open:
             return
         self._open = True
@@ -114,15 +115,15 @@ def trainable(
 
 def add_grad(
     param: nn.Parameter,
-    grad: Tensor,  # of its shape; it becomes the parameter's own
+    grad: Tensor,  # of its shape; it is not copied
 ) -> None:
-    "Add to a parameter's gradient."
+    "Add a gradient to a parameter's own."
     param.grad = grad if param.grad is None else param.grad + grad
 
 
 def loss_scale(
     learn: Learner,
 ) -> float:
-    "Say what half precision has multiplied the losses by."
+    "Return the factor by which half precision multiplies the losses."
     scaler = getattr(learn, "scaler", None)
     return 1.0 if scaler is None else scaler.get_scale()

@@ -1,4 +1,4 @@
-"""Weights that are learned or adapted: TorchJD's scalarizers, fed with the losses of each batch."""
+"""Learned and adaptive weights: TorchJD's scalarizers get the losses of each batch."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -23,9 +23,9 @@ __all__ = ["Scalarized"]
 class Scalarized(LeafStrategy):
     """One number of all losses by a scalarizer of TorchJD: `UW`, `DWA`, `FAMO`, `IMTLL`, `GeometricMean`, `STCH`, …
 
-    What it learns trains with the heads and is saved with them. Losses are fed to it times their `loss_weight`; one
-    that is absent from a batch is left out. `DWA` is stepped after every epoch; `FAMO` after every step, with the
-    losses of the same batch after it, which costs one forward pass more."""
+    Its parameters train with the heads and are saved with them. It gets each loss times its `loss_weight`. A loss that
+    is absent from a batch is left out. `DWA` takes a step after every epoch. `FAMO` takes a step after every training
+    step, with the new losses of the same batch, which costs one more forward pass."""
 
     fields = ("scalarizer",)
 
@@ -57,12 +57,13 @@ class Scalarized(LeafStrategy):
         return self._state.value(torch.stack(list(losses.values())), [self._names.index(name) for name in losses])
 
     def nothing(self, losses: Tensor) -> Tensor:
-        "Make a zero that depends on what is learned, too: under distribution every parameter waits for a gradient."
+        """Make a number that also depends on the scalarizer's parameters: in distributed training each waits for a
+        gradient."""
         return losses.sum() + sum(param.sum() * 0 for param in self._state.parameters())
 
     def backward(self, learn: Learner) -> None:
-        """Go back once: through the scalarizer to what it learns, and through every loss. Losses of absent heads count
-        with 0."""
+        """Go back once: through the scalarizer to its parameters, and through every loss. Losses of absent heads have
+        the factor 0."""
         slopes = self.coefficients(learn)
         losses = {name: loss for name, loss in self._losses.items() if loss.requires_grad}
         starts = [slopes[name].to(loss.dtype) for name, loss in losses.items()]
@@ -75,7 +76,7 @@ class Scalarized(LeafStrategy):
         self._state.after_train()
 
     def _again(self, learn: Learner) -> tuple[Tensor, list[int]]:
-        "Take the losses of the batch after the step, under the same dropout. No statistic of a batch norm moves."
+        "Compute the losses of the batch after the step, with the same dropout. Statistics of batch norms do not move."
         mixed, model = getattr(learn, "mixed_precision", None), get_model(learn.model)
         with torch.no_grad(), _same_random(self._random), _still_norms(model):
             with nullcontext() if mixed is None else mixed.autocast:
@@ -96,14 +97,14 @@ class Scalarized(LeafStrategy):
 
 
 def _random_state() -> dict[str, Any]:
-    "Note torch's random state, on the processor and on every GPU."
+    "Read torch's random state, on the CPU and on every GPU."
     gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {"cpu": torch.get_rng_state(), "gpus": gpus}
 
 
 @contextmanager
 def _same_random(state: dict[str, Any]) -> Iterator[None]:
-    "Let torch draw as it did from that state. Afterwards it goes on as if nothing had been drawn."
+    "Let torch draw from that random state again. Afterwards its present state is restored."
     with torch.random.fork_rng(range(len(state["gpus"]))):
         torch.set_rng_state(state["cpu"])
         for gpu, there in enumerate(state["gpus"]):
@@ -113,7 +114,7 @@ def _same_random(state: dict[str, Any]) -> Iterator[None]:
 
 @contextmanager
 def _still_norms(model: nn.Module) -> Iterator[None]:
-    "Let batch norms take each batch's own statistics, as in training, and keep none."
+    "Let batch norms use each batch's own statistics, as in training, and keep none of them."
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
     for norm in norms:
         norm.track_running_stats = False

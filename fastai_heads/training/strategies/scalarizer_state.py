@@ -1,5 +1,5 @@
-"""What a scalarizer learns or remembers: a module beside the heads, saved with them, and stepped when it should
-be."""
+"""The state of a scalarizer: the parameters that it learns and the losses that it remembers. It is a module that is
+saved with the heads."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,13 +11,13 @@ from fastai_heads.training.strategies.bridge import DWA, FAMO, Scalarizer, move_
 __all__ = ["ScalarizerState", "state_of"]
 
 Again = Callable[[], tuple[Tensor, list[int]]]
-"Gives the losses of the same batch once more, and their places among all."
+"A function that computes the losses of the same batch once more. It gives them and their places among all losses."
 
 
 class ScalarizerState(nn.Module):
-    "A scalarizer whose parameters, if any, train as the heads do."
+    "The state of most scalarizers. Their parameters, if they have any, train as those of the heads."
 
-    needs_again = False  # whether it asks for the losses after a step
+    needs_again = False  # true if it needs the losses after a step
 
     def __init__(
         self,
@@ -31,13 +31,13 @@ class ScalarizerState(nn.Module):
         self,
         like: Tensor,  # on the device, and of the type, of the losses
     ) -> None:
-        "Prepare a fit: what is no parameter has to be moved to the device by hand."
+        "Prepare a fit: move tensors that are not parameters to the device."
         move_to(self.scalarizer, like)
 
     def value(
         self,
         values: Tensor,  # (len(places),) losses with a graph
-        places: Sequence[int],  # which of all they are
+        places: Sequence[int],  # their places among all losses
     ) -> Tensor:  # a scalar
         "Make one number of the losses that are there."
         return scalarize(self.scalarizer, values, places, self.n)
@@ -46,15 +46,15 @@ class ScalarizerState(nn.Module):
         self,
         again: Again,
     ) -> None:
-        "Take note of a step of the optimizer."
+        "Take note that the optimizer has made a step."
 
     def after_train(self) -> None:
-        "Take note of the end of an epoch's training."
+        "Take note that the training of an epoch is over."
 
 
 class DWAState(ScalarizerState):
-    """`DWA` by the average loss of every head over the batches in which it is present. An epoch without it leaves its
-    average where it was. The averages of the last two epochs are kept as buffers."""
+    """The state of `DWA`: the average loss of every head over the batches in which it is present. An epoch without a
+    head leaves its average as it was. The averages of the last two epochs are buffers."""
 
     def __init__(self, scalarizer: DWA, n: int):
         super().__init__(scalarizer, n)
@@ -63,7 +63,7 @@ class DWAState(ScalarizerState):
         self.register_buffer("epochs", torch.zeros((), dtype=torch.int64))
 
     def start(self, like: Tensor) -> None:
-        "Forget what an epoch that was broken off has counted."
+        "Forget the counts of an epoch that was stopped early."
         self.sums.zero_()
         self.counts.zero_()
 
@@ -93,14 +93,15 @@ class DWAState(ScalarizerState):
 
 
 class FAMOState(ScalarizerState):
-    """`FAMO`, whose logits have an optimizer of their own: they are kept as buffers, out of the learner's optimizer,
-    with that optimizer's state. A head that is absent from a batch keeps its logit."""
+    """The state of `FAMO`. Its logits have an optimizer of their own. The logits and the state of that optimizer are
+    buffers here, so that the learner's optimizer leaves them alone. A head that is absent from a batch keeps its
+    logit."""
 
     needs_again = True
 
     def __init__(self, scalarizer: FAMO, n: int):
         nn.Module.__init__(self)
-        self._famo, self.n = (scalarizer,), n  # in a tuple: its logits are no parameters of the heads
+        self._famo, self.n = (scalarizer,), n  # in a tuple, so that its logits are not parameters of the heads
         self._seen: tuple[Tensor, list[int]] | None = None
         for name in ("logits", "first", "second"):
             self.register_buffer(name, torch.zeros_like(scalarizer._w, requires_grad=False))
@@ -141,7 +142,7 @@ class FAMOState(ScalarizerState):
         return whole
 
     def _read(self) -> None:
-        "Read logits and their optimizer's state from where TorchJD has them."
+        "Copy the logits and their optimizer's state from TorchJD's object."
         famo = self._famo[0]
         self.logits.copy_(famo._w.detach())
         state = famo._optimizer.state[famo._w] if famo._optimizer is not None else {}
@@ -158,5 +159,5 @@ def state_of(
     scalarizer: Scalarizer,
     n: int,  # losses in all
 ) -> ScalarizerState:
-    "Make the module that holds what a scalarizer learns or remembers."
+    "Make the module that holds the state of a scalarizer."
     return next((made for kind, made in _KINDS.items() if isinstance(scalarizer, kind)), ScalarizerState)(scalarizer, n)

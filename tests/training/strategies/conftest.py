@@ -1,4 +1,4 @@
-"""Three heads on nested taps of a small network, in float64: what strategies do is compared to what is done by hand."""
+"""Three heads on nested taps of a small network, in float64. Strategies are compared with a step by hand."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -25,7 +25,7 @@ PLAIN = {"ps": 0.0, "first_bn": False, "lin_ftrs": [], "pool": "avg", "metrics":
 
 
 def squared(pred: Tensor, targ: Tensor) -> Tensor:
-    "The mean squared error, in the type of the prediction; fastai's losses are float32 throughout."
+    "Compute the mean squared error in the type of the prediction. fastai's losses are float32 throughout."
     return (pred - targ.to(pred.dtype).view_as(pred)).square().mean()
 
 
@@ -71,7 +71,7 @@ def network(norm: bool = False) -> nn.Sequential:
 
 
 class Cast(ItemTransform):
-    "Images of a type, after the network has been built in float32."
+    "Turns images into a type, after the network has been built in float32."
 
     def __init__(self, dtype: torch.dtype):
         self.dtype = dtype
@@ -103,8 +103,8 @@ def data(missing: Mapping[str, list[int]] | None = None, bs: int = BS):
 
 @pytest.fixture
 def small(tmp_path) -> Callable:
-    """A function: a strategy and what `multihead_learner` takes, with `heads` changed from the three, `missing` labels
-    and so on → a learner without dropout, of the same weights at every call."""
+    """Give a function that makes a learner without dropout, with the same weights at every call. It takes a strategy,
+    arguments of `multihead_learner`, changes to the three `heads`, `missing` labels, and so on."""
 
     def make(strategy=None, heads=lambda ours: ours, missing=None, norm=False, bs=BS, dtype=torch.float64, **kwargs):
         set_seed(3)
@@ -127,7 +127,7 @@ def small(tmp_path) -> Callable:
 
 
 def one_step(learn, draws: int | None = None, cbs=()) -> dict[str, Tensor | None]:
-    "The gradient of every parameter in the first step, by name."
+    "Compute the gradient of every parameter in the first step, by name."
     learn.fit(1, 0.1, cbs=[Spy(draws), *cbs])
     return learn.spied
 
@@ -173,10 +173,10 @@ def matrix(rows: Mapping[str, list[Tensor | None]], variables: list[Tensor], pla
 
 
 def apart(a: Tensor, b: Tensor) -> float:
-    "The largest difference."
+    "Measure the largest difference."
     return (a - b).abs().max().item() if a.numel() else 0.0
 
 
 def weights(learn) -> Tensor:
-    "All parameters in one vector."
+    "Join all parameters in one vector."
     return torch.cat([p.detach().flatten() for p in learn.model.parameters()])
