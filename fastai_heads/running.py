@@ -31,9 +31,12 @@ def in_eval(
     module: nn.Module,  # a body, a trunk, or a whole model
     *inputs: Tensor,  # what it takes
 ) -> Any:
-    "The module's output in evaluation mode; its mode is back afterwards, no statistic has moved."
+    """The module's output in evaluation mode; its mode is back afterwards, no statistic has moved. For one look it runs
+    on one device, and is not compiled anew."""
+    module = get_model(module)
+    compiled = getattr(module, "_compiled_call_impl", None) is not None
     with evaluating(module):
-        return module(*inputs)
+        return module.forward(*inputs) if compiled else module(*inputs)
 
 
 @contextmanager

@@ -100,6 +100,7 @@ def test_training_is_the_same_to_the_bit(learner, strategy, situation):
     assert len(recorded.conflict.weight_steps) == (2 if situation == "accumulation" else 4)
 
 
+@pytest.mark.filterwarnings("ignore:.to_fp16. on a CPU")
 def test_an_overflow_in_half_precision_is_not_recorded(learner):
     def overflowing(learn):
         learn.to_fp16(init_scale=2.0**40)

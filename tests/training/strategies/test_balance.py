@@ -253,6 +253,7 @@ def test_the_loss_scale_of_half_precision_does_not_reach_an_aggregator(small, na
 
 @pytest.mark.parametrize("over", ["body", "taps"])
 @pytest.mark.parametrize("aggregator", [UPGrad, MGDA, GradDrop, PCGrad])
+@pytest.mark.filterwarnings("ignore:.to_fp16. on a CPU")
 def test_an_overflow_skips_the_step_and_training_goes_on(small, aggregator, over):
     learn = small(Balance(aggregator(), over), dtype=torch.float32)
     learn.to_fp16(init_scale=2.0**60, growth_interval=1000)

@@ -242,6 +242,7 @@ def test_the_loss_scale_is_taken_out(small):
     assert apart(*map(weights, learns)) < 0.05 * moved.abs().max().item()
 
 
+@pytest.mark.filterwarnings("ignore:.to_fp16. on a CPU")
 def test_an_overflow_skips_the_step_and_training_goes_on(small):
     learn = small(Disjoint(Adam), dtype=torch.float32)
     before = weights(learn)
