@@ -66,6 +66,7 @@ def multihead_learner(
     n_in: int = 3,  # channels of the image
     normalize: bool = True,  # by the mean and deviation of the weights in use, unless `dls` has a `Normalize`
     body_kwargs: Mapping[str, Any] | None = None,  # for the arch: `img_size`, `drop_path_rate`, …
+    fused: bool = True,  # step fastai's `Adam` and `SGD` by torch's fused kernels, where there are such
     metrics: Any = None,  # a metric or a list of them, for every head that can take it and whose spec names none
     **learner_kwargs: Any,  # fastai's `Learner`'s: opt_func, lr, cbs, path, model_dir, wd, wd_bn_bias, train_bn, moms
 ) -> MultiHeadLearner:
@@ -94,7 +95,7 @@ def multihead_learner(
     if normalize:
         _add_transforms(dls, body)
     trial = run_trial(model, dls, specs)
-    learn = MultiHeadLearner(dls, model, trial.measured(specs), targets, strategy, **learner_kwargs)
+    learn = MultiHeadLearner(dls, model, trial.measured(specs), targets, strategy, fused=fused, **learner_kwargs)
     learn.accept(trial, metrics)
     if body.weights:
         learn.freeze()

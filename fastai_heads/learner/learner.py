@@ -44,6 +44,7 @@ from fastai_heads.model import body_and_heads
 from fastai_heads.running import in_eval
 from fastai_heads.training.bound import BoundHead, BoundHeads
 from fastai_heads.training.callbacks import are_callbacks, check_callbacks
+from fastai_heads.training.fused_optimizer import fuse
 from fastai_heads.training.loss import CombinedLoss
 from fastai_heads.training.metrics import HeadMetric, head_metrics
 from fastai_heads.training.mixing import Targets, batch_losses, combined_loss
@@ -74,8 +75,10 @@ class MultiHeadLearner(CheckedLearner, HeadPredictions, HeadsExport):
         specs: Mapping[str, tuple[HeadSpec, Target]],  # name → (fitted spec, its target), in head order
         targets: Sequence[Target],  # every target of the data, in order, also those without a head
         strategy: Any = None,  # how the losses become one step, as for `multihead_learner`
+        fused: bool = True,  # step fastai's `Adam` and `SGD` by torch's fused kernels
         **learner_kwargs: Any,  # fastai's `Learner`'s: opt_func, lr, cbs, path, model_dir, wd, moms, …
     ):
+        self.fused = fused
         self.data_targets = tuple(targets)  # not `targets`: fastai's callbacks set that on themselves
         self.heads = BoundHeads({name: BoundHead(name, spec, t, model[1]) for name, (spec, t) in specs.items()})
         self._tried: ref[DataLoaders] | None = ref(dls)
@@ -153,27 +156,30 @@ class MultiHeadLearner(CheckedLearner, HeadPredictions, HeadsExport):
         return Targets(self.yb) if len(self.yb) > 1 else detuplify(self.yb)
 
     def create_opt(self) -> None:
-        "fastai's, or the strategy's: with a group per learning rate where heads have an `lr_mult`, or one per head."
-        if not self.strategy.own_opt and all(head.spec.lr_mult == 1 for head in self.heads.values()):
+        """fastai's, or the strategy's: with a group per learning rate where heads have an `lr_mult`, or one per head.
+        Their steps are fused ones, unless `fused` is false."""
+        opt_func = self.opt_func
+        maker = self.strategy.opt_maker(opt_func)
+        maker = fuse(maker) if self.fused else maker
+        try:
+            if self.strategy.own_opt or any(head.spec.lr_mult != 1 for head in self.heads.values()):
+                maker = self._own_maker(maker)
+            self.opt_func = maker
             super().create_opt()
-        else:
-            self._create_own_opt(self.opt_func)
+        finally:
+            self.opt_func = opt_func
         kept = get_model(self.model)[1].strategy
         for param in kept.parameters() if kept is not None else ():
             self.opt.state[param]["do_wd"] = False
 
-    def _create_own_opt(self, opt_func: Callable) -> None:
-        if isinstance(opt_func, OptimWrapper):
+    def _own_maker(self, maker: Callable) -> Callable:
+        if isinstance(maker, OptimWrapper):
             raise HeadsError(
                 "`opt_func` is an optimizer that is made already, which cannot keep the heads' `lr_mult` or states: "
                 "pass what makes one, such as `partial(OptimWrapper, opt=torch.optim.AdamW)`."
             )
-        try:
-            # a partial, as fastai takes the learner's rate from the keywords of one
-            self.opt_func = partial(self._own_opt, opt_func, **getattr(opt_func, "keywords", {}))
-            super().create_opt()
-        finally:
-            self.opt_func = opt_func
+        # a partial, as fastai takes the learner's rate from the keywords of one
+        return partial(self._own_opt, maker, **getattr(self.opt_func, "keywords", {}))
 
     def _own_opt(self, opt_func: Callable, groups: list, lr: float | slice, **_keywords) -> _BaseOptimizer:
         return self.strategy.make_opt(opt_func, multiplied(groups, self.heads), self.heads, lr)

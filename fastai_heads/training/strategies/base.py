@@ -60,6 +60,13 @@ class Strategy(ABC):
         "Say the name of its optimizer."
         return getattr(opt_func, "__name__", type(opt_func).__name__)
 
+    def opt_maker(
+        self,
+        opt_func: Callable,  # the learner's
+    ) -> Callable:  # as a learner's `opt_func`
+        "Say what makes its optimizer, or each of several."
+        return opt_func
+
     def module(
         self,
         heads: BoundHeads,  # of the learner
@@ -70,7 +77,7 @@ class Strategy(ABC):
 
     def make_opt(
         self,
-        opt_func: Callable,  # the learner's
+        opt_func: Callable,  # what `opt_maker` gave, with fused steps where there are such
         groups: Sequence[Sequence[tuple[Sequence[nn.Parameter], float]]],  # group → [(parameters, multiplier), …]
         heads: BoundHeads,  # of the learner
         lr: float | slice,  # the learner's default rate

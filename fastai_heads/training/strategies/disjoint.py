@@ -61,6 +61,9 @@ class Disjoint(RowsStrategy):
     def own_opt(self) -> bool:
         return True
 
+    def opt_maker(self, opt_func: Callable) -> Callable:
+        return self.opt_func or opt_func
+
     def make_opt(
         self,
         opt_func: Callable,
@@ -68,7 +71,7 @@ class Disjoint(RowsStrategy):
         heads: BoundHeads,
         lr: float | slice,
     ) -> _BaseOptimizer:
-        return DisjointOptimizer(self.opt_func or opt_func, groups, heads, self.lrs, lr)
+        return DisjointOptimizer(opt_func, groups, heads, self.lrs, lr)
 
     def backward(self, learn: Learner) -> None:
         super().backward(learn)
@@ -93,7 +96,7 @@ class Disjoint(RowsStrategy):
         return "disjoint"
 
     def opt_label(self, opt_func: Callable) -> str:
-        return f"{super().opt_label(self.opt_func or opt_func)}, one for each head"
+        return f"{super().opt_label(self.opt_maker(opt_func))}, one for each head"
 
     def __repr__(self) -> str:
         name = getattr(self.opt_func, "__name__", self.opt_func)
