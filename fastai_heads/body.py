@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fastai_heads.archs.points import Parts, all_taps, cut_points, parts_of, sort_out
 from fastai_heads.archs.probe import on_meta
+from fastai_heads.archs.proof import cut_off
 from fastai_heads.archs.records import FEATURES, INPUT, PRE_LOGITS, Level, Measured, Network, Removed, TapPoint
 from fastai_heads.archs.registry import list_archs, register_arch
 from fastai_heads.archs.source import Request, find_network
@@ -38,7 +39,7 @@ class Body(nn.Module):
         if not self.taps:
             raise HeadsError(f"`taps` is empty. Taps of {self.arch}: {', '.join(p.name for p in self.points)}.")
         before = parts_of(network.net)
-        self.cut.prune(self.net, self.taps, measured, network.shape)
+        cut_off(network, self.taps, measured)
         parts: Parts = sort_out(before, self.net, measured)
         self.removed: tuple[Removed, ...] = parts.removed
         self.left_out: tuple[Removed, ...] = parts.left_out

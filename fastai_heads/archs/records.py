@@ -73,8 +73,10 @@ class Cut(Protocol):
     def measure(self, net: nn.Module, shape: tuple[int, ...]) -> Measured:
         "All taps with channels and strides, and the modules that they need."
 
-    def prune(self, net: nn.Module, taps: tuple[str, ...], measured: Measured, shape: tuple[int, ...]) -> None:
-        "Takes off, in place, all that the taps do not need."
+    def prune(self, net: nn.Module, taps: tuple[str, ...], measured: Measured, shape: tuple[int, ...],
+              careful: bool = False) -> None:  # fmt: skip
+        """Takes off, in place, all that the taps do not need. A careful cut leaves what the code asks for, though it
+        does not call it."""
 
     def checkpointed(self, net: nn.Module) -> "Cut":
         "The same, computing activations again in the backward pass."

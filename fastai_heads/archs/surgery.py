@@ -1,12 +1,12 @@
 """Taking modules off a network and saying what was taken."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from torch import nn
 
 from fastai_heads.archs.records import Removed, describe
 
-__all__ = ["blank", "drop_parameter", "get_path", "halves", "keep_only", "taken_off", "with_parents"]
+__all__ = ["blank", "drop_parameter", "get_path", "halves", "keep_only", "snapshot", "taken_off", "with_parents"]
 
 
 def get_path(
@@ -77,6 +77,23 @@ def _blank(module: nn.Module, prefix: str, live: frozenset[str], idle: frozenset
             _blank(child, f"{path}.", live, idle)
         elif path in idle or any(True for _ in child.parameters()):
             module._modules[name] = _nothing(child)
+
+
+def snapshot(
+    net: nn.Module,
+) -> Callable[[], None]:  # makes the network again what it was
+    "Keep what every module is made of, not the numbers in it."
+    parts = [(m, dict(vars(m)), {t: dict(vars(m)[t]) for t in ("_modules", "_parameters")}) for m in net.modules()]
+
+    def undo() -> None:
+        for module, own, tables in parts:
+            vars(module).clear()
+            vars(module).update(own)
+            for name, table in tables.items():
+                own[name].clear()
+                own[name].update(table)
+
+    return undo
 
 
 def _nothing(module: nn.Module) -> nn.Module:

@@ -8,10 +8,11 @@ import timm
 from timm.models._manipulate import group_with_matcher
 from torch import Tensor, nn
 
-from fastai_heads.archs.probe import measure_taps, on_meta, ran, reached, read_aside, unspoken
+from fastai_heads.archs.probe import measure_taps, on_meta, ran, reached, touched_by
 from fastai_heads.archs.records import FEATURES, INPUT, PRE_LOGITS, Measured, Network
 from fastai_heads.archs.surgery import blank, drop_parameter, get_path, halves, keep_only, with_parents
 from fastai_heads.archs.timm_rows import ENCODERS, SIDEWAYS, TIMM_ROWS
+from fastai_heads.archs.touched import touched
 from fastai_heads.errors import HeadsError, did_you_mean
 
 __all__ = ["TimmCut", "build_timm", "is_timm", "timm_network"]
@@ -69,36 +70,33 @@ class TimmCut:
         "Channels and strides of all taps; which modules a map needs and which only the vector needs."
 
         def follow(n: nn.Module, x: Tensor):
-            with ran(n) as first:
+            with ran(n) as order, touched(n) as first:
                 out, maps = n.forward_intermediates(x, output_fmt="NCHW")
             shapes = {name: m.shape for name, m in zip(self.levels, maps, strict=True)}
             shapes[FEATURES] = as_map(out, maps[-1]).shape
-            with ran(n) as then:
+            with touched(n) as then:
                 if not self.no_vector:
                     shapes[PRE_LOGITS] = self._vector(n, out).shape
-            return shapes, tuple(first), frozenset(then)
+            return shapes, tuple(order), frozenset(first.used), frozenset(then.used)
 
-        shapes, order, then = on_meta(net, shape, follow)
-        first = frozenset(order)
-        first |= self._read(net, shape, first, (FEATURES,))
-        if not self.no_vector:
-            then |= self._read(net, shape, first | then, (FEATURES, PRE_LOGITS))
+        shapes, order, first, then = on_meta(net, shape, follow)
         params = _params_by_tap(net, order, [name for name in self.levels if name in order])
         params[FEATURES] = _count(net, first)
         params[PRE_LOGITS] = _count(net, first | then)
         return Measured(measure_taps(self.taps(net), shapes, shape, params), first, then - first)
 
-    def _read(self, net: nn.Module, shape: tuple[int, ...], used: frozenset[str], taps: tuple[str, ...]):
-        return read_aside(net, shape, lambda n, x: list(self.run(n, x, taps).values()), used, self.classifier)
-
-    def prune(self, net: nn.Module, taps: tuple[str, ...], measured: Measured, shape: tuple[int, ...]) -> None:
+    def prune(self, net: nn.Module, taps: tuple[str, ...], measured: Measured, shape: tuple[int, ...],
+              careful: bool = False) -> None:  # fmt: skip
         "Takes off, in place, all that the taps do not need."
-        if PRE_LOGITS in taps:
-            blank(net, measured.map_modules | measured.head_modules)
-        elif FEATURES in taps:
-            blank(net, measured.map_modules, measured.head_modules)
+        inner = [i for i, name in enumerate(self.levels) if name in taps]
+        if inner and not (FEATURES in taps or PRE_LOGITS in taps):
+            net.prune_intermediate_layers(inner, prune_norm=True, prune_head=True)
+        seen = touched_by(net, shape, lambda n, x: self.run(n, x, taps))
+        if seen.used:
+            kept = seen.used | seen.asked if careful else seen.used
+            blank(net, kept, measured.map_modules | measured.head_modules)
         else:
-            self._prune_inner(net, taps, measured, shape)
+            keep_only(net, ())
         for path in self.classifier:
             drop_parameter(net, path)
         if type(net) in SIDEWAYS:
@@ -117,16 +115,6 @@ class TimmCut:
         for k, p in net.named_parameters():
             if k not in live:
                 p.requires_grad_(False)
-
-    def _prune_inner(self, net: nn.Module, taps: tuple[str, ...], measured: Measured, shape: tuple[int, ...]) -> None:
-        indices = [i for i, name in enumerate(self.levels) if name in taps]
-        if not indices:
-            keep_only(net, ())
-            return
-        net.prune_intermediate_layers(indices, prune_norm=True, prune_head=True)
-
-        used = unspoken(net, shape, lambda n, x: list(self.run(n, x, taps).values()), self.classifier)
-        blank(net, used, measured.map_modules | measured.head_modules)
 
     def checkpointed(self, net: nn.Module) -> "TimmCut":
         "The same, computing activations again in the backward pass, which timm sets on the network."
