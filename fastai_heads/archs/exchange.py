@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from fastai_heads.archs.listening import MISFITS, Seen
+from fastai_heads.archs.listening import MISFITS, Event, Seen
 from fastai_heads.archs.places import Enough, Item, Place, catch, leaves
 from fastai_heads.archs.probe import paused
 
@@ -19,10 +19,11 @@ SIDE = 64
 class Exchange:
     "Two batches of images, what the network makes of each, and what stood on the way of the first."
 
-    def __init__(self, net: nn.Module, x: Tensor, answers: tuple[Item, ...]):
+    def __init__(self, net: nn.Module, x: Tensor, answers: tuple[Item, ...], traced_side: int):
         self.net, self.answers = net, answers
         self.x = torch.rand(x.shape, generator=torch.Generator().manual_seed(1)).to(x)
         self.other = torch.rand(x.shape, generator=torch.Generator().manual_seed(2)).to(x)
+        self.scaled = self.x.shape[-1] != traced_side
         self.out, there = self._answers(self.run(self.x)), self._answers(self.run(self.other))
         self.varies = any(not torch.equal(a, b) for a, b in zip(self.out, there))
         self.held: dict[Place, Tensor] = {}
@@ -47,6 +48,10 @@ class Exchange:
         "Whether the same value stands at both, bit for bit."
         self.hold((a, b))
         return torch.equal(self.held[a], self.held[b])
+
+    def resized(self, event: Event) -> bool:
+        "Whether a map has as many cells for images of another size, as after an adaptive pool."
+        return self.scaled and self.held[event.place].shape == event.value.shape
 
     def proves(self, *places: Place) -> bool:
         """Tell whether all of the output passes through the places, which have one value: that of the first batch put
@@ -86,7 +91,7 @@ def exchanging(net: nn.Module, seen: Seen) -> Iterator[Exchange]:
 def _smallest(net: nn.Module, seen: Seen) -> Exchange:
     if seen.side > SIDE:
         try:
-            return Exchange(net, seen.image[..., :SIDE, :SIDE], seen.answers())
+            return Exchange(net, seen.image[..., :SIDE, :SIDE], seen.answers(), seen.side)
         except MISFITS:
             pass
-    return Exchange(net, seen.image, seen.answers())
+    return Exchange(net, seen.image, seen.answers(), seen.side)

@@ -55,7 +55,7 @@ class HooksCut:
         taps = tuple((t, str(place)) for t, place in self.places.items())
         maps = self._uses(net, shape, (FEATURES,)) if FEATURES in self.places else frozenset()
         both = self._uses(net, shape, (PRE_LOGITS,)) if PRE_LOGITS in self.places else maps
-        hand = (t for t in every if t not in self.places)
+        hand = (t for t in every if t not in self.places and t in shapes)
         by_hand = tuple(p for t in hand for p in measure_taps(((t, str(self._place(t))),), shapes, shape, {}))
         return Measured(measure_taps(taps, shapes, shape, {}), maps, both - maps, by_hand)
 
@@ -74,11 +74,13 @@ class HooksCut:
     def _uses(
         self, net: nn.Module, shape: tuple[int, ...], taps: tuple[str, ...], careful: bool = False
     ) -> frozenset[str]:
-        "What the code calls and reads on its way, in evaluation and in training."
-        seen = touched_by(net, shape, lambda n, x: self.run(n, x, taps))
+        "What the code calls and reads on its way; not the module at which it is stopped."
+        order: list[str] = []
+        seen = touched_by(net, shape, lambda n, x: order.extend(self.run(n, x, taps)))
         used = frozenset(seen.used | seen.asked if careful else seen.used)
-        read = {c for c in self.classifier if any(path.startswith(f"{c}.") for path in used)}
-        return used - (set(self.classifier) - read)  # it is called, and stopped there
+        end = self._place(order[-1])
+        stopped = end.before and end.call == 0 and not any(path.startswith(f"{end.path}.") for path in used)
+        return used - {end.path} if stopped else used
 
     def checkpointed(self, net: nn.Module) -> "HooksCut":
         "Not to be had for a network whose forward code is not known."

@@ -83,9 +83,9 @@ class Seen:
         return tuple(item for item, x in every if _key(x) not in read) or tuple(item for item, _ in every)
 
     def maker(self, x: Tensor) -> Event | None:
-        "The module whose output, and all of it, a tensor is."
+        "The outermost module whose output, and all of it, a tensor is."
         made = [e for e in self.events if not e.place.before and e.key == _key(x) and e.value.shape == x.shape]
-        return next((e for e in made if self.calls[e.place.path] == 1), None)
+        return next((e for e in reversed(made) if self.calls[e.place.path] == 1), None)
 
     def named_maps(self) -> Iterator[Event]:
         "Maps that are the output of a module which runs once, in time."
@@ -94,14 +94,17 @@ class Seen:
                 yield e
 
     def distinct_maps(self) -> list[Event]:
-        "Every map once, at the first module that has it, the last first. A flattened one is seen as it was before."
-        first: dict[tuple, Event] = {}
-        for e in self.events:
-            if self.sight(e.value)[0]:
-                first.setdefault(e.key, e)
+        """Every map once, the last first: at the outermost module that gives it, or else at the first that is given it. A
+        flattened one is seen as it was before."""
+        found: dict[tuple, Event] = {}
+        start = next((e.time for e in self.events if e.trained), 0)  # what comes before is the image
+        for e in self.events[start + 1 :]:
+            is_map, _ = self.sight(e.value)
+            if is_map and (e.key not in found or not e.place.before):
+                found[e.key] = e
             elif e.place.before and e.value.ndim == 2 and (cells := self._unflattened(e.value)):
-                first.setdefault(e.key, replace(e, place=replace(e.place, view=cells)))
-        return sorted(first.values(), key=lambda e: -e.time)
+                found.setdefault(e.key, replace(e, place=replace(e.place, view=cells)))
+        return sorted(found.values(), key=lambda e: -e.time)
 
     def _unflattened(self, x: Tensor) -> Cells | None:
         base = x._base

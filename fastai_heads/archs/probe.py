@@ -84,7 +84,7 @@ def shapes_only(net: nn.Module) -> Iterator[None]:
     for m in net.modules():
         if "forward" in vars(m):
             continue
-        if isinstance(m, SAME_SHAPE):
+        if isinstance(m, SAME_SHAPE) and not m._modules:  # else a head may read what is inside
             m.forward = _same
         elif type(m) is nn.Linear:
             m.forward = _linear(m.in_features, m.out_features)

@@ -67,17 +67,16 @@ def cut_off(
     not, all that the code asks for stays."""
     before, undo = _given(network, taps), snapshot(network.net)
     for careful in (False, True):
-        network.cut.prune(network.net, taps, measured, network.shape, careful)
-        if before is None:
-            return
         try:
-            after = before.again(network, taps)
+            network.cut.prune(network.net, taps, measured, network.shape, careful)
+            after = before.again(network, taps) if before else {}
         except FAILS as e:
             why = f"{type(e).__name__}: {e}"
         else:
-            if all(_same(after[t], before.out[t]) for t in before.out):
+            wrong = [t for t, x in after.items() if not _same(x, before.out[t])]
+            if not wrong:
                 return
-            why = f"{', '.join(t for t in before.out if not _same(after[t], before.out[t]))} differs"
+            why = f"{', '.join(wrong)} differs"
         undo()
     raise HeadsError(
         f"`arch`: {network.name} does not work without what {', '.join(taps)} does not need ({why}). "
@@ -129,4 +128,4 @@ def _devices(x: Tensor) -> list[torch.device]:
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and (a.is_meta or b.is_meta or torch.equal(a, b) or bool((a.isnan() & b.isnan()).any()))
+    return a.shape == b.shape and (a.is_meta or torch.equal(a.nan_to_num(), b.nan_to_num()))

@@ -3,10 +3,16 @@
 from collections.abc import Callable, Collection, Sequence
 
 from torch import nn
+from torch._dynamo import OptimizedModule
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
 from fastai_heads.archs.records import Removed, describe
 
-__all__ = ["blank", "drop_parameter", "get_path", "halves", "keep_only", "snapshot", "taken_off", "with_parents"]
+__all__ = ["blank", "drop_parameter", "get_path", "halves", "keep_only", "snapshot", "taken_off", "unwrapped", "with_parents"]
+
+WRAPPERS = (OptimizedModule, nn.DataParallel, DistributedDataParallel, AveragedModel)
+"Modules that run another one as it is."
 
 
 def get_path(
@@ -20,6 +26,19 @@ def get_path(
         if found is None:
             return None
     return found
+
+
+def unwrapped(
+    net: nn.Module,  # changed in place below its top
+) -> nn.Module:
+    "Return the network without the wrappers that run another one: compiled, parallel or averaged, wherever they stand."
+    while isinstance(net, WRAPPERS):
+        net = net._orig_mod if isinstance(net, OptimizedModule) else net.module
+    for module in list(net.modules()):
+        for name, child in list(module._modules.items()):
+            if isinstance(child, WRAPPERS):
+                module._modules[name] = unwrapped(child)
+    return net
 
 
 def keep_only(

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import timm
+from timm.models._features import FeatureInfo
 from timm.models._manipulate import group_with_matcher
 from torch import Tensor, nn
 
@@ -15,7 +16,7 @@ from fastai_heads.archs.timm_rows import ENCODERS, SIDEWAYS, TIMM_ROWS
 from fastai_heads.archs.touched import touched
 from fastai_heads.errors import HeadsError, did_you_mean
 
-__all__ = ["TimmCut", "build_timm", "is_timm", "timm_network"]
+__all__ = ["TimmCut", "build_timm", "feature_names", "is_timm", "timm_network"]
 
 NORMS = (nn.LayerNorm, nn.BatchNorm2d, nn.BatchNorm1d)
 "Layers that give back the shape that they get."
@@ -174,8 +175,15 @@ def as_map(
 
 
 def is_timm(net: object) -> bool:
-    "Whether a module has timm's interface."
-    return all(hasattr(net, a) for a in ("forward_intermediates", "forward_features", "pretrained_cfg", "feature_info"))
+    "Whether a module has timm's interface, and gives logits: one made with `features_only` gives its maps."
+    parts = ("forward_intermediates", "forward_features", "pretrained_cfg", "feature_info")
+    return all(hasattr(net, a) for a in parts) and not feature_names(net)
+
+
+def feature_names(net: object) -> tuple[str, ...]:
+    "The modules of the maps that a network made with timm's `features_only` gives, () for any other."
+    info = getattr(net, "feature_info", None)
+    return tuple(info.module_name()) if isinstance(info, FeatureInfo) else ()
 
 
 def build_timm(
@@ -187,6 +195,8 @@ def build_timm(
 ) -> Network:
     "A timm network by name, with timm's own adaptation of the first layer to `n_in`."
     arch, _, tag = name.partition(".")
+    if kwargs.get("features_only"):
+        raise HeadsError(f"`features_only`: every map of {arch} is a tap already; leave it out, and name strides or taps.")
     if weights is not None:
         _check_tag(arch, tag, weights)
         name = f"{arch}.{weights}"

@@ -15,6 +15,7 @@ from fastai_heads.archs.hooks import HooksCut
 from fastai_heads.archs.listening import Event, Seen, run_once
 from fastai_heads.archs.places import Place, leaves
 from fastai_heads.archs.records import FEATURES, PRE_LOGITS
+from fastai_heads.archs.timm_zoo import feature_names
 
 __all__ = ["trace"]
 
@@ -30,8 +31,7 @@ def trace(
     "Run the network once, find its taps, and prove them; what is not proved is not claimed."
     seen = run_once(net, n_in, name)
     found = _maps_given(net, seen) or _search(net, seen)
-    last = found.features.time if found.features else len(seen.events)
-    places = {p: Place(p, view=view) for p, view in _levels(seen, last, found.features)} | found.outputs
+    places = dict(found.outputs) or {e.place.path: e.place for e in _levels(seen, found.features)}
     if found.features:
         places[FEATURES] = found.features.place
     if found.vector:
@@ -61,14 +61,11 @@ class _Found:
 def _maps_given(net: nn.Module, seen: Seen) -> _Found | None:
     "The taps of a network whose output is several maps, as timm's `features_only` and a detector's backbone: those."
     given = [(item, x, seen.sight(x)) for item, x in leaves(seen.out)]
-    if len(given) < 2 or not all(is_map and x.ndim == 4 for _, x, (is_map, _) in given):
+    if len(given) < 2 and not feature_names(net) or not all(is_map and x.ndim == 4 for _, x, (is_map, _) in given):
         return None
-    info = getattr(net, "feature_info", None)
-    names = list(info.module_name()) if hasattr(info, "module_name") else []
-    if len(names) != len(given):
-        names = [".".join(map(str, item)) for item, _, _ in given]
+    names = feature_names(net) or [".".join(map(str, item)) for item, _, _ in given]
     outputs, last = {}, None
-    for tap, (item, x, (_, view)) in zip(names, given):
+    for tap, (item, x, (_, view)) in zip(names, given, strict=True):
         made = seen.maker(x)
         outputs[tap] = made.place if made else Place("", item=item, view=view)
         event = made or Event(len(seen.events), outputs[tap], x, None, None)
@@ -95,7 +92,7 @@ def _search(net: nn.Module, seen: Seen) -> _Found:
 
 def _proved(exchange: Exchange, maps: list[Event]) -> Event | None:
     exchange.hold(e.place for e in maps[:TRIED])
-    return next((e for e in maps[:TRIED] if exchange.proves(e.place)), None)
+    return next((e for e in maps[:TRIED] if not exchange.resized(e) and exchange.proves(e.place)), None)
 
 
 def _found(seen: Seen, features: Event | None, readers: list[Event], why: str) -> _Found:
@@ -143,12 +140,12 @@ def _sequence_after(seen: Seen, features: Event) -> str:
     return next((e.place.path for e in after), "")
 
 
-def _levels(seen: Seen, last: int, features: Event | None) -> Iterator[tuple[str, object]]:
+def _levels(seen: Seen, features: Event | None) -> list[Event]:
     "The last module at each resolution, up to the last map."
-    maps = [(e.place, seen.shape(e)) for e in seen.named_maps() if e.time <= last]
-    ends = [p for (p, shape), (_, then) in pairwise(maps) if shape[-2:] != then[-2:]]
-    ends += [p for p, _ in maps[-1:]]
-    yield from dict((p.path, p.view) for p in ends).items()
+    last = features.time if features else len(seen.events)
+    maps = [e for e in seen.named_maps() if e.time <= last]
+    ends = [e for e, then in pairwise(maps) if seen.shape(e)[-2:] != seen.shape(then)[-2:]]
+    return [*ends, *maps[-1:]]
 
 
 def _by_hand(seen: Seen) -> dict[str, Place]:
@@ -156,7 +153,7 @@ def _by_hand(seen: Seen) -> dict[str, Place]:
     found = {}
     for e in seen.events:
         is_map, view = seen.sight(e.value)
-        if e.place.before or not e.place.path or not (is_map or e.value.ndim in (2, 4)):
+        if e.place.before or not (is_map or e.value.ndim in (2, 4)):
             continue
         name = e.place.path if seen.calls[e.place.path] == 1 else f"{e.place.path}#{e.place.call}"
         found[name] = Place(e.place.path, e.place.call, item=e.place.item, view=view)
@@ -167,7 +164,7 @@ def _proposal(seen: Seen, found: _Found) -> str:
     "What to do instead: the likeliest tap, in a call that works."
     hand = _by_hand(seen)
     maps = [e for e in seen.named_maps() if e.value.ndim == 4] or list(seen.named_maps())
-    tap = maps[-1].place.path if maps else PRE_LOGITS if found.vector else next(reversed(hand), None)
+    tap = PRE_LOGITS if found.vector else maps[-1].place.path if maps else next(reversed(hand), None)
     if tap is None:
         return "No module of it gives a tensor that a head could read; wrap it in a module that gives its last map"
     names = [p for p in hand if "." not in p]
