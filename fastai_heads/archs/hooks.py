@@ -1,12 +1,14 @@
 """A cut by hooks: the network's own forward code runs, is listened to, and is stopped at the furthest tap."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from fastai_heads.archs.places import Enough, Place, catch
 from fastai_heads.archs.probe import measure_taps, on_meta, reached, touched_by
+from fastai_heads.archs.proof import FAILS
 from fastai_heads.archs.records import FEATURES, INPUT, PRE_LOGITS, Measured
 from fastai_heads.archs.surgery import blank, halves
 from fastai_heads.errors import HeadsError
@@ -51,7 +53,7 @@ class HooksCut:
     def measure(self, net: nn.Module, shape: tuple[int, ...]) -> Measured:
         "Channels and strides of all taps; which modules a map needs and which only the vector needs."
         every = (*self.places, *(t for t in self.by_hand if t not in self.places))
-        shapes = on_meta(net, shape, lambda n, x: {k: v.shape for k, v in self.run(n, x, every).items()})
+        shapes = on_meta(net, shape, lambda n, x: {k: v.shape for k, v in self.run(n, x, every).items()}, True)
         taps = tuple((t, str(place)) for t, place in self.places.items())
         maps = self._uses(net, shape, (FEATURES,)) if FEATURES in self.places else frozenset()
         both = self._uses(net, shape, (PRE_LOGITS,)) if PRE_LOGITS in self.places else maps
@@ -66,7 +68,7 @@ class HooksCut:
         used = self._uses(net, shape, taps, careful) if taps else frozenset()
         blank(net, used, measured.map_modules | measured.head_modules | set(self.classifier))
         every = [k for k, _ in net.named_parameters()]
-        live = reached(net, shape, lambda n, x: list(self.run(n, x, taps).values()), every)
+        live = reached(net, shape, lambda n, x: self._in_both_modes(n, x, taps), every)
         for name, p in net.named_parameters():
             if name not in live:
                 p.requires_grad_(False)
@@ -76,11 +78,25 @@ class HooksCut:
     ) -> frozenset[str]:
         "What the code calls and reads on its way; not the module at which it is stopped."
         order: list[str] = []
-        seen = touched_by(net, shape, lambda n, x: order.extend(self.run(n, x, taps)))
+        seen = touched_by(net, shape, lambda n, x: self._in_both_modes(n, x, taps, order), True)
         used = frozenset(seen.used | seen.asked if careful else seen.used)
         end = self._place(order[-1])
         stopped = end.before and end.call == 0 and not any(path.startswith(f"{end.path}.") for path in used)
         return used - {end.path} if stopped else used
+
+    def _in_both_modes(
+        self, net: nn.Module, x: Tensor, taps: tuple[str, ...], order: list[str] | None = None
+    ) -> list[Tensor]:
+        "The taps, and once more in training, where other layers may run; not on numbers, as norms would count them."
+        found = [self.run(net, x, taps)]
+        if x.is_meta:
+            net.train()
+            with suppress(*FAILS):
+                found.append(self.run(net, x, taps))
+            net.eval()
+        if order is not None:
+            order.extend(found[0])
+        return [t for taps in found for t in taps.values()]
 
     def checkpointed(self, net: nn.Module) -> "HooksCut":
         "Not to be had for a network whose forward code is not known."

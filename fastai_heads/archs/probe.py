@@ -1,7 +1,7 @@
 """One run of a network without weights: the shapes at its taps and the modules that took part."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TypeVar
 
 import torch
@@ -25,11 +25,12 @@ def on_meta(
     net: nn.Module,
     shape: tuple[int, ...],  # of the input, batch included
     fn: Callable[[nn.Module, Tensor], T],  # what to run
+    every_layer: bool = False,  # run layers of known shapes too, as for code in which a class may be another's child
 ) -> T:  # what `fn` gave; its tensors have shapes and no values
     "Runs `fn(net, x)` in evaluation mode on the meta device, on real numbers where that fails."
     with torch.no_grad(), paused(net):
         try:
-            with shapes_only(net):
+            with nullcontext() if every_layer else shapes_only(net):
                 return _call(net, shape, fn, "meta")
         except CANNOT_ON_META:
             return _call(net, shape, fn, next((p.device for p in net.parameters()), "cpu"))
@@ -84,7 +85,7 @@ def shapes_only(net: nn.Module) -> Iterator[None]:
     for m in net.modules():
         if "forward" in vars(m):
             continue
-        if isinstance(m, SAME_SHAPE) and not m._modules:  # else a head may read what is inside
+        if isinstance(m, SAME_SHAPE):
             m.forward = _same
         elif type(m) is nn.Linear:
             m.forward = _linear(m.in_features, m.out_features)
@@ -116,7 +117,7 @@ def fits(
     shape: tuple[int, ...],  # of the input, batch included
 ) -> bool:
     "Tell whether the network takes such an input, on the meta device alone."
-    with torch.no_grad(), paused(net), shapes_only(net):
+    with torch.no_grad(), paused(net):
         try:
             _call(net, shape, lambda n, x: n(x) is None, "meta")
         except (*CANNOT_ON_META, IndexError, AssertionError, ZeroDivisionError):
@@ -148,6 +149,7 @@ def touched_by(
     net: nn.Module,
     shape: tuple[int, ...],  # of the input, batch included
     fn: Callable[[nn.Module, Tensor], object],  # what to run
+    every_layer: bool = False,  # as in `on_meta`
 ) -> Touched:
     "Return what `fn` calls, reads and asks for of the network."
 
@@ -156,7 +158,7 @@ def touched_by(
             fn(n, x)
         return seen
 
-    return on_meta(net, shape, follow)
+    return on_meta(net, shape, follow, every_layer)
 
 
 @contextmanager

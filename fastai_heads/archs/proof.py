@@ -12,9 +12,9 @@ from fastai_heads.errors import HeadsError
 
 __all__ = ["apply_classifier", "cut_off", "logits_from_taps", "loses_nothing"]
 
-CHEAP = 4_000_000_000
+CHEAP = 500_000_000
 "Products of numbers and cells of 16 × 16 pixels up to which a network is run with its values when it is cut."
-SIDE = 64
+SIDE = 32
 "Side of the image that it is run on, where the network takes it."
 FAILS = (RuntimeError, AssertionError, ValueError, IndexError, KeyError, TypeError, AttributeError)
 "What the code of a network raises that misses something, or that cannot take an image."
@@ -73,7 +73,7 @@ def cut_off(
         except FAILS as e:
             why = f"{type(e).__name__}: {e}"
         else:
-            wrong = [t for t, x in after.items() if not _same(x, before.out[t])]
+            wrong = [t for t, x in before.out.items() if not _same(x, after[t])] if before else []
             if not wrong:
                 return
             why = f"{', '.join(wrong)} differs"
@@ -97,16 +97,16 @@ class _Given:
 
 
 def _given(network: Network, taps: tuple[str, ...]) -> _Given | None:
-    "What the taps give on the smallest image that works; shapes alone where values would take long."
+    "What the taps give on the smallest image that works; where values would take long, an image without them."
     p = next(network.net.parameters(), None)
-    if p is not None and p.is_meta:
+    if p is None or p.is_meta:
         return None
     size = sum(p.numel() for p in network.net.parameters())
     for side in dict.fromkeys((network.fixed_size or network.least_size or SIDE, network.size)):
-        meta = size * (side / 16) ** 2 * 2 > CHEAP
-        x = torch.empty((2, *network.shape[1:2], side, side), device="meta" if meta else "cpu")
-        x = x if meta else x.uniform_(generator=torch.Generator().manual_seed(0))
-        x = x if meta or p is None else x.to(p.device, p.dtype)
+        shape = (1, *network.shape[1:2], side, side)
+        if size * (side / 16) ** 2 > CHEAP:
+            return _Given(torch.empty((2, *network.shape[1:]), device="meta"), {})
+        x = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(p.device, p.dtype)
         try:
             return _Given(x, _run(network, x, taps))
         except FAILS:

@@ -1,7 +1,7 @@
 """Cutting timm's networks through timm's own interface."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import timm
@@ -92,16 +92,23 @@ class TimmCut:
         inner = [i for i, name in enumerate(self.levels) if name in taps]
         if inner and not (FEATURES in taps or PRE_LOGITS in taps):
             net.prune_intermediate_layers(inner, prune_norm=True, prune_head=True)
-        seen = touched_by(net, shape, lambda n, x: self.run(n, x, taps))
-        if seen.used:
-            kept = seen.used | seen.asked if careful else seen.used
-            blank(net, kept, measured.map_modules | measured.head_modules)
-        else:
+        if not (inner or FEATURES in taps or PRE_LOGITS in taps):
             keep_only(net, ())
+        else:
+            blank(net, self._needed(net, taps, measured, shape, careful), measured.map_modules | measured.head_modules)
         for path in self.classifier:
             drop_parameter(net, path)
         if type(net) in SIDEWAYS:
             self._settle(net, taps, shape)
+
+    def _needed(
+        self, net: nn.Module, taps: tuple[str, ...], measured: Measured, shape: tuple[int, ...], careful: bool
+    ) -> Collection[str]:
+        "What the taps use, as far as that was measured; for a careful cut, and for inner taps, by a run to them."
+        if careful or not (FEATURES in taps or PRE_LOGITS in taps):
+            seen = touched_by(net, shape, lambda n, x: self.run(n, x, taps))
+            return seen.used | seen.asked if careful else seen.used
+        return measured.map_modules | (measured.head_modules if PRE_LOGITS in taps else frozenset())
 
     def _settle(self, net: nn.Module, taps: tuple[str, ...], shape: tuple[int, ...]) -> None:
         "Where the arch computes more than the taps need: norms without effect go, the rest is frozen."
