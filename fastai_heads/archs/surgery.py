@@ -1,5 +1,6 @@
 """Taking modules off a network and saying what was taken."""
 
+import copy
 from collections.abc import Callable, Collection, Sequence
 
 from torch import nn
@@ -9,7 +10,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from fastai_heads.archs.records import Removed, describe
 
-__all__ = ["blank", "drop_parameter", "get_path", "halves", "keep_only", "snapshot", "taken_off", "unwrapped", "with_parents"]
+__all__ = ["blank", "drop_parameter", "get_path", "halves", "keep_only", "snapshot", "taken_off", "unwrapped_copy", "with_parents"]
 
 WRAPPERS = (OptimizedModule, nn.DataParallel, DistributedDataParallel, AveragedModel)
 "Modules that run another one as it is."
@@ -28,16 +29,20 @@ def get_path(
     return found
 
 
-def unwrapped(
-    net: nn.Module,  # changed in place below its top
+def unwrapped_copy(
+    net: nn.Module,
 ) -> nn.Module:
-    "Return the network without the wrappers that run another one: compiled, parallel or averaged, wherever they stand."
+    "Copy a network without the wrappers that run another one: compiled, parallel or averaged, wherever they stand."
+    net = copy.deepcopy(_inside(net))
+    for module in list(net.modules()):
+        for name, child in module._modules.items():
+            module._modules[name] = _inside(child)
+    return net
+
+
+def _inside(net: nn.Module | None) -> nn.Module | None:
     while isinstance(net, WRAPPERS):
         net = net._orig_mod if isinstance(net, OptimizedModule) else net.module
-    for module in list(net.modules()):
-        for name, child in list(module._modules.items()):
-            if isinstance(child, WRAPPERS):
-                module._modules[name] = unwrapped(child)
     return net
 
 

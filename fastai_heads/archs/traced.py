@@ -64,13 +64,13 @@ def _maps_given(net: nn.Module, seen: Seen) -> _Found | None:
     if len(given) < 2 and not feature_names(net) or not all(is_map and x.ndim == 4 for _, x, (is_map, _) in given):
         return None
     names = feature_names(net) or [".".join(map(str, item)) for item, _, _ in given]
-    outputs, last = {}, None
+    outputs, ends, made = {}, [], []
     for tap, (item, x, (_, view)) in zip(names, given, strict=True):
-        made = seen.maker(x)
-        outputs[tap] = made.place if made else Place("", item=item, view=view)
-        event = made or Event(len(seen.events), outputs[tap], x, None, None)
-        last = event if made or last is None else last
-    return _Found(last, outputs=outputs, no_vector="it gives maps and has no classifier")
+        maker = seen.maker(x)
+        outputs[tap] = maker.place if maker else Place("", item=item, view=view)
+        ends.append(Event(len(seen.events), outputs[tap], x, None, None))
+        made += [maker] if maker else []
+    return _Found((made or ends)[-1], outputs=outputs, no_vector="it gives maps and has no classifier")
 
 
 def _search(net: nn.Module, seen: Seen) -> _Found:

@@ -30,7 +30,7 @@ def case():
         if name not in made:
             written = WRITTEN[name]
             net = written.make().eval()
-            body = cut_body(net, ("features", "pre_logits"), n_in=written.n_in).eval()
+            body = cut_body(net, ("pre_logits", "features"), n_in=written.n_in).eval()
             made[name] = net, body, torch.randn(3, written.n_in, written.side, written.side)
         return made[name]
 
@@ -105,7 +105,7 @@ WRAPPED = {
 @pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
 def test_a_wrapper_is_taken_off(case, wrap):
     net, body, x = case("lenet")
-    again = cut_body(wrap(net), ("features", "pre_logits")).eval()
+    again = cut_body(wrap(net), ("pre_logits", "features")).eval()
     assert again.arch == "LeNet"
     assert all(torch.equal(a, b) for a, b in zip(again(x).values(), body(x).values(), strict=True))
 
@@ -134,7 +134,7 @@ def test_a_detectors_backbone_has_its_maps_for_taps():
         body.tap_name("pre_logits")
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_vit", "test_convnext", "hrnet_w18_small"])
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_vit"])
 def test_timms_features_only_has_its_maps_for_taps(name):
     net = timm.create_model(name, features_only=True).eval()
     names, x = net.feature_info.module_name(), torch.randn(1, 3, 64, 64)
@@ -153,7 +153,7 @@ def test_features_only_trains_by_stride(dls):
     net = timm.create_model("test_resnet", features_only=True, out_indices=(1, 2, 3))
     heads = {"kind": ClassificationHead(target=0, tap=8), "value": RegressionHead(target=1)}
     learn = fit(multihead_learner(dls(3, 64), net, heads, metrics=[]))
-    assert learn.model[0].taps == (net.feature_info.module_name()[1], "features")
+    assert set(learn.model[0].taps) == {"features", net.feature_info.module_name()[1]}
 
 
 def test_features_only_of_a_name_is_refused():
