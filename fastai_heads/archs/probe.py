@@ -1,7 +1,7 @@
 """One run of a network without weights: the shapes at its taps and the modules that took part."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TypeVar
 
 import torch
@@ -9,9 +9,9 @@ from timm.layers.activations import GELU, GELUTanh
 from torch import Tensor, nn
 
 from fastai_heads.archs.records import TapPoint
-from fastai_heads.archs.surgery import with_parents
+from fastai_heads.archs.touched import Touched, touched
 
-__all__ = ["measure_taps", "on_meta", "paused", "ran", "reached", "read_aside", "stand_ins", "unspoken"]
+__all__ = ["fits", "measure_taps", "on_meta", "paused", "ran", "reached", "stand_ins", "touched_by"]
 
 T = TypeVar("T")
 SAME_SHAPE = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.modules.dropout._DropoutNd)
@@ -25,11 +25,12 @@ def on_meta(
     net: nn.Module,
     shape: tuple[int, ...],  # of the input, batch included
     fn: Callable[[nn.Module, Tensor], T],  # what to run
+    every_layer: bool = False,  # run layers of known shapes too, as for code in which a class may be another's child
 ) -> T:  # what `fn` gave; its tensors have shapes and no values
     "Runs `fn(net, x)` in evaluation mode on the meta device, on real numbers where that fails."
     with torch.no_grad(), paused(net):
         try:
-            with shapes_only(net):
+            with nullcontext() if every_layer else shapes_only(net):
                 return _call(net, shape, fn, "meta")
         except CANNOT_ON_META:
             return _call(net, shape, fn, next((p.device for p in net.parameters()), "cpu"))
@@ -87,7 +88,7 @@ def shapes_only(net: nn.Module) -> Iterator[None]:
         if isinstance(m, SAME_SHAPE):
             m.forward = _same
         elif type(m) is nn.Linear:
-            m.forward = _linear(m.out_features)
+            m.forward = _linear(m.in_features, m.out_features)
         else:
             continue
         quick.append(m)
@@ -102,8 +103,26 @@ def _same(x: Tensor, *args: object, **kwargs: object) -> Tensor:
     return x
 
 
-def _linear(n_out: int) -> Callable[[Tensor], Tensor]:
-    return lambda x: x.new_empty((*x.shape[:-1], n_out))
+def _linear(n_in: int, n_out: int) -> Callable[[Tensor], Tensor]:
+    def shape_of(x: Tensor) -> Tensor:
+        if x.shape[-1] != n_in:
+            raise RuntimeError(f"a linear layer reads {n_in} numbers and was given {x.shape[-1]}")
+        return x.new_empty((*x.shape[:-1], n_out))
+
+    return shape_of
+
+
+def fits(
+    net: nn.Module,
+    shape: tuple[int, ...],  # of the input, batch included
+) -> bool:
+    "Tell whether the network takes such an input, on the meta device alone."
+    with torch.no_grad(), paused(net):
+        try:
+            _call(net, shape, lambda n, x: n(x) is None, "meta")
+        except (*CANNOT_ON_META, IndexError, AssertionError, ZeroDivisionError):
+            return False
+    return True
 
 
 @contextmanager
@@ -126,39 +145,20 @@ def stand_ins(net: nn.Module, device: torch.device | str) -> Iterator[None]:
             tensors[name] = t
 
 
-def unspoken(
+def touched_by(
     net: nn.Module,
     shape: tuple[int, ...],  # of the input, batch included
-    fn: Callable[[nn.Module, Tensor], Sequence[Tensor]],  # what to run
-    never: Collection[str] = (),  # modules that are known not to take part
-) -> frozenset[str]:  # paths of modules that run, and names of parameters that are read without their module
-    "All that `fn` uses of the network."
+    fn: Callable[[nn.Module, Tensor], object],  # what to run
+    every_layer: bool = False,  # as in `on_meta`
+) -> Touched:
+    "Return what `fn` calls, reads and asks for of the network."
 
-    def follow(n: nn.Module, x: Tensor) -> frozenset[str]:
-        with ran(n) as paths:
+    def follow(n: nn.Module, x: Tensor) -> Touched:
+        with touched(n) as seen:
             fn(n, x)
-        return frozenset(paths)
+        return seen
 
-    used = on_meta(net, shape, follow)
-    return used | read_aside(net, shape, fn, used, never)
-
-
-def read_aside(
-    net: nn.Module,
-    shape: tuple[int, ...],
-    fn: Callable[[nn.Module, Tensor], Sequence[Tensor]],
-    used: frozenset[str],  # paths of the modules that run
-    never: Collection[str] = (),  # modules that are known not to take part
-) -> frozenset[str]:
-    "Parameters that are read by the module above them and not by their own, as attention does with its projections."
-    live = with_parents(used)
-    barred = tuple(f"{c}." for c in never)
-    doubtful = set()
-    for name, _ in net.named_parameters():
-        owner = name.rpartition(".")[0]
-        if owner and owner not in live and with_parents([owner]) & used and not f"{owner}.".startswith(barred):
-            doubtful.add(name)
-    return reached(net, shape, fn, doubtful)
+    return on_meta(net, shape, follow, every_layer)
 
 
 @contextmanager

@@ -1,12 +1,23 @@
 """The proof that a cut lost nothing: the arch's own classifier, applied to the taps, gives the arch's own logits."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
-from fastai_heads.archs.records import FEATURES, PRE_LOGITS, Network
-from fastai_heads.archs.surgery import get_path
+from fastai_heads.archs.probe import on_meta, paused
+from fastai_heads.archs.records import FEATURES, PRE_LOGITS, Measured, Network
+from fastai_heads.archs.surgery import get_path, snapshot
+from fastai_heads.errors import HeadsError
 
-__all__ = ["apply_classifier", "logits_from_taps", "loses_nothing"]
+__all__ = ["apply_classifier", "cut_off", "logits_from_taps", "loses_nothing"]
+
+CHEAP = 500_000_000
+"Products of numbers and cells of 16 × 16 pixels up to which a network is run with its values when it is cut."
+SIDE = 32
+"Side of the image that it is run on, where the network takes it."
+FAILS = (RuntimeError, AssertionError, ValueError, IndexError, KeyError, TypeError, AttributeError)
+"What the code of a network raises that misses something, or that cannot take an image."
 
 
 def apply_classifier(
@@ -45,3 +56,76 @@ def loses_nothing(
         taps = network.cut.run(network.net, x, wanted)
         said, own = logits_from_taps(network, taps), network.net(x)
     return said is not None and torch.equal(said, own)
+
+
+def cut_off(
+    network: Network,  # changed in place
+    taps: tuple[str, ...],
+    measured: Measured,
+) -> None:
+    """Take off what the taps do not need, and run what is left: it gives what it gave before, bit for bit. Where it does
+    not, all that the code asks for stays."""
+    before, undo = _given(network, taps), snapshot(network.net)
+    for careful in (False, True):
+        try:
+            network.cut.prune(network.net, taps, measured, network.shape, careful)
+            after = before.again(network, taps) if before else {}
+        except FAILS as e:
+            why = f"{type(e).__name__}: {e}"
+        else:
+            wrong = [t for t, x in before.out.items() if not _same(x, after[t])] if before else []
+            if not wrong:
+                return
+            why = f"{', '.join(wrong)} differs"
+        undo()
+    raise HeadsError(
+        f"`arch`: {network.name} does not work without what {', '.join(taps)} does not need ({why}). "
+        "Wrap it in a module that gives its last map."
+    )
+
+
+@dataclass(frozen=True)
+class _Given:
+    "What a network gave, on which image."
+
+    x: Tensor
+    out: dict[str, Tensor]
+
+    def again(self, network: Network, taps: tuple[str, ...]) -> dict[str, Tensor]:
+        "What it gives now."
+        return _run(network, self.x, taps)
+
+
+def _given(network: Network, taps: tuple[str, ...]) -> _Given | None:
+    "What the taps give on the smallest image that works; where values would take long, an image without them."
+    p = next(network.net.parameters(), None)
+    if p is None or p.is_meta:
+        return None
+    size = sum(p.numel() for p in network.net.parameters())
+    for side in dict.fromkeys((network.fixed_size or network.least_size or SIDE, network.size)):
+        shape = (1, *network.shape[1:2], side, side)
+        if size * (side / 16) ** 2 > CHEAP:
+            return _Given(torch.empty((2, *network.shape[1:]), device="meta"), {})
+        x = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(p.device, p.dtype)
+        try:
+            return _Given(x, _run(network, x, taps))
+        except FAILS:
+            continue
+    return None
+
+
+def _run(network: Network, x: Tensor, taps: tuple[str, ...]) -> dict[str, Tensor]:
+    "The taps, in evaluation mode; random numbers are drawn alike each time, and none of the caller's."
+    if x.is_meta:
+        return on_meta(network.net, x.shape, lambda n, z: network.cut.run(n, z, taps))
+    with torch.no_grad(), paused(network.net), torch.random.fork_rng(_devices(x)):
+        torch.manual_seed(0)
+        return network.cut.run(network.net, x, taps)
+
+
+def _devices(x: Tensor) -> list[torch.device]:
+    return [x.device] if x.is_cuda else []
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and (a.is_meta or torch.equal(a.nan_to_num(), b.nan_to_num()))

@@ -73,7 +73,14 @@ class Cut(Protocol):
     def measure(self, net: nn.Module, shape: tuple[int, ...]) -> Measured:
         "Find all taps with their channels and strides, and the modules that they need."
 
-    def prune(self, net: nn.Module, taps: tuple[str, ...], measured: Measured, shape: tuple[int, ...]) -> None:
+    def prune(
+        self,
+        net: nn.Module,
+        taps: tuple[str, ...],
+        measured: Measured,
+        shape: tuple[int, ...],
+        careful: bool = False,  # leave also what the code asks for without calling it
+    ) -> None:
         "Take off, in place, all that the taps do not need."
 
     def add_checkpoints(self, net: nn.Module) -> "Cut":

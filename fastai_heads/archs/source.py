@@ -1,6 +1,5 @@
 """Find the network that a user names, its weights, and the way to cut it."""
 
-import copy
 import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -17,6 +16,7 @@ from fastai_heads.archs.channels import adapt_input, first_conv
 from fastai_heads.archs.fastai_zoo import FASTAI_WEIGHTS, load_fastai_weights
 from fastai_heads.archs.records import Network
 from fastai_heads.archs.registry import Arch, arch_by_function, arch_by_name, family_of, unknown_arch
+from fastai_heads.archs.surgery import unwrapped_copy
 from fastai_heads.archs.timm_zoo import build_timm, is_timm, timm_network
 from fastai_heads.archs.torchvision_zoo import BUILD_ARGS, choose_weights, weights_stats
 from fastai_heads.archs.traced import trace
@@ -170,7 +170,7 @@ def _from_module(net: nn.Module, request: Request) -> Network:
     if request.weights is not None or request.kwargs:
         what = "weights" if request.weights is not None else next(iter(request.kwargs))
         raise HeadsError(f"`{what}` cannot be used: {type(net).__name__} is a network that is built already.")
-    net = copy.deepcopy(net)
+    net = unwrapped_copy(net)
     if is_timm(net):
         network = timm_network(net, net.pretrained_cfg.get("architecture") or type(net).__name__, False)
     else:

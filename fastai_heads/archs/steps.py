@@ -105,7 +105,14 @@ class StepsCut:
     def _shapes(self, net: nn.Module, shape: tuple[int, ...], names: tuple[str, ...]) -> dict[str, torch.Size]:
         return on_meta(net, shape, lambda n, x: {k: v.shape for k, v in self.run(n, x, names).items()})
 
-    def prune(self, net: nn.Module, taps: tuple[str, ...], measured: Measured, shape: tuple[int, ...]) -> None:
+    def prune(
+        self,
+        net: nn.Module,
+        taps: tuple[str, ...],
+        measured: Measured,
+        shape: tuple[int, ...],
+        careful: bool = False,
+    ) -> None:
         "Take off, in place, all that the taps do not need."
         keep_only(net, self._needs(taps))
 

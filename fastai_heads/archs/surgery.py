@@ -1,12 +1,29 @@
 """Taking modules off a network and saying what was taken."""
 
-from collections.abc import Collection, Sequence
+import copy
+from collections.abc import Callable, Collection, Sequence
 
 from torch import nn
+from torch._dynamo import OptimizedModule
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
 from fastai_heads.archs.records import Removed, describe
 
-__all__ = ["blank", "drop_parameter", "get_path", "halves", "keep_only", "taken_off", "with_parents"]
+__all__ = [
+    "blank",
+    "drop_parameter",
+    "get_path",
+    "halves",
+    "keep_only",
+    "snapshot",
+    "taken_off",
+    "unwrapped_copy",
+    "with_parents",
+]
+
+WRAPPERS = (OptimizedModule, nn.DataParallel, DistributedDataParallel, AveragedModel)
+"Modules that run another one as it is."
 
 
 def get_path(
@@ -20,6 +37,23 @@ def get_path(
         if found is None:
             return None
     return found
+
+
+def unwrapped_copy(
+    net: nn.Module,
+) -> nn.Module:
+    "Copy a network without the wrappers that run another one: compiled, parallel or averaged, wherever they stand."
+    net = copy.deepcopy(_inside(net))
+    for module in list(net.modules()):
+        for name, child in module._modules.items():
+            module._modules[name] = _inside(child)
+    return net
+
+
+def _inside(net: nn.Module | None) -> nn.Module | None:
+    while isinstance(net, WRAPPERS):
+        net = net._orig_mod if isinstance(net, OptimizedModule) else net.module
+    return net
 
 
 def keep_only(
@@ -77,6 +111,23 @@ def _blank(module: nn.Module, prefix: str, live: frozenset[str], idle: frozenset
             _blank(child, f"{path}.", live, idle)
         elif path in idle or any(True for _ in child.parameters()):
             module._modules[name] = _nothing(child)
+
+
+def snapshot(
+    net: nn.Module,
+) -> Callable[[], None]:  # makes the network again what it was
+    "Keep what every module is made of, not the numbers in it."
+    parts = [(m, dict(vars(m)), {t: dict(vars(m)[t]) for t in ("_modules", "_parameters")}) for m in net.modules()]
+
+    def undo() -> None:
+        for module, own, tables in parts:
+            vars(module).clear()
+            vars(module).update(own)
+            for name, table in tables.items():
+                own[name].clear()
+                own[name].update(table)
+
+    return undo
 
 
 def _nothing(module: nn.Module) -> nn.Module:

@@ -1,20 +1,22 @@
 """Cutting timm's networks through timm's own interface."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import timm
+from timm.models._features import FeatureInfo
 from timm.models._manipulate import group_with_matcher
 from torch import Tensor, nn
 
-from fastai_heads.archs.probe import measure_taps, on_meta, ran, reached, read_aside, unspoken
+from fastai_heads.archs.probe import measure_taps, on_meta, ran, reached, touched_by
 from fastai_heads.archs.records import FEATURES, INPUT, PRE_LOGITS, Measured, Network
 from fastai_heads.archs.surgery import blank, drop_parameter, get_path, halves, keep_only, with_parents
 from fastai_heads.archs.timm_rows import ENCODERS, SIDEWAYS, TIMM_ROWS
+from fastai_heads.archs.touched import touched
 from fastai_heads.errors import HeadsError, did_you_mean
 
-__all__ = ["TimmCut", "build_timm", "is_timm", "timm_network"]
+__all__ = ["TimmCut", "build_timm", "feature_names", "is_timm", "timm_network"]
 
 NORMS = (nn.LayerNorm, nn.BatchNorm2d, nn.BatchNorm1d)
 "Layers that give back the shape that they get."
@@ -69,40 +71,44 @@ class TimmCut:
         "Channels and strides of all taps; which modules a map needs and which only the vector needs."
 
         def follow(n: nn.Module, x: Tensor):
-            with ran(n) as first:
+            with ran(n) as order, touched(n) as first:
                 out, maps = n.forward_intermediates(x, output_fmt="NCHW")
             shapes = {name: m.shape for name, m in zip(self.levels, maps, strict=True)}
             shapes[FEATURES] = as_map(out, maps[-1]).shape
-            with ran(n) as then:
+            with touched(n) as then:
                 if not self.no_vector:
                     shapes[PRE_LOGITS] = self._vector(n, out).shape
-            return shapes, tuple(first), frozenset(then)
+            return shapes, tuple(order), frozenset(first.used), frozenset(then.used)
 
-        shapes, order, then = on_meta(net, shape, follow)
-        first = frozenset(order)
-        first |= self._read(net, shape, first, (FEATURES,))
-        if not self.no_vector:
-            then |= self._read(net, shape, first | then, (FEATURES, PRE_LOGITS))
+        shapes, order, first, then = on_meta(net, shape, follow)
         params = _params_by_tap(net, order, [name for name in self.levels if name in order])
         params[FEATURES] = _count(net, first)
         params[PRE_LOGITS] = _count(net, first | then)
         return Measured(measure_taps(self.taps(net), shapes, shape, params), first, then - first)
 
-    def _read(self, net: nn.Module, shape: tuple[int, ...], used: frozenset[str], taps: tuple[str, ...]):
-        return read_aside(net, shape, lambda n, x: list(self.run(n, x, taps).values()), used, self.classifier)
-
-    def prune(self, net: nn.Module, taps: tuple[str, ...], measured: Measured, shape: tuple[int, ...]) -> None:
+    def prune(self, net: nn.Module, taps: tuple[str, ...], measured: Measured, shape: tuple[int, ...],
+              careful: bool = False) -> None:  # fmt: skip
         "Takes off, in place, all that the taps do not need."
-        if PRE_LOGITS in taps:
-            blank(net, measured.map_modules | measured.head_modules)
-        elif FEATURES in taps:
-            blank(net, measured.map_modules, measured.head_modules)
+        inner = [i for i, name in enumerate(self.levels) if name in taps]
+        if inner and not (FEATURES in taps or PRE_LOGITS in taps):
+            net.prune_intermediate_layers(inner, prune_norm=True, prune_head=True)
+        if not (inner or FEATURES in taps or PRE_LOGITS in taps):
+            keep_only(net, ())
         else:
-            self._prune_inner(net, taps, measured, shape)
+            blank(net, self._needed(net, taps, measured, shape, careful), measured.map_modules | measured.head_modules)
         for path in self.classifier:
             drop_parameter(net, path)
         if type(net) in SIDEWAYS:
             self._settle(net, taps, shape)
+
+    def _needed(
+        self, net: nn.Module, taps: tuple[str, ...], measured: Measured, shape: tuple[int, ...], careful: bool
+    ) -> Collection[str]:
+        "What the taps use, as far as that was measured; for a careful cut, and for inner taps, by a run to them."
+        if careful or not (FEATURES in taps or PRE_LOGITS in taps):
+            seen = touched_by(net, shape, lambda n, x: self.run(n, x, taps))
+            return seen.used | seen.asked if careful else seen.used
+        return measured.map_modules | (measured.head_modules if PRE_LOGITS in taps else frozenset())
 
     def _settle(self, net: nn.Module, taps: tuple[str, ...], shape: tuple[int, ...]) -> None:
         "Where the arch computes more than the taps need: norms without effect go, the rest is frozen."
@@ -117,16 +123,6 @@ class TimmCut:
         for k, p in net.named_parameters():
             if k not in live:
                 p.requires_grad_(False)
-
-    def _prune_inner(self, net: nn.Module, taps: tuple[str, ...], measured: Measured, shape: tuple[int, ...]) -> None:
-        indices = [i for i, name in enumerate(self.levels) if name in taps]
-        if not indices:
-            keep_only(net, ())
-            return
-        net.prune_intermediate_layers(indices, prune_norm=True, prune_head=True)
-
-        used = unspoken(net, shape, lambda n, x: list(self.run(n, x, taps).values()), self.classifier)
-        blank(net, used, measured.map_modules | measured.head_modules)
 
     def add_checkpoints(self, net: nn.Module) -> "TimmCut":
         "The same, computing activations again in the backward pass, which timm sets on the network."
@@ -186,8 +182,15 @@ def as_map(
 
 
 def is_timm(net: object) -> bool:
-    "Whether a module has timm's interface."
-    return all(hasattr(net, a) for a in ("forward_intermediates", "forward_features", "pretrained_cfg", "feature_info"))
+    "Whether a module has timm's interface, and gives logits: one made with `features_only` gives its maps."
+    parts = ("forward_intermediates", "forward_features", "pretrained_cfg", "feature_info")
+    return all(hasattr(net, a) for a in parts) and not feature_names(net)
+
+
+def feature_names(net: object) -> tuple[str, ...]:
+    "The modules of the maps that a network made with timm's `features_only` gives, () for any other."
+    info = getattr(net, "feature_info", None)
+    return tuple(info.module_name()) if isinstance(info, FeatureInfo) else ()
 
 
 def build_timm(
@@ -199,6 +202,10 @@ def build_timm(
 ) -> Network:
     "A timm network by name, with timm's own adaptation of the first layer to `n_in`."
     arch, _, tag = name.partition(".")
+    if kwargs.get("features_only"):
+        raise HeadsError(
+            f"`features_only`: every map of {arch} is a tap already; leave it out, and name strides or taps."
+        )
     if weights is not None:
         _check_tag(arch, tag, weights)
         name = f"{arch}.{weights}"

@@ -1,123 +1,25 @@
-"""Cutting a network that no row knows: run once, its classifier and last map found, and the cut proved on the spot."""
+"""Cutting a network that no row knows: run once, its taps found by the values that pass, and proved on the spot.
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+What is proved: with the value that stood at a tap in the run of one batch put in its place in the run of another, the
+network gives what it gave for the first, bit for bit. So all of its output passes through the tap, and nothing is lost."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import pairwise
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from fastai_heads.archs.probe import measure_taps, on_meta, paused, unspoken
-from fastai_heads.archs.records import FEATURES, INPUT, PRE_LOGITS, Measured
-from fastai_heads.archs.surgery import blank, halves
-from fastai_heads.errors import HeadsError
+from fastai_heads.archs.exchange import Exchange, exchanging
+from fastai_heads.archs.hooks import HooksCut
+from fastai_heads.archs.listening import Event, Seen, run_once
+from fastai_heads.archs.places import Place, leaves
+from fastai_heads.archs.records import FEATURES, PRE_LOGITS
+from fastai_heads.archs.timm_zoo import feature_names
 
-__all__ = ["HooksCut", "trace"]
+__all__ = ["trace"]
 
-SIDES = (224, 32, 28, 64, 96, 128, 256, 299, 384)
-"Sides of the image that are tried, in this order."
-
-
-class _Enough(Exception):
-    "Ends a forward pass at the furthest tap."
-
-
-@dataclass(frozen=True)
-class HooksCut:
-    "Runs the network's own forward code, listens at its modules, and stops it at the furthest tap."
-
-    places: Mapping[str, str]  # module whose output is the tap, by the tap's name
-    vector: str  # module whose input is `pre_logits`; '' without one
-    by_hand: frozenset[str]  # further modules that a tap may name
-    classifier: tuple[str, ...]
-    no_vector: str = ""  # why there is no `pre_logits`
-    no_features: str = ""  # why there is no `features`
-    logits: None = None
-    unproved: str = ""
-
-    def run(self, net: nn.Module, x: Tensor, taps: tuple[str, ...]) -> dict[str, Tensor]:
-        "Every tap asked for, in one pass that ends at the furthest."
-        found: dict[str, Tensor] = {}
-        taps = tuple(t for t in taps if t != INPUT)  # the body has it already
-        inner = [t for t in taps if t != PRE_LOGITS]
-        if not taps:
-            return found
-        handles = [net.get_submodule(self._place(t)).register_forward_hook(_keep(found, t, taps)) for t in inner]
-        if PRE_LOGITS in taps:
-            reader = net.get_submodule(self.vector)
-            handles.append(reader.register_forward_pre_hook(_keep_input(found, taps)))
-        try:
-            net(x)
-        except _Enough:
-            pass
-        finally:
-            for handle in handles:
-                handle.remove()
-        return found
-
-    def _place(self, tap: str) -> str:
-        return self.places.get(tap, tap)
-
-    def measure(self, net: nn.Module, shape: tuple[int, ...]) -> Measured:
-        "Channels and strides of all taps; which modules a map needs and which only the vector needs."
-        listed = (*self.places, *((PRE_LOGITS,) if self.vector else ()))
-        every = (*listed, *sorted(self.by_hand - set(listed)))
-        shapes = on_meta(net, shape, lambda n, x: {k: v.shape for k, v in self.run(n, x, every).items()})
-        taps = tuple((t, self._place(t) if t != PRE_LOGITS else f"input of {self.vector}") for t in listed)
-        maps = self._uses(net, shape, (FEATURES,)) if FEATURES in self.places else frozenset()
-        both = self._uses(net, shape, (PRE_LOGITS,)) if self.vector else maps
-        by_hand = tuple(p for t in every if t not in listed for p in measure_taps(((t, t),), shapes, shape, {}))
-        return Measured(measure_taps(taps, shapes, shape, {}), maps, both - maps, by_hand)
-
-    def prune(self, net: nn.Module, taps: tuple[str, ...], measured: Measured, shape: tuple[int, ...]) -> None:
-        "Takes off, in place, all that the taps do not need."
-        taps = tuple(t for t in taps if t == PRE_LOGITS or t in self.places or t in self.by_hand)
-        used = self._uses(net, shape, taps) if taps else frozenset()
-        blank(net, used, measured.map_modules | measured.head_modules | set(self.classifier))
-
-    def _uses(self, net: nn.Module, shape: tuple[int, ...], taps: tuple[str, ...]) -> frozenset[str]:
-        used = unspoken(net, shape, lambda n, x: list(self.run(n, x, taps).values()), self.classifier)
-        return used - set(self.classifier)  # it is called, and stopped there
-
-    def add_checkpoints(self, net: nn.Module) -> "HooksCut":
-        "Not to be had for a network whose forward code is not known."
-        raise HeadsError(f"`grad_checkpointing`: {type(net).__name__} has no row and is run as it is.")
-
-    def groups(self, net: nn.Module) -> list[list[nn.Parameter]]:
-        "The parameters in two groups, early and late, in the network's order."
-        by_depth = [list(m.parameters(recurse=False)) for m in net.modules()]
-        by_depth = [ps for ps in by_depth if ps]
-        return halves(by_depth, (len(by_depth) + 1) // 2)
-
-
-def _keep(found: dict[str, Tensor], tap: str, taps: tuple[str, ...]):
-    def hook(module: nn.Module, args: tuple, out: Tensor) -> None:
-        last = set(found) | {tap} >= set(taps)
-        found[tap] = out if last else out.clone()  # later code may change it in place
-        if last:
-            raise _Enough
-
-    return hook
-
-
-def _keep_input(found: dict[str, Tensor], taps: tuple[str, ...]):
-    def hook(module: nn.Module, args: tuple) -> None:
-        found[PRE_LOGITS] = args[0]
-        if set(found) >= set(taps):
-            raise _Enough
-
-    return hook
-
-
-@dataclass
-class _Seen:
-    "What one run showed."
-
-    out: object  # what the network gave
-    calls: dict[str, int] = field(default_factory=dict)  # how often each module ran
-    gave: dict[str, object] = field(default_factory=dict)  # what each module gave, in the order of their ends
-    took: dict[str, tuple] = field(default_factory=dict)  # what each module was given
+TRIED = 24
+"Places, at most, that are tried for the last map, and for the vector, from the output on."
 
 
 def trace(
@@ -125,115 +27,147 @@ def trace(
     n_in: int,  # channels of the image
     name: str,  # for messages
 ) -> tuple[HooksCut, int]:  # how to cut it, and a side of the image that it takes
-    """Runs the network once and finds its taps. The classifier is the last linear layer, if it gives the network's own
-    output, bit for bit; otherwise nothing is claimed, and only modules named by hand are taps."""
-    seen, side = _run_once(net, n_in, name)
-    maps = {p: t.shape for p, t in seen.gave.items() if seen.calls[p] == 1 and _is_map(t)}
-    by_hand = frozenset(p for p, t in seen.gave.items() if seen.calls[p] == 1 and _tappable(t))
-    classifier = _classifier(net, seen)
-    features = _last_map(net, seen, maps, classifier)
-    if features is None or (classifier is None and not _is_map(seen.out)):
-        why = _unproved(seen, name)
-        places = {path: path for path in _levels(maps, "")}
-        return HooksCut(places, "", by_hand, (), no_vector=why, no_features=why), side
-    places = {path: path for path in _levels(maps, features)} | {FEATURES: features}
-    why = "" if classifier else "it gives a map and has no classifier"
-    return HooksCut(places, classifier or "", by_hand, (classifier,) if classifier else (), why), side
+    "Run the network once, find its taps, and prove them; what is not proved is not claimed."
+    seen = run_once(net, n_in, name)
+    found = _maps_given(net, seen) or _search(net, seen)
+    places = dict(found.outputs) or {e.place.path: e.place for e in _levels(seen, found.features)}
+    if found.features:
+        places[FEATURES] = found.features.place
+    if found.vector:
+        places[PRE_LOGITS] = found.vector
+    by_hand = {**_by_hand(seen), **places}
+    why = found.why and f"the cut of {name} could not be proved: {found.why}. {_proposal(seen, found)}"
+    no_vector = "" if found.vector else found.no_vector or why
+    no_features = "" if found.features else why
+    return HooksCut(places, by_hand, found.classifier, no_vector, no_features), seen.side
 
 
-def _unproved(seen: _Seen, name: str) -> str:
-    gave = f"a {type(seen.out).__name__}" if not isinstance(seen.out, Tensor) else f"a tensor {tuple(seen.out.shape)}"
-    return (
-        f"the cut of {name} could not be proved: it gives {gave}, and no linear layer gives just that from a vector "
-        f"after a last map. Modules seen: {_listed(seen)}. Name the modules to tap by hand, "
-        f"taps=('{_example(seen)}',), register a row with `register_arch`, "
-        "or wrap it in a module that gives its last map"
-    )
+@dataclass
+class _Found:
+    "What the search came to."
+
+    features: Event | None = None
+    vector: Place | None = None
+    classifier: tuple[str, ...] = ()
+    outputs: Mapping[str, Place] = None  # taps that are outputs, by name
+    no_vector: str = ""  # why there is no vector, where there need not be one
+    why: str = ""  # what was not proved
+
+    def __post_init__(self) -> None:
+        self.outputs = self.outputs or {}
 
 
-def _example(seen: _Seen) -> str:
-    return next((p for p in reversed(seen.gave) if _is_map(seen.gave[p])), "layer4")
-
-
-def _run_once(net: nn.Module, n_in: int, name: str) -> tuple[_Seen, int]:
-    p = next(net.parameters(), torch.empty(0))
-    if any(isinstance(m, nn.Conv3d) for m in net.modules()):
-        raise HeadsError(
-            f"`arch`: {name} has convolutions in three dimensions: it takes clips, and a body takes images."
-        )
-    failures = []
-    for side in SIDES:
-        x = torch.rand(2, n_in, side, side, device=p.device, dtype=p.dtype)
-        try:
-            with torch.no_grad(), paused(net), _listening(net) as seen:
-                seen.out = net(x)
-            return seen, side
-        except (RuntimeError, ValueError, IndexError, AssertionError, TypeError) as e:
-            failures.append(f"{side}: {str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__}")
-    raise HeadsError(
-        f"`arch`: {name} takes no batch of images (2, {n_in}, side, side). Sides tried: {'; '.join(failures[:3])}."
-    )
-
-
-@contextmanager
-def _listening(net: nn.Module) -> Iterator[_Seen]:
-    seen = _Seen(None)
-
-    def listen(path: str):
-        def hook(module: nn.Module, args: tuple, out: object) -> None:
-            seen.calls[path] = seen.calls.get(path, 0) + 1
-            seen.gave.pop(path, None)  # so that the order is the one of the ends
-            seen.gave[path], seen.took[path] = out, args
-
-        return hook
-
-    handles = [m.register_forward_hook(listen(path)) for path, m in net.named_modules() if path]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _is_map(t: object) -> bool:
-    return isinstance(t, Tensor) and t.ndim == 4 and t.is_floating_point() and t.shape[-1] > 1
-
-
-def _tappable(t: object) -> bool:
-    return isinstance(t, Tensor) and t.ndim in (2, 4) and t.is_floating_point()
-
-
-def _classifier(net: nn.Module, seen: _Seen) -> str | None:
-    for path in reversed(seen.gave):
-        layer, out = net.get_submodule(path), seen.gave[path]
-        if not isinstance(layer, nn.Linear) or seen.calls[path] > 1:
-            continue
-        vector = seen.took[path][0] if seen.took[path] else None
-        same = isinstance(seen.out, Tensor) and out.shape == seen.out.shape and torch.equal(out, seen.out)
-        return path if same and isinstance(vector, Tensor) and vector.ndim == 2 else None
-    return None
-
-
-def _last_map(net: nn.Module, seen: _Seen, maps: Mapping[str, torch.Size], classifier: str | None) -> str | None:
-    "The last map, provided that most trained layers run before it: a ViT's patches are no last map."
-    if not maps:
+def _maps_given(net: nn.Module, seen: Seen) -> _Found | None:
+    "The taps of a network whose output is several maps, as timm's `features_only` and a detector's backbone: those."
+    given = [(item, x, seen.sight(x)) for item, x in leaves(seen.out)]
+    if (len(given) < 2 and not feature_names(net)) or not all(is_map and x.ndim == 4 for _, x, (is_map, _) in given):
         return None
-    path = list(maps)[-1]
-    order = [p for p in seen.gave if p == path or (p != classifier and _trained(net.get_submodule(p)))]
-    return path if 2 * order.index(path) >= len(order) - 1 else None
+    names = feature_names(net) or [".".join(map(str, item)) for item, _, _ in given]
+    outputs, ends, made = {}, [], []
+    for tap, (item, x, (_, view)) in zip(names, given, strict=True):
+        maker = seen.maker(x)
+        outputs[tap] = maker.place if maker else Place("", item=item, view=view)
+        ends.append(Event(len(seen.events), outputs[tap], x, None, None))
+        made += [maker] if maker else []
+    return _Found((made or ends)[-1], outputs=outputs, no_vector="it gives maps and has no classifier")
 
 
-def _trained(module: nn.Module) -> bool:
-    return any(True for _ in module.parameters(recurse=False))
+def _search(net: nn.Module, seen: Seen) -> _Found:
+    "The last map and the last vector through which all of the output passes."
+    with exchanging(net, seen) as exchange:
+        if not exchange.varies:
+            return _Found(why="what it gives does not depend on the image")
+        readers = _vector(exchange, seen)
+        maps = [e for e in seen.distinct_maps() if not readers or e.time <= readers[0].time]
+        features = _proved(exchange, maps)
+        conv = _map_classifier(net, seen, features) if features and not readers else None
+        inner = _proved(exchange, [e for e in maps if e.time <= conv.time]) if conv else None
+    if inner:
+        return _Found(inner, classifier=(conv.place.path,), no_vector=f"{conv.place.path} reads maps")
+    if features and (after := _sequence_after(seen, features)):
+        return _found(seen, None, readers, f"{after} reads a sequence that is made of its last map")
+    return _found(seen, features, readers, "" if features else "its output passes through no single map")
 
 
-def _levels(maps: Mapping[str, torch.Size], features: str) -> list[str]:
-    "The last module at each resolution."
-    ordered = [(p, s) for p, s in maps.items()]
-    ends = [p for (p, s), (_, after) in pairwise(ordered) if s[-1] != after[-1]]
-    return list(dict.fromkeys([*ends, features or next(reversed(maps), "")])) if maps else []
+def _proved(exchange: Exchange, maps: list[Event]) -> Event | None:
+    exchange.hold(e.place for e in maps[:TRIED])
+    return next((e for e in maps[:TRIED] if not exchange.resized(e) and exchange.proves(e.place)), None)
 
 
-def _listed(seen: _Seen) -> str:
-    names = [p for p in seen.gave if "." not in p]
-    return ", ".join(names[:12]) or "no modules"
+def _found(seen: Seen, features: Event | None, readers: list[Event], why: str) -> _Found:
+    if readers:
+        return _Found(features, readers[0].place, tuple(e.place.path for e in readers), why=why)
+    outs = [(item, x) for item, x in leaves(seen.out)]
+    if features and len(outs) == 1 and outs[0][1].ndim == 2:
+        return _Found(features, Place("", item=outs[0][0]), why=why)
+    a_map = len(outs) == 1 and seen.sight(outs[0][1])[0]
+    no_vector = "it gives a map and has no classifier" if a_map else "no layer reads all of its output as one vector"
+    return _Found(features, no_vector=no_vector, why=why)
+
+
+def _vector(exchange: Exchange, seen: Seen) -> list[Event]:
+    "The layers with weights that read the last vector through which all of the output passes."
+    readers = [e for e in seen.events if e.place.before and e.value.ndim == 2 and e.weighted]
+    exchange.hold(e.place for e in readers)
+    tried: list[Place] = []
+    for last in reversed(readers):
+        if last.place in tried or len(tried) > TRIED:
+            continue
+        same = [e for e in readers if exchange.equal(e.place, last.place)]
+        tried += [e.place for e in same]
+        if exchange.proves(*(e.place for e in same)):
+            return same
+    return []
+
+
+def _map_classifier(net: nn.Module, seen: Seen, features: Event) -> Event | None:
+    "A convolution of single cells that gives a map for each class, which is only averaged after."
+    out = [x for _, x in leaves(seen.out)]
+    trained = [e for e in seen.events if e.place.before and e.trained and e.time < features.time]
+    if not trained or len(out) != 1 or out[0].ndim != 2:
+        return None
+    conv = net.get_submodule(trained[-1].place.path)
+    single = isinstance(conv, nn.Conv2d) and conv.kernel_size == (1, 1)
+    return trained[-1] if single and conv.out_channels == out[0].shape[1] == features.value.shape[1] else None
+
+
+def _sequence_after(seen: Seen, features: Event) -> str:
+    "A layer that reads a sequence after the last map, '' if none does: a ViT's patches are no last map."
+    if features.value.ndim != 4:
+        return ""
+    after = (e for e in seen.events if e.time > features.time and e.place.before and e.weighted and e.value.ndim == 3)
+    return next((e.place.path for e in after), "")
+
+
+def _levels(seen: Seen, features: Event | None) -> list[Event]:
+    "The last module at each resolution, up to the last map."
+    last = features.time if features else len(seen.events)
+    maps = [e for e in seen.named_maps() if e.time <= last]
+    ends = [e for e, then in pairwise(maps) if seen.shape(e)[-2:] != seen.shape(then)[-2:]]
+    return [*ends, *maps[-1:]]
+
+
+def _by_hand(seen: Seen) -> dict[str, Place]:
+    "Every module whose output a head can read; of one that runs several times each call."
+    found = {}
+    for e in seen.events:
+        is_map, view = seen.sight(e.value)
+        if e.place.before or not (is_map or e.value.ndim in (2, 4)):
+            continue
+        name = e.place.path if seen.calls[e.place.path] == 1 else f"{e.place.path}#{e.place.call}"
+        found[name] = Place(e.place.path, e.place.call, item=e.place.item, view=view)
+    return found
+
+
+def _proposal(seen: Seen, found: _Found) -> str:
+    "What to do instead: the likeliest tap, in a call that works."
+    hand = _by_hand(seen)
+    maps = [e for e in seen.named_maps() if e.value.ndim == 4] or list(seen.named_maps())
+    tap = PRE_LOGITS if found.vector else maps[-1].place.path if maps else next(reversed(hand), None)
+    if tap is None:
+        return "No module of it gives a tensor that a head could read; wrap it in a module that gives its last map"
+    names = [p for p in hand if "." not in p]
+    return (
+        f"Modules that can be tapped: {', '.join(names[:12] or list(hand)[:12])}. The likeliest: "
+        f"heads={{…: ClassificationHead(tap={tap!r})}}; or register a row with `register_arch`"
+    )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fastai_heads.archs.points import Parts, all_taps, parts_of, sort_out
 from fastai_heads.archs.probe import on_meta
+from fastai_heads.archs.proof import cut_off
 from fastai_heads.archs.records import FEATURES, INPUT, PRE_LOGITS, Level, Measured, Network, Removed, TapPoint
 from fastai_heads.archs.source import Request, find_network
 from fastai_heads.bodies.contract import Body, tap_key
@@ -38,7 +39,7 @@ class ImageBody(Body):
         self.unlisted: tuple[TapPoint, ...] = measured.by_hand
         self.use_taps(taps)
         before = parts_of(network.net)
-        self.cut.prune(self.net, self.taps, measured, network.shape)
+        cut_off(network, self.taps, measured)
         parts: Parts = sort_out(before, self.net, measured)
         self.removed: tuple[Removed, ...] = parts.removed
         self.left_out: tuple[Removed, ...] = parts.left_out

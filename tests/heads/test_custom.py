@@ -213,7 +213,7 @@ def test_a_loss_of_its_own_is_that_of_the_prediction_and_the_target_as_they_are(
 
 def test_decode_says_what_is_said_of_it(own):
     learn, head, spec, n_out, formed = own
-    preds, targs, decoded = learn.get_preds(with_decoded=True)
+    preds, _, decoded = learn.get_preds(with_decoded=True)
     pred, said = preds[0], decoded[0]
     if spec.decoder is not None:
         assert torch.equal(said, spec.decoder(pred))
