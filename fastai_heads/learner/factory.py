@@ -12,15 +12,13 @@ from torch import Tensor, nn
 
 from fastai_heads.archs.records import Level
 from fastai_heads.body import Body, cut_body
-from fastai_heads.data.bbox_blocks import joined_boxes
-from fastai_heads.data.in_image import check_boxes_in_images
-from fastai_heads.data.partial import check_complete
-from fastai_heads.data.targets import Target, dls_targets
+from fastai_heads.data.inspect import inspect_data
+from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError, did_you_mean
 from fastai_heads.heads.spec import HeadSpec
-from fastai_heads.learner.guards import check_dense, check_items, sample_inputs
+from fastai_heads.learner.guards import check_dense
 from fastai_heads.learner.learner import MultiHeadLearner
-from fastai_heads.learner.resolve import resolve_heads
+from fastai_heads.learner.resolve import renamed_targets, resolve_heads, stated_targets
 from fastai_heads.model import Trunk, multihead_model
 from fastai_heads.names import check_name
 
@@ -73,15 +71,12 @@ def multihead_learner(
     their default head, and `'age': None` leaves one out. Raises `HeadsError`, before any training, for whatever does
     not fit: it names the parameter, what was expected and what was found."""
     _check_kwargs(learner_kwargs)
-    dls = joined_boxes(dls)
-    targets = dls_targets(dls)
-    check_items(dls)
-    check_complete(dls)
-    check_boxes_in_images(dls)
+    data = inspect_data(dls, stated_targets(heads))
+    dls, targets = data.dls, renamed_targets(heads, data.targets)
     specs = resolve_heads(heads, targets, dls, metrics)
     trunks = _check_trunks(trunk or {}, specs)
     body = _body(arch, _needed_taps(specs, trunks), pretrained, weights, n_in, dict(body_kwargs or {}))
-    inputs = _check_inputs(dls, body)
+    inputs = _check_inputs(data.sample_inputs, body)
     model = multihead_model(body, {name: spec for name, (spec, _) in specs.items()}, trunks, inputs)
     learn = MultiHeadLearner(dls, model, specs, targets, strategy, **learner_kwargs)
     check_dense(learn.heads, model, dls)
@@ -152,9 +147,8 @@ def _body(
         raise HeadsError(f"`{who[0]}`: {error}" if who else str(error)) from None
 
 
-def _check_inputs(dls: DataLoaders, body: Body) -> tuple[Tensor, ...]:
+def _check_inputs(inputs: tuple[Tensor, ...], body: Body) -> tuple[Tensor, ...]:
     "One item's inputs, which the body can take; else a `HeadsError`."
-    inputs = sample_inputs(dls)
     if len(inputs) != 1:
         raise HeadsError(
             f"`dls` has {len(inputs)} inputs (`n_inp`), and a body takes one image: pass `n_inp=1` to the DataBlock."

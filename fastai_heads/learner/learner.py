@@ -21,12 +21,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import nn
 
-from fastai_heads.data.bbox_blocks import joined_boxes
 from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError, HeadsWarning
 from fastai_heads.heads.spec import HeadSpec
 from fastai_heads.learner.editing import add_module, added_spec, restandardize
-from fastai_heads.learner.guards import check_batches, same_targets, sample_inputs
+from fastai_heads.learner.guards import check_batches, same_data, sample_inputs
 from fastai_heads.learner.head_view import head_learner
 from fastai_heads.learner.predictions import HeadPredictions
 from fastai_heads.learner.weights import check_state_fits, load_vision_weights, load_what_fits
@@ -99,9 +98,8 @@ class MultiHeadLearner(HeadPredictions):
 
     @dls.setter
     def dls(self, dls: DataLoaders) -> None:
-        dls = joined_boxes(dls)
         if hasattr(self, "_dls"):
-            self.data_targets = same_targets(dls, self.data_targets)
+            dls, self.data_targets = same_data(dls, self.data_targets, self.heads)
             for head in self.heads.values():
                 head.target = self.data_targets[head.target.index]
         self._dls = dls

@@ -10,7 +10,8 @@ from fastai.vision.augment import Flip, Resize, aug_transforms
 from fastai.vision.core import PILImage, TensorBBox, TensorImage, TensorPoint
 from fastai.vision.data import ImageBlock, PointBlock
 
-from fastai_heads.data.blocks import BoxBlock, MakeBox, NumbersReader, parse_box, parse_numbers
+from fastai_heads.data.blocks import BoxBlock, MakeBox, NumbersReader
+from fastai_heads.data.parse import parse_box, parse_numbers
 from fastai_heads.errors import HeadsError
 
 BOX = [4.0, 6.0, 20.0, 30.0]  # on pictures 40 wide and 32 high
