@@ -9,7 +9,7 @@ from fastcore.foundation import L
 
 from fastai_heads.data.labels import Labels, step_of
 from fastai_heads.data.missing import is_missing, missing_share
-from fastai_heads.data.parse import parse_box, parse_numbers
+from fastai_heads.data.parse import parse_box, parse_many, parse_numbers
 from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError, did_you_mean
 
@@ -27,11 +27,10 @@ _SHOWN = 8  # classes that a message lists
 def check_labels(
     labels: Labels,  # of one target and one split
     target: Target,  # whose they are
-) -> None:
+) -> np.ndarray | None:  # (N, n) the labels as numbers, NaN for a missing one; None where they are none
     "Refuse the first label that the target's block cannot take, or that would poison its head."
     check = _CHECKS.get(target.kind)
-    if check is not None and len(labels.values):
-        check(labels, target)
+    return check(labels, target) if check is not None and len(labels.values) else None
 
 
 def check_classes(labels: Labels, target: Target) -> None:
@@ -85,34 +84,22 @@ def check_encoded_tags(labels: Labels, target: Target) -> None:
         _refuse(labels, target, numbers, (numbers < 0) | (numbers > 1), "is none from 0 to 1")
 
 
-def check_numbers(labels: Labels, target: Target) -> None:
+def check_numbers(labels: Labels, target: Target) -> np.ndarray:
     "Refuse numbers that are text, of another count than in other rows, or not finite."
     numbers = numbers_of(labels, target)
     gaps = np.isnan(numbers)
     whole = gaps.all(1, keepdims=True) if target.partial else np.zeros((len(numbers), 1), dtype=bool)
     _refuse(labels, target, numbers, ~np.isfinite(numbers) & ~whole, "is not finite")
+    return numbers
 
 
-def check_points(labels: Labels, target: Target) -> None:
+def check_points(labels: Labels, target: Target) -> np.ndarray:
     "Refuse points that are not pairs of finite numbers, as many in every row."
-    check_numbers(labels, target)
-    count = numbers_of(labels, target).shape[1]
-    if count % 2:
-        raise labels.error(0, f"{count} numbers are no points: `PointBlock` takes x and y of each, in pixels.")
-
-
-def check_one_box(labels: Labels, target: Target) -> None:
-    "Refuse what is no box with an area."
-    numbers_of(labels, target)
-
-
-_CHECKS: dict[str, Callable[[Labels, Target], None]] = {
-    "category": check_classes,
-    "multilabel": check_tags,
-    "regression": check_numbers,
-    "point": check_points,
-    "box": check_one_box,
-}
+    numbers = check_numbers(labels, target)
+    if numbers.shape[1] % 2:
+        said = f"{numbers.shape[1]} numbers are no points: `PointBlock` takes x and y of each, in pixels."
+        raise labels.error(0, said)
+    return numbers
 
 
 def _refuse(labels: Labels, target: Target, numbers: np.ndarray, bad: np.ndarray, why: str) -> None:
@@ -131,17 +118,14 @@ def _refuse(labels: Labels, target: Target, numbers: np.ndarray, bad: np.ndarray
 
 
 def numbers_of(
-    labels: Labels,  # of a target of numbers, points, one box, or encoded tags
+    labels: Labels,  # of a target of numbers, points or encoded tags
     target: Target,  # whose they are
 ) -> np.ndarray:  # (N, n) float64; a missing label is NaN
     "Turn labels into a table of numbers. The first row that holds none, or another count of them, is refused."
-    if target.kind == "box":
-        return _boxes(labels, target)
-    values = [_plain(v) for v in labels.values]
-    table = _table(values)
+    table = _table(labels.values)
     if table is not None and table.dtype.kind in "biuf":
-        return table.reshape(len(values), -1).astype(float)
-    rows = [_row(labels, target, i, v) for i, v in enumerate(values)]
+        return table.reshape(len(table), -1).astype(float)
+    rows = [_row(labels, target, i, _plain(v)) for i, v in enumerate(labels.values)]
     count = next((len(row) for row in rows if row), 1)
     for i, row in enumerate(rows):
         if row and len(row) != count:
@@ -149,10 +133,11 @@ def numbers_of(
     return np.array([row or [np.nan] * count for row in rows], dtype=float)
 
 
-def _table(values: list[Any]) -> np.ndarray | None:
+def _table(values: Sequence[Any] | np.ndarray) -> np.ndarray | None:
     "All values as one array; None where their shapes differ."
+    simple = isinstance(values, np.ndarray) or set(map(type, values)) <= {int, float, bool, list, tuple, np.ndarray}
     try:
-        return np.array(values)
+        return np.array(values if simple else [_plain(v) for v in values])
     except ValueError:
         return None
 
@@ -195,15 +180,15 @@ def _numbers_from(text: str, columns: Sequence[str | int]) -> str:
     return f"`df[{list(columns)!r}] = df[{list(columns)!r}].apply(pd.to_numeric)` makes numbers of it"
 
 
-def _boxes(labels: Labels, target: Target) -> np.ndarray:
-    "The boxes of `BoxBlock`, (N, 4)."
-    values = labels.values
-    table = _table([_plain(v) for v in values]) if not any(isinstance(v, str) for v in values) else None
-    if table is not None and table.dtype.kind in "biuf" and table.reshape(len(values), -1).shape[1] == 4:
+def check_boxes(labels: Labels, target: Target) -> np.ndarray:
+    "Refuse what is no box with an area; of good ones a table (N, 4)."
+    quick = parse_many(labels.values)
+    table = _table(labels.values) if quick is None else quick
+    if table is not None and table.dtype.kind in "biuf" and table[0].size == 4:
         numbers = table.reshape(-1, 4).astype(float)
         if np.isfinite(numbers).all() and (numbers[:, 2:] > numbers[:, :2]).all():
             return numbers
-    return np.array([_box(labels, target, i, v) for i, v in enumerate(values)], dtype=float)
+    return np.array([_box(labels, target, i, v) for i, v in enumerate(labels.values)], dtype=float)
 
 
 def _box(labels: Labels, target: Target, i: int, value: Any) -> list[float]:
@@ -231,3 +216,12 @@ def detections_of(
 def _box_of(box: Any) -> Sequence[float]:
     plain = _plain(box)
     return plain if isinstance(plain, list) and len(plain) == 4 and not isinstance(plain[0], list) else parse_box(box)
+
+
+_CHECKS: dict[str, Callable[[Labels, Target], np.ndarray | None]] = {
+    "category": check_classes,
+    "multilabel": check_tags,
+    "regression": check_numbers,
+    "point": check_points,
+    "box": check_boxes,
+}

@@ -21,10 +21,13 @@ def first_missing(
 ) -> int | None:  # its place; None: all are there
     "Find the first file that does not exist. A folder is listed once."
     folders: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    once: dict[str | Path, int] = {}
     for i, file in enumerate(files):
         if isinstance(file, str | Path):
-            folder, name = os.path.split(file)
-            folders[folder].append((name, i))
+            once.setdefault(file, i)
+    for file, i in once.items():
+        folder, name = os.path.split(file)
+        folders[folder].append((name, i))
     missing = [i for folder, held in folders.items() for i in _missing_in(folder, held, files)]
     return min(missing, default=None)
 
@@ -78,8 +81,9 @@ class Headers:
         files: Sequence[Any],  # a path each, or anything else
     ) -> np.ndarray:  # (N, 2) width and height; NaN where there is no header
         "Give the sizes of images."
-        headers = map(self.of, files)
-        return np.array([(np.nan, np.nan) if h is None else h.size for h in headers], dtype=float).reshape(-1, 2)
+        once = {file: self.of(file) for file in dict.fromkeys(f for f in files if isinstance(f, str | Path))}
+        found = [once.get(f) if isinstance(f, str | Path) else None for f in files]
+        return np.array([(np.nan, np.nan) if h is None else h.size for h in found], dtype=float).reshape(-1, 2)
 
 
 def _read(file: str | Path) -> Header | None:

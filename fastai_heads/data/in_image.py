@@ -5,7 +5,7 @@ from fastai.vision.core import PointScaler
 
 from fastai_heads.data.blocks import MakeBox
 from fastai_heads.data.detection import MakeBoxes
-from fastai_heads.data.faults import detections_of, numbers_of
+from fastai_heads.data.faults import detections_of
 from fastai_heads.data.labels import Labels, step_of
 from fastai_heads.data.places import POINT_FIX, lie_outside, outside
 from fastai_heads.data.targets import Target
@@ -19,6 +19,7 @@ PLACES = frozenset({"point", "box", "detection"})
 def check_places(
     labels: Labels,  # of a target of `PLACES`
     target: Target,  # whose they are
+    numbers: np.ndarray | None,  # (N, n) as `check_labels` gives them; None for boxes with labels
     sizes: np.ndarray,  # (N, 2) width and height of each row's image; NaN: not known
     scaler: PointScaler | None = None,  # of the loader: in which unit and order its points are
 ) -> None:
@@ -26,10 +27,9 @@ def check_places(
     step = step_of(labels.tl, MakeBox) or step_of(labels.tl, MakeBoxes)
     if getattr(step, "clip", False) or not len(labels.values):
         return
-    if target.kind == "detection":
+    if numbers is None:
         numbers, rows = detections_of(labels)
     else:
-        numbers = numbers_of(labels, target)
         rows = np.arange(len(numbers))
     if target.kind == "point" and scaler is not None:
         if not scaler.do_scale:

@@ -13,7 +13,7 @@ from fastai_heads.data.box_items import row_name
 from fastai_heads.data.faults import check_labels
 from fastai_heads.data.files import Headers, first_missing, spread
 from fastai_heads.data.in_image import PLACES, check_places
-from fastai_heads.data.labels import MISREAD, Labels, opens_image, read_labels, split_name
+from fastai_heads.data.labels import MISREAD, Labels, opens_image, read_labels, source_of, split_name
 from fastai_heads.data.mask_faults import Masks, check_masks
 from fastai_heads.data.missing import IGNORE_PIXEL
 from fastai_heads.data.partial import check_complete
@@ -87,9 +87,9 @@ def _check_split(
     images = next((f.values for f in files if f is not None), ())
     for target in targets:
         labels = read_labels(ds, ds.n_inp + target.index, target.name, split)
-        check_labels(labels, target)
+        numbers = check_labels(labels, target)
         if target.kind in PLACES and len(images) == len(labels.values):
-            check_places(labels, target, headers.sizes(images), scaler_of(dl))
+            check_places(labels, target, numbers, headers.sizes(images), scaler_of(dl))
         if target.kind == "mask":
             _check_files(labels, "mask")
             check_masks(Masks(labels, target, ds.n_inp + target.index, dl, images, void), headers)
@@ -120,9 +120,8 @@ def _check_image_sizes(dl: TfmdDL) -> None:
     if not len(ds) or not opens_image(ds.tls[0]):
         return
     headers, seen = Headers(), {}
-    files = read_labels(ds, 0, "", "").values
-    for i in spread(range(len(files)), _SAMPLE):
-        header = headers.of(files[i])
+    for i in spread(range(len(ds)), _SAMPLE):
+        header = headers.of(source_of(ds.tls[0], i))
         if header is not None:
             seen.setdefault(header.size, i)
     if len(seen) > 1:

@@ -1,6 +1,6 @@
 """The labels of a target as the user holds them, for all rows at once, and how a row is called."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from fastai_heads.data.blocks import MakeBox
 from fastai_heads.data.box_items import row_name
+from fastai_heads.data.columns import cells, read_columns
 from fastai_heads.data.detection import MakeBoxes
 from fastai_heads.data.partial import Partial
 from fastai_heads.data.plain import PlainPart
@@ -67,7 +68,7 @@ class Labels:
     target: str  # the target's name
     split: str  # 'training', 'validation' or 'set 2', …
     tl: TfmdLists  # the target's items and transforms
-    values: Sequence[Any]  # one per item, before the block's transforms
+    values: Sequence[Any] | np.ndarray  # one per item, before the block's transforms; (N, n) where all are numbers
 
     @property
     def columns(self) -> list[str | int]:
@@ -101,8 +102,12 @@ def read_labels(
     return Labels(name, split, tl, _read(tl, name, split))
 
 
-def _read(tl: TfmdLists, name: str, split: str) -> list[Any]:
+def _read(tl: TfmdLists, name: str, split: str) -> Sequence[Any] | np.ndarray:
     getter = _getter(tl)
+    if len(getter) == 1 and isinstance(tl.items, pd.DataFrame):
+        quick = read_columns(getter[0], tl.items)
+        if quick is not None:
+            return quick
     values: list[Any] = []
     for i, item in enumerate(_rows(tl, getter)):
         try:
@@ -142,14 +147,9 @@ def _rows(tl: TfmdLists, getter: Sequence[Transform]) -> Iterable[Any]:
     if not isinstance(tl.items, pd.DataFrame):
         return tl.items
     if getter and isinstance(getter[0], ColReader) and tl.items.columns.is_unique:
-        return _cells(tl.items, list(getter[0].cols))
+        columns = list(getter[0].cols)
+        return (dict(zip(columns, row)) for row in zip(*(cells(tl.items, c) for c in columns)))
     return (row for _, row in tl.items.iterrows())
-
-
-def _cells(frame: pd.DataFrame, columns: Sequence[str | int]) -> Iterator[dict[str | int, Any]]:
-    "Row by row {column: cell}, which a `ColReader` reads as it reads a row."
-    cells = [(frame.iloc[:, c] if isinstance(c, int) else frame[c]).tolist() for c in columns]
-    return (dict(zip(columns, row)) for row in zip(*cells))
 
 
 def _getter(tl: TfmdLists) -> list[Transform]:

@@ -2,13 +2,13 @@
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from fastai_heads.errors import HeadsError
 
-__all__ = ["parse_box", "parse_numbers"]
+__all__ = ["parse_box", "parse_many", "parse_numbers"]
 
 
 def parse_numbers(
@@ -19,6 +19,25 @@ def parse_numbers(
         return [float(part) for part in re.split(r"[\s,;]+", text.strip(" \t\n[]()")) if part]
     except ValueError as error:
         raise HeadsError(f"Expected numbers with blanks between them, found {text!r}: {error}.") from None
+
+
+def parse_many(
+    texts: Sequence[str],  # as for `parse_numbers`, each with as many numbers
+) -> np.ndarray | None:  # (N, n); None where they are not alike: `parse_numbers` tells which
+    "Numbers from the cells of a column, all at once."
+    if not all(isinstance(text, str) for text in texts):
+        return None
+    whole = "\n".join(texts).translate(_SEPARATORS)
+    rows = [line.strip(" []()").split() for line in whole.split("\n")]
+    if len(rows) != len(texts) or len(set(map(len, rows))) != 1:
+        return None
+    try:
+        return np.array(rows, dtype=float)
+    except ValueError:
+        return None
+
+
+_SEPARATORS = str.maketrans(",;\t", "   ")
 
 
 def _flat(numbers: Iterable[float]) -> list[float]:

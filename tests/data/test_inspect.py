@@ -7,17 +7,13 @@ import pandas as pd
 import pytest
 import torch
 from fastai.data.block import CategoryBlock, DataBlock, MultiCategoryBlock, RegressionBlock
-from fastai.data.transforms import ColReader, ColSplitter, IntToFloatTensor
-from fastai.vision.augment import Resize
-from fastai.vision.data import BBoxBlock, BBoxLblBlock, ImageBlock, ImageDataLoaders, MaskBlock, PointBlock
+from fastai.data.transforms import ColReader, ColSplitter
+from fastai.vision.data import ImageBlock, MaskBlock, PointBlock
 from PIL import Image
 
-from fastai_heads.data import files
-from fastai_heads.data.bbox_blocks import pad_boxes
 from fastai_heads.data.blocks import BoxBlock, NumbersReader
 from fastai_heads.data.box_items import BoxesReader
 from fastai_heads.data.detection import DetectionBlock
-from fastai_heads.data.digits import digits_dls
 from fastai_heads.data.inspect import inspect_data
 from fastai_heads.data.partial import PartialBlock
 from fastai_heads.errors import HeadsError
