@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
-from fastai.data.core import DataLoaders, Datasets, TfmdDL
+from fastai.data.core import DataLoaders, TfmdDL
 from fastai.torch_core import no_random, to_device
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from fastai_heads.data.labels import MISREAD, Labels, opens_image, read_labels, 
 from fastai_heads.data.mask_faults import Masks, check_masks
 from fastai_heads.data.missing import IGNORE_PIXEL
 from fastai_heads.data.partial import check_complete
-from fastai_heads.data.plain import Stated, from_plain
+from fastai_heads.data.plain import PlainDatasets, Stated, from_plain
 from fastai_heads.data.targets import Target, dls_targets, input_names
 from fastai_heads.data.watched import scaler_of, watch
 from fastai_heads.errors import HeadsError
@@ -60,9 +60,11 @@ def inspect_data(
     check_complete(dls)
     void = {IGNORE_PIXEL, *(s.void for s in stated.values() if s.void is not None)}
     for n, dl in enumerate(dls.loaders):
-        if isinstance(dl.dataset, Datasets):
+        plain = isinstance(dl.dataset, PlainDatasets)  # reading its labels opens its images: checked as they are read
+        if not plain:
             _check_split(dl, split_name(n), inputs, targets, void)
-            watch(dl, split_name(n), (*inputs, *(t.name for t in targets)))
+        watch(dl, split_name(n), (*inputs, *(t.name for t in targets)))
+        if not plain:
             _check_image_sizes(dl)
     return Inspected(dls, inputs, targets, sample_batch(dls))
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from fastai_heads.data.box_items import row_name
 from fastai_heads.data.detection import is_pair
 from fastai_heads.data.files import Headers
-from fastai_heads.data.labels import MISREAD, source_of
+from fastai_heads.data.labels import MISREAD, opens_image, source_of
 from fastai_heads.data.places import check_in_image, check_points_in_image
 from fastai_heads.errors import HeadsError
 
@@ -85,7 +85,8 @@ class SameSizes(ItemTransform):
                 "row as many numbers, and masks the size of their images."
             )
         sizes = [(shape[-1], shape[-2]) for shape in shapes]
-        files = "" if self.ds is None else " and ".join(_files_of(self.ds, place, sizes))
+        known = self.ds is not None and opens_image(self.ds.tls[place])
+        files = " and ".join(_files_of(self.ds, place, sizes)) if known else ""
         both = " and ".join(f"{w}×{h}" for w, h in sizes)
         side = min(min(size) for size in sizes)
         return (
