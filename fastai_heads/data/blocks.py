@@ -1,58 +1,24 @@
 """Target blocks that stand beside others: one box per image, and numbers written in one cell of a CSV."""
 
-import math
-import re
-from collections.abc import Iterable
+from typing import Any
 
-import numpy as np
+import torch
 from fastai.data.block import TransformBlock
+from fastai.data.core import TfmdLists
 from fastai.data.transforms import ColReader
 from fastai.losses import MSELossFlat
 from fastai.vision.core import PointScaler, TensorBBox
 from fasttransform.transform import ItemTransform
+from torch import Tensor
 
+from fastai_heads.data.box_items import row_name
 from fastai_heads.data.missing import is_missing
+from fastai_heads.data.parse import parse_box, parse_numbers
+from fastai_heads.data.partial import Missing
+from fastai_heads.data.places import check_in_image, clipped, image_size
 from fastai_heads.errors import HeadsError
 
-__all__ = ["BoxBlock", "MakeBox", "NumbersReader", "parse_box", "parse_numbers"]
-
-
-def parse_numbers(
-    text: str,  # numbers with blanks, commas or semicolons between them, brackets allowed: '12.5 30', '[1, 2, 3, 4]'
-) -> list[float]:  # the numbers, in order
-    "Numbers from one cell of a CSV. Raises `HeadsError` where a part is no number."
-    try:
-        return [float(part) for part in re.split(r"[\s,;]+", text.strip(" \t\n[]()")) if part]
-    except ValueError as error:
-        raise HeadsError(f"Expected numbers with blanks between them, found {text!r}: {error}.") from None
-
-
-def _flat(numbers: Iterable[float]) -> list[float]:
-    "The numbers of a list, tuple, array or tensor, all axes in one."
-    nested = numbers.tolist() if hasattr(numbers, "tolist") else list(numbers)
-    return np.array(nested, dtype=float).reshape(-1).tolist()
-
-
-def parse_box(
-    box: str | Iterable[float],  # x1, y1, x2, y2 in pixels: a list, tuple, array, tensor or 'x1 y1 x2 y2'
-) -> list[float]:  # x1, y1, x2, y2 in pixels
-    """One box, checked: (x1, y1) is its upper left corner, (x2, y2) its lower right one, both on the edges of pixels.
-
-    Raises `HeadsError` unless there are four finite numbers with x1 < x2 and y1 < y2."""
-    want = "a box as four numbers x1, y1, x2, y2 in pixels"
-    try:
-        numbers = parse_numbers(box) if isinstance(box, str) else _flat(box)
-    except (TypeError, ValueError):
-        raise HeadsError(f"Expected {want}, found {box!r}.") from None
-    if len(numbers) != 4:
-        raise HeadsError(f"Expected {want}, found {len(numbers)} of them in {box!r}.")
-    x1, y1, x2, y2 = numbers
-    if not all(map(math.isfinite, numbers)):
-        raise HeadsError(f"Expected {want}, all finite, found {box!r}. `PartialBlock(BoxBlock())` takes missing boxes.")
-    if x2 <= x1 or y2 <= y1:
-        hint = " Is it x, y, width, height?" if x2 > 0 and y2 > 0 else ""
-        raise HeadsError(f"Expected {want} with x1 < x2 and y1 < y2, found {box!r}.{hint}")
-    return numbers
+__all__ = ["BoxBlock", "MakeBox", "NumbersReader"]
 
 
 class MakeBox(ItemTransform):
@@ -61,19 +27,93 @@ class MakeBox(ItemTransform):
     # an ItemTransform, because a plain Transform maps over the four numbers of a tuple
     c, loss_func = 4, MSELossFlat()
 
+    def __init__(
+        self,
+        clip: bool = False,  # what stands out of the image is cut off; False: refused
+    ):
+        super().__init__()
+        self.clip = clip
+
+    def setup(
+        self,
+        items: TfmdLists | None = None,  # the items, read by the getter
+        train_setup: bool = False,  # from the training items alone
+    ) -> None:
+        "Refuse a bad first box by its row. fastai encodes that one next, and `multihead_learner` looks at all of them."
+        if not isinstance(items, TfmdLists) or not len(items):
+            return
+        places = items.splits[0] if getattr(items, "splits", None) else range(len(items))
+        first = next(iter(range(len(items))[places] if isinstance(places, slice) else places), 0)
+        try:
+            parse_box(items[first])
+        except HeadsError as error:
+            raise HeadsError(f"{row_name(items, first)}: {error}") from None
+
     def encodes(self, o):
-        return TensorBBox.create(parse_box(o))
+        box = TensorBBox.create(parse_box(o))
+        box.clips = self.clip
+        return box
 
 
-def BoxBlock() -> TransformBlock:
+class BoxInImage(ItemTransform):
+    "First of the item transforms: boxes outside their image are refused, or clipped. Last to decode: a dash for none."
+
+    order = -1
+
+    def encodes(self, x: list):
+        return [self._within(o, image_size(x, "BoxBlock")) if _is_one_box(o, 2) else o for o in x]
+
+    @staticmethod
+    def _within(box: TensorBBox, size: tuple[int, int]) -> TensorBBox:
+        if getattr(box, "clips", False):
+            return TensorBBox(clipped(box.as_subclass(Tensor), size))
+        check_in_image(box, size, "BoxBlock")
+        return box
+
+    def decodes(self, x: list):
+        return [Missing() if _is_one_box(o, 2) and bool(o.isnan().all()) else o for o in x]
+
+
+class ClipBox(ItemTransform):
+    """Last of the batch transforms: boxes, moved with their images, are clipped to them. One that has left its image is
+    a missing label: NaN."""
+
+    order = 201
+
+    def encodes(self, x: list):
+        return [_kept(o) if _is_one_box(o, 3) else o for o in x]
+
+
+def _is_one_box(o: Any, ndim: int) -> bool:
+    "Whether it is what `BoxBlock` makes, of an item (1, 4) or of a batch (B, 1, 4)."
+    return isinstance(o, TensorBBox) and o.ndim == ndim and o.shape[-2] == 1
+
+
+def _kept(batch: TensorBBox) -> TensorBBox:
+    "Boxes within -1 … 1, their corners in order (fastai's flip of an item swaps them); NaN where no area is left."
+    boxes = batch.as_subclass(Tensor)
+    boxes = torch.cat(
+        [torch.minimum(boxes[..., :2], boxes[..., 2:]), torch.maximum(boxes[..., :2], boxes[..., 2:])], -1
+    )
+    boxes = boxes.clamp(-1, 1)
+    left = ((boxes[..., 2:] - boxes[..., :2]) <= 0).any(-1, keepdim=True)
+    return TensorBBox(boxes.masked_fill(left, torch.nan), img_size=getattr(batch, "img_size", None))
+
+
+def BoxBlock(
+    clip: bool = False,  # cut off what stands out of the image; False: such a box is refused
+) -> TransformBlock:
     """A `TransformBlock` for one box per image, an ordinary target beside any others.
 
-    An item is what `parse_box` takes. Encoded it is a `TensorBBox` (1, 4), collated (B, 1, 4): fastai's batch
-    augmentation of boxes wants the number of boxes as second axis. Coordinates run from -1 to 1 over the width and
-    the height (`PointScaler`), decoding gives pixels. The box moves with the image. Like fastai's points, and unlike
-    `BBoxBlock`, it is neither clipped nor dropped where augmentation moves it out of the picture: coordinates beyond
-    ±1 are then right, every item keeps its box, and nothing needs `bb_pad`."""
-    return TransformBlock(type_tfms=MakeBox(), item_tfms=PointScaler())
+    An item is what `parse_box` takes: x1, y1, x2, y2 in pixels of the image as it is on disk. Encoded it is a
+    `TensorBBox` (1, 4), collated (B, 1, 4): fastai's batch augmentation of boxes wants the number of boxes as second
+    axis. Coordinates run from -1 to 1 over the width and the height (`PointScaler`), decoding gives pixels. The box
+    moves with the image and is clipped to it; one that augmentation has moved out of the picture, or that `clip`
+    leaves nothing of, is a missing label. Boxes outside the image, reversed or not finite are refused (`HeadsError`),
+    naming the row."""
+    if not isinstance(clip, bool):
+        raise HeadsError(f"`clip` of BoxBlock is True or False, found {clip!r}.")
+    return TransformBlock(type_tfms=MakeBox(clip), item_tfms=[BoxInImage(), PointScaler()], batch_tfms=[ClipBox()])
 
 
 class NumbersReader(ColReader):

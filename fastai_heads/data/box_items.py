@@ -4,14 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from fastai.data.core import TfmdLists
 from fastai.data.transforms import ColReader
 from fastcore.foundation import L
 from PIL import Image
 
-from fastai_heads.data.blocks import parse_box
 from fastai_heads.data.missing import is_missing
+from fastai_heads.data.parse import parse_box
 from fastai_heads.errors import HeadsError
 
 __all__ = ["BoxesReader", "parse_boxes", "row_name"]
@@ -67,4 +68,5 @@ def row_name(
         row = held.iloc[i]
         files = [str(c) for c in row if isinstance(c, str | Path) and Path(c).suffix.lower() in IMAGES]
         return f"row {row.name}" + (f" ({files[0]})" if files else "")
-    return str(held[i]) if isinstance(held[i], str | Path) else f"item {i}"
+    item = held[i] if isinstance(held, list | tuple | np.ndarray) else None
+    return str(item) if isinstance(item, str | Path) else f"item {i}"

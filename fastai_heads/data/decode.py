@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from fastai.data.core import DataLoaders, Datasets, TfmdDL
+from fastai.data.core import DataLoaders, TfmdDL
 from torch import Tensor
 
 __all__ = ["decode_targets", "dls_of_target", "select_targets"]
@@ -17,7 +17,7 @@ def select_targets(
     targets, or in another order, therefore need a `DataLoader` that has just those."""
     ds, types = dl.dataset, _types(dl)
     places = [*range(ds.n_inp), *(ds.n_inp + t for t in targets)]
-    view = dl.new(Datasets(tls=[ds.tls[p] for p in places], n_inp=ds.n_inp))
+    view = dl.new(type(ds)(tls=[ds.tls[p] for p in places], n_inp=ds.n_inp))
     view._types = {tuple: [types[p] for p in places]}
     view._n_inp = ds.n_inp
     return view

@@ -7,14 +7,15 @@ import torch
 from fastai.data.block import TransformBlock
 from fastai.data.core import TfmdLists
 from fastai.data.transforms import CategoryMap
-from fastai.torch_core import TensorBase, TensorImageBase
-from fastai.vision.core import PILBase, PointScaler, TensorBBox
+from fastai.torch_core import TensorBase
+from fastai.vision.core import PointScaler, TensorBBox
 from fasttransform.transform import ItemTransform
 from matplotlib.axes import Axes
 from torch import Tensor
 
 from fastai_heads.data.box_items import parse_boxes, row_name
 from fastai_heads.data.missing import IGNORE_CATEGORY
+from fastai_heads.data.places import check_in_image, clipped, image_size
 from fastai_heads.errors import HeadsError, did_you_mean
 
 __all__ = [
@@ -24,7 +25,6 @@ __all__ = [
     "LabeledBoxes",
     "MakeBoxes",
     "TensorDetections",
-    "check_in_image",
     "pad_detections",
     "same_count",
     "tidied",
@@ -32,7 +32,6 @@ __all__ = [
 ]
 
 NO_BOX = -1  # the label of a row that is padding
-SLACK = 1.0  # pixels by which a box may stand out of its image: annotations are often rounded; it is clipped
 
 
 class TensorDetections(TensorBase):
@@ -72,8 +71,10 @@ class MakeBoxes(ItemTransform):
     def __init__(
         self,
         vocab: Iterable[Any] | None = None,  # the classes; None: those of the training set, sorted
+        clip: bool = False,  # what stands out of the image is cut off; False: refused
     ):
         super().__init__()
+        self.clip = clip
         self.vocab = None if vocab is None else CategoryMap(list(vocab), sort=False)
         self._rows: dict[tuple, str] = {}
 
@@ -130,7 +131,9 @@ class MakeBoxes(ItemTransform):
             raise HeadsError(self._unknown(unknown[0]))
         codes = [self.vocab.o2i[label] for label in labels] or [NO_BOX]
         pixels = torch.tensor(boxes or [[0.0] * 4], dtype=torch.float32)
-        return TensorBBox(pixels), BoxLabels(torch.tensor(codes, dtype=torch.int64))
+        found = TensorBBox(pixels)
+        found.clips = self.clip
+        return found, BoxLabels(torch.tensor(codes, dtype=torch.int64))
 
     def decodes(self, o: TensorDetections):
         plain = o.as_subclass(Tensor)
@@ -147,7 +150,7 @@ def _key(boxes: Sequence[Sequence[float]]) -> tuple[float, ...]:
 
 
 class BoxesInImage(ItemTransform):
-    "First of the item transforms: refuses boxes outside their image. Last to decode: detections in pixels."
+    "First of the item transforms: refuses or clips boxes outside their image. Last to decode: detections in pixels."
 
     order = -1
 
@@ -159,27 +162,18 @@ class BoxesInImage(ItemTransform):
         self.make = make
 
     def encodes(self, x: list):
-        for boxes, labels in (o for o in x if is_pair(o)):
-            pixels = boxes.as_subclass(Tensor)[labels.as_subclass(Tensor) >= 0]
-            check_in_image(pixels, _size(x), self.make.row(pixels))
-        return x
+        return [self._within(o, image_size(x, "DetectionBlock")) if is_pair(o) else o for o in x]
+
+    def _within(self, pair: tuple[Tensor, Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        boxes, labels = pair
+        if getattr(boxes, "clips", False):
+            return TensorBBox(clipped(boxes.as_subclass(Tensor), size)), labels
+        pixels = boxes.as_subclass(Tensor)[labels.as_subclass(Tensor) >= 0]
+        check_in_image(pixels, size, "DetectionBlock", self.make.row(pixels))
+        return pair
 
     def decodes(self, x: list):
-        return [_in_pixels(o, _size(x)) if isinstance(o, TensorDetections) else o for o in x]
-
-
-def check_in_image(
-    boxes: Tensor,  # (n, 4) in pixels
-    size: tuple[int, int],  # width and height of the image
-    who: str = "",  # whose boxes they are, before the message
-) -> None:
-    "Raises `HeadsError` for a box that stands out of its image by more than `SLACK`."
-    out = ((boxes < -SLACK) | (boxes > boxes.new_tensor([*size, *size]) + SLACK)).any(1)
-    if out.any():
-        raise HeadsError(
-            f"{who}box {boxes[out][0].tolist()} lies outside its image of {size[0]}×{size[1]} pixels: boxes are "
-            "x1, y1, x2, y2 in pixels of the image as it is on disk."
-        )
+        return [_in_pixels(o, image_size(x, "DetectionBlock")) if isinstance(o, TensorDetections) else o for o in x]
 
 
 def is_pair(
@@ -187,16 +181,6 @@ def is_pair(
 ) -> bool:
     "Whether it is boxes and their labels that are not joined yet."
     return isinstance(o, tuple | list) and len(o) == 2 and isinstance(o[1], BoxLabels)
-
-
-def _size(x: Sequence[Any]) -> tuple[int, int]:
-    "Width and height of an item's image."
-    for o in x:
-        if isinstance(o, PILBase):
-            return o.size
-        if isinstance(o, TensorImageBase):
-            return o.shape[-1], o.shape[-2]
-    raise HeadsError("`DetectionBlock` needs an image in the same item: boxes are places in it.")
 
 
 def _in_pixels(o: TensorDetections, size: tuple[int, int]) -> TensorDetections:
@@ -288,14 +272,17 @@ def _with_rows(batch: Tensor, most: int) -> Tensor:
 
 def DetectionBlock(
     vocab: Iterable[Any] | None = None,  # the classes, in the order of their indices; None: of the training set, sorted
+    clip: bool = False,  # cut off what stands out of the image; False: such a box is refused
 ) -> TransformBlock:
     """A `TransformBlock` for boxes with labels: one target, beside any others, its item `(boxes, labels)`.
 
     Boxes are x1, y1, x2, y2 in pixels of the image as it is on disk, any number of them, none too. They move with the
     image and are clipped to it; what augmentation moves out is no box any more. A batch holds them as
     `TensorDetections` (B, N, 5), padded. Boxes without area, out of order, without labels, or outside the image are
-    refused (`HeadsError`), naming the row."""
-    make = MakeBoxes(vocab)
+    refused (`HeadsError`), naming the row; with `clip=True` what stands out of the image is cut off."""
+    if not isinstance(clip, bool):
+        raise HeadsError(f"`clip` of DetectionBlock is True or False, found {clip!r}.")
+    make = MakeBoxes(vocab, clip)
     return TransformBlock(
         type_tfms=make,
         item_tfms=[BoxesInImage(make), PointScaler()],

@@ -1,60 +1,55 @@
-"""Boxes that lie outside their images, found before anything is trained: of image files the header alone is read."""
+"""Points and boxes that lie outside their images, found before anything is trained."""
 
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+import numpy as np
+from fastai.vision.core import PointScaler
 
-from fastai.data.core import DataLoaders, Datasets, TfmdLists
-from PIL import Image, UnidentifiedImageError
-from torch import Tensor
+from fastai_heads.data.blocks import MakeBox
+from fastai_heads.data.detection import MakeBoxes
+from fastai_heads.data.faults import detections_of
+from fastai_heads.data.labels import Labels, step_of
+from fastai_heads.data.places import POINT_FIX, lie_outside, outside
+from fastai_heads.data.targets import Target
 
-from fastai_heads.data.box_items import row_name
-from fastai_heads.data.detection import MakeBoxes, check_in_image
-from fastai_heads.data.missing import is_missing
-from fastai_heads.data.partial import Partial
+__all__ = ["PLACES", "check_places"]
 
-__all__ = ["check_boxes_in_images"]
+PLACES = frozenset({"point", "box", "detection"})
+"The kinds of target that are places in the image, in pixels."
 
 
-def check_boxes_in_images(
-    dls: DataLoaders,  # over fastai `Datasets`; targets that are no boxes with labels are not looked at
+def check_places(
+    labels: Labels,  # of a target of `PLACES`
+    target: Target,  # whose they are
+    numbers: np.ndarray | None,  # (N, n) as `check_labels` gives them; None for boxes with labels
+    sizes: np.ndarray,  # (N, 2) width and height of each row's image; NaN: not known
+    scaler: PointScaler | None = None,  # of the loader: in which unit and order its points are
 ) -> None:
-    """Refuses boxes outside their image: `HeadsError` naming row and file. Images that are no files are looked at when
-    they are read."""
-    for ds in (dl.dataset for dl in dls.loaders):
-        found = [(tl, *maker) for tl in ds.tls[ds.n_inp :] for maker in _makers(tl)] if isinstance(ds, Datasets) else []
-        for tl, maker, last in found:
-            images = ds.tls[0]
-            opens = images.tfms.fs[-1] if len(images.tfms.fs) else None
-            for i, item in enumerate(getattr(tl.items, "iloc", tl.items)):
-                size, boxes = _size(_before(images, opens, item)), _before(tl, last, item)
-                if size is not None and not is_missing(boxes):
-                    check_in_image(maker.encodes(boxes)[0].as_subclass(Tensor), size, f"{row_name(tl, i)}: ")
+    "Refuse the first row with a place outside its image, unless its block clips."
+    step = step_of(labels.tl, MakeBox) or step_of(labels.tl, MakeBoxes)
+    if getattr(step, "clip", False) or not len(labels.values):
+        return
+    if numbers is None:
+        numbers, rows = detections_of(labels)
+    else:
+        rows = np.arange(len(numbers))
+    if target.kind == "point" and scaler is not None:
+        if not scaler.do_scale:
+            return  # from -1 to 1 already, or in a unit of the user's own
+        numbers = _x_first(numbers) if scaler.y_first else numbers
+    bad = np.flatnonzero(lie_outside(numbers, sizes[rows]))
+    if len(bad):
+        n, i = bad[0], int(rows[bad[0]])
+        more = f" (In {len(bad) - 1} more of {len(numbers)}, too.)" if len(bad) > 1 else ""
+        raise labels.error(i, _said(target.kind, numbers[n].tolist(), sizes[i]) + more)
 
 
-def _makers(tl: TfmdLists) -> Iterator[tuple[MakeBoxes, Any]]:
-    "The transforms that make boxes of a target, each with the one in the target's pipeline that it stands in."
-    for f in tl.tfms.fs:
-        for inner in f.tfms.fs if isinstance(f, Partial) else [f]:
-            if isinstance(inner, MakeBoxes):
-                yield inner, f
+def _x_first(numbers: np.ndarray) -> np.ndarray:
+    return numbers.reshape(len(numbers), -1, 2)[:, :, ::-1].reshape(len(numbers), -1)
 
 
-def _before(tl: TfmdLists, stop: Any, item: Any) -> Any:
-    "An item through the transforms before one of them."
-    for f in tl.tfms.fs:
-        if f is stop:
-            break
-        item = f(item)
-    return item
-
-
-def _size(source: Any) -> tuple[int, int] | None:
-    "Width and height of an image file; None of anything else."
-    if not isinstance(source, str | Path):
-        return None
-    try:
-        with Image.open(source) as image:
-            return image.size
-    except (OSError, UnidentifiedImageError):
-        return None
+def _said(kind: str, numbers: list[float], size: np.ndarray) -> str:
+    whole = int(size[0]), int(size[1])
+    if kind == "point":
+        what = "point" if len(numbers) == 2 else "points"
+        return outside(what, numbers, whole, POINT_FIX)
+    block = "BoxBlock" if kind == "box" else "DetectionBlock"
+    return outside("box", numbers, whole, f"`{block}(clip=True)` clips it.")

@@ -8,7 +8,14 @@ import pandas as pd
 import torch
 from fastai.data.block import TransformBlock
 from fastai.data.core import DataLoaders, Datasets, TfmdDL, TfmdLists
-from fastai.data.transforms import Categorize, ColReader, EncodedMultiCategorize, MultiCategorize, MultiCategory
+from fastai.data.transforms import (
+    Categorize,
+    ColReader,
+    EncodedMultiCategorize,
+    MultiCategorize,
+    MultiCategory,
+    RegressionSetup,
+)
 from fastai.torch_core import ShowTitle, TensorImageBase
 from fastai.vision.core import PILBase, PILMask, TensorMask, TensorPoint
 from fastcore.foundation import L
@@ -17,6 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from fastai_heads.data.missing import IGNORE_CATEGORY, IGNORE_PIXEL, is_missing, labelled, missing_share
+from fastai_heads.data.parse import parse_numbers
 from fastai_heads.errors import HeadsError
 
 __all__ = ["Missing", "Partial", "PartialBlock", "PartialReader", "check_complete"]
@@ -274,12 +282,29 @@ def PartialBlock(
     if not isinstance(block, TransformBlock):
         raise HeadsError(f"`PartialBlock` takes a target block such as `CategoryBlock()`, found {block!r}.")
     return TransformBlock(
-        type_tfms=Partial(block.type_tfms),
+        type_tfms=Partial(_from_text(block.type_tfms)),
         item_tfms=[SizeMissing, MarkMissing, *block.item_tfms],
         batch_tfms=[FillMissing, *block.batch_tfms],
         dl_type=block.dl_type,
         dls_kwargs=block.dls_kwargs,
     )
+
+
+class TakeNumbers(ItemTransform):
+    "Before `RegressionSetup`: numbers that a CSV with gaps has brought as text become numbers."
+
+    def encodes(self, o):
+        if isinstance(o, str):
+            numbers = parse_numbers(o)
+            return numbers[0] if len(numbers) == 1 else numbers
+        return [float(v) if isinstance(v, str) else v for v in o] if isinstance(o, (list, tuple, L)) else o
+
+
+def _from_text(tfms: Iterable[Transform]) -> list[Transform]:
+    "The transforms of a block, which take text for numbers."
+    found = list(tfms)
+    numbers = any(isinstance(f, RegressionSetup) or f is RegressionSetup for f in found)
+    return [TakeNumbers(), *found] if numbers else found
 
 
 def check_complete(

@@ -23,12 +23,17 @@ from fastai_heads.data.bbox_blocks import ReadPair
 from fastai_heads.data.blocks import MakeBox
 from fastai_heads.data.box_items import BoxesReader
 from fastai_heads.data.detection import MakeBoxes
+from fastai_heads.data.files import spread
+from fastai_heads.data.labels import opens_image, step_of
 from fastai_heads.data.missing import labelled
 from fastai_heads.data.partial import Partial
+from fastai_heads.data.plain import PlainPart
 from fastai_heads.errors import HeadsError, HeadsWarning
 from fastai_heads.names import usable_name
 
-__all__ = ["Target", "dls_targets", "target_labels"]
+__all__ = ["Target", "dls_targets", "input_names", "target_labels"]
+
+_SAMPLE = 256  # items of a plain `Dataset` whose labels are read
 
 
 @dataclass(frozen=True)
@@ -68,10 +73,23 @@ def target_labels(
     dls: DataLoaders,  # as for `dls_targets`
     index: int,  # the target's place
 ) -> Tensor:  # (N, …) encoded, missing ones left out
-    "The labels of the training set for one target, read without opening an image."
+    """Read the labels of the training set for one target, without opening an image. Of a plain `Dataset`, which opens
+    one for every item, 256 are read, spread over it."""
     tl = dls.train_ds.tls[dls.train_ds.n_inp + index]
-    labels = torch.stack([torch.as_tensor(tl[i]) for i in range(len(tl))])
+    rows = range(len(tl)) if step_of(tl, PlainPart) is None else spread(range(len(tl)), _SAMPLE)
+    labels = torch.stack([torch.as_tensor(tl[i]) for i in rows])
     return labels[labelled(labels)]
+
+
+def input_names(
+    dls: DataLoaders,  # as for `dls_targets`
+) -> tuple[str, ...]:  # in the order of the blocks
+    "Name the inputs: by the getter's column, else 'image' or 'input'."
+    ds, names = dls.train_ds, []
+    for tl in ds.tls[: ds.n_inp]:
+        kind = "image" if opens_image(tl) else "input"
+        names.append(usable_name(_column(tl) or kind, names))
+    return tuple(names)
 
 
 def _check_inputs(ds: Datasets) -> None:
@@ -98,7 +116,8 @@ def _describe(tl: TfmdLists, index: int, taken: Sequence[str], dls: DataLoaders)
     name = usable_name(kind if column is None else column, taken)
     if column is not None and name != column:
         warnings.warn(f"the target of column {column!r} is named {name!r}", HeadsWarning, stacklevel=2)
-    partial = any(isinstance(f, Partial) for f in tl.tfms.fs)
+    # a box may leave its image as augmentation moves it, and is a missing label then
+    partial = kind == "box" or any(isinstance(f, (Partial, PlainPart)) for f in tl.tfms.fs)
     return Target(name, index, kind, n_out, vocab, partial)
 
 
@@ -125,6 +144,9 @@ def _kind(tl: TfmdLists) -> tuple[str, int | None, tuple | None]:
         return "regression", by_type[RegressionSetup].c or None, None
     if MakeBox in by_type:
         return "box", 4, None
+    if PlainPart in by_type:
+        stated = by_type[PlainPart].stated
+        return stated.kind, stated.n_out, None
     if MakeBoxes in by_type:
         vocab = tuple(by_type[MakeBoxes].vocab)
         return "detection", len(vocab), vocab
@@ -151,6 +173,9 @@ def _mask_codes(dls: DataLoaders) -> tuple | None:
 
 def _column(tl: TfmdLists) -> str | None:
     "The one column that a target is read from; None for several, or for a getter without a column."
+    part = step_of(tl, PlainPart)
+    if part is not None:
+        return part.part
     readers = [f for f in _flat(tl.tfms) if isinstance(f, ColReader)]
     if len(readers) != 1 or (len(readers[0].cols) != 1 and not isinstance(readers[0], BoxesReader)):
         return None

@@ -15,8 +15,8 @@ __all__ = ["BoxHead", "iou"]
 
 @dataclass(frozen=True, kw_only=True)
 class BoxHead(NumbersSpec):
-    """One box. Output (B, 4) and target (B, 1, 4) as x1, y1, x2, y2 in fastai's units: −1 to 1 over the image
-    (`PointScaler`), decoded to pixels. Source: `fastai.vision.core.TensorBBox`."""
+    """One box. Output (B, 4), activated (B, 1, 4) as the target is: x1, y1, x2, y2 in fastai's units, −1 to 1 over the
+    image (`PointScaler`), decoded to pixels. Source: `fastai.vision.core.TensorBBox`."""
 
     y_range: tuple[float, float] | None = (-1.0, 1.0)  # the whole image
 
@@ -26,6 +26,10 @@ class BoxHead(NumbersSpec):
 
     def default_loss(self) -> Callable:
         return L1LossFlat()
+
+    def activation(self, loss_func: Callable, pred: Tensor) -> Tensor:
+        "Give the boxes in the shape of the target, (B, 1, 4)."
+        return super().activation(loss_func, pred).reshape(-1, 1, 4)
 
     def default_metrics(self) -> Sequence[Callable]:
         return (iou,)

@@ -14,8 +14,8 @@ __all__ = ["PointHead", "distance"]
 
 @dataclass(frozen=True, kw_only=True)
 class PointHead(NumbersSpec):
-    """One or several points. Output (B, 2 * points) and target (B, points, 2) in fastai's units: x, y from −1 to 1 over
-    the image (`PointScaler`), decoded to pixels. Source: `fastai.vision.core.PointScaler`."""
+    """One or several points. Output (B, 2 * points), activated (B, points, 2) as the target is, in fastai's units:
+    x, y from −1 to 1 over the image (`PointScaler`), decoded to pixels. Source: `fastai.vision.core.PointScaler`."""
 
     y_range: tuple[float, float] | None = (-1.0, 1.0)  # the whole image
 
@@ -25,6 +25,10 @@ class PointHead(NumbersSpec):
 
     def default_loss(self) -> Callable:
         return MSELossFlat()
+
+    def activation(self, loss_func: Callable, pred: Tensor) -> Tensor:
+        "Give the points in the shape of the target, (B, points, 2)."
+        return super().activation(loss_func, pred).reshape(-1, self.n_out // 2, 2)
 
     def default_metrics(self) -> Sequence[Callable]:
         return (distance,)

@@ -12,17 +12,14 @@ from torch import Tensor, nn
 from fastai_heads.archs.records import Level
 from fastai_heads.bodies.contract import Body
 from fastai_heads.bodies.image import cut_body
-from fastai_heads.data.bbox_blocks import joined_boxes
 from fastai_heads.data.given import check_columns, check_loaders
-from fastai_heads.data.in_image import check_boxes_in_images
-from fastai_heads.data.partial import check_complete
-from fastai_heads.data.targets import Target, dls_targets
+from fastai_heads.data.inspect import inspect_data
+from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError, did_you_mean
 from fastai_heads.heads.spec import HeadSpec
 from fastai_heads.learner.arguments import check_settings
-from fastai_heads.learner.guards import check_items, sample_inputs
 from fastai_heads.learner.learner import MultiHeadLearner
-from fastai_heads.learner.resolve import resolve_heads
+from fastai_heads.learner.resolve import renamed_targets, resolve_heads, stated_targets
 from fastai_heads.learner.trial import run_trial
 from fastai_heads.model import Trunk, multihead_model
 from fastai_heads.names import check_name
@@ -82,15 +79,12 @@ def multihead_learner(
     _check_kwargs(learner_kwargs)
     settings = {"pretrained": pretrained, "normalize": normalize, "n_in": n_in, "body_kwargs": body_kwargs}
     check_settings({**settings, "metrics": metrics, **learner_kwargs})
-    dls = joined_boxes(dls)
-    targets = dls_targets(dls)
-    check_items(dls)
-    check_complete(dls)
-    check_boxes_in_images(dls)
+    data = inspect_data(dls, stated_targets(heads))
+    dls, targets = data.dls, renamed_targets(heads, data.targets)
     specs = resolve_heads(heads, targets, dls)
     trunks = _check_trunks(trunk or {}, specs)
     body = _body(arch, _needed_taps(specs, trunks), pretrained, weights, n_in, dict(body_kwargs or {}))
-    inputs = _check_inputs(dls, body)
+    inputs = _check_inputs(data.sample_inputs, body)
     model = multihead_model(body, {name: spec for name, (spec, _) in specs.items()}, trunks, inputs)
     if normalize:
         _add_transforms(dls, body)
@@ -162,9 +156,8 @@ def _body(
         raise HeadsError(f"`{who[0]}`: {error}" if who else str(error)) from None
 
 
-def _check_inputs(dls: DataLoaders, body: Body) -> tuple[Tensor, ...]:
+def _check_inputs(inputs: tuple[Tensor, ...], body: Body) -> tuple[Tensor, ...]:
     "Give one item's inputs, which the body can take; else a `HeadsError`."
-    inputs = sample_inputs(dls)
     body.check_inputs(inputs)
     return tuple(x.cpu() for x in inputs)
 

@@ -4,29 +4,20 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
 from fastai.data.core import DataLoaders
-from fastai.torch_core import no_random, to_device
+from fastai.torch_core import to_device
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fastai_heads.data.partial import check_complete
-from fastai_heads.data.targets import Target, dls_targets
+from fastai_heads.data.bbox_blocks import joined_boxes
+from fastai_heads.data.inspect import inspect_data, sample_batch
+from fastai_heads.data.plain import Stated
+from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError, HeadsWarning
 from fastai_heads.running import in_eval
+from fastai_heads.training.bound import BoundHeads
 
-__all__ = ["check_batches", "check_items", "same_targets", "sample_inputs"]
-
-
-def check_items(
-    dls: DataLoaders,  # over fastai `Datasets`
-) -> None:
-    "Refuse an empty training set, such as `export` leaves, of which nothing can be told."
-    if not len(dls.train_ds):
-        raise HeadsError(
-            "`dls.train` holds no item: heads are made for the targets of a training set of one item at least. "
-            "Pass the data itself, not what `new_empty` or an exported learner keeps of it."
-        )
+__all__ = ["check_batches", "same_data", "sample_inputs"]
 
 
 def check_batches(
@@ -83,16 +74,19 @@ def _narrow_norms(model: nn.Module, dls: DataLoaders) -> list[str]:
     return list(found)
 
 
-def same_targets(
+def same_data(
     dls: DataLoaders,  # the new ones
     targets: Sequence[Target],  # of the learner
-) -> tuple[Target, ...]:  # the same, each saying whether labels of the new data may be missing
-    "Refuse `learn.dls = dls` where targets or vocabularies differ from those that the heads were made for."
-    if not len(dls.train_ds):
-        return tuple(targets)  # what `export` leaves of the data: transforms without items
+    heads: BoundHeads,  # of the learner
+) -> tuple[DataLoaders, tuple[Target, ...]]:  # as `inspect_data` gives them, the targets by the learner's names
+    "Refuse `learn.dls = dls` where the data would not train, or where targets or vocabularies differ from the heads'."
+    if not len(getattr(dls, "train_ds", ())):
+        return joined_boxes(dls), tuple(targets)  # what `export` leaves of the data: transforms without items
+    void = next((v for h in heads.values() if (v := getattr(h.spec, "ignore_index", None)) is not None), None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", HeadsWarning)
-        found = dls_targets(dls)
+        data = inspect_data(dls, {t.name: Stated(t.kind, t.n_out, void) for t in targets})
+    found = data.targets
     if [t.kind for t in found] != [t.kind for t in targets]:
         raise HeadsError(
             f"`learn.dls`: the heads were made for targets {_kinds(targets)}, and the new data has {_kinds(found)}."
@@ -103,26 +97,14 @@ def same_targets(
                 f"`learn.dls`: target {old.name!r} has another vocabulary: expected {old.vocab}, found {new.vocab}. "
                 f"Build the data with `vocab={list(old.vocab or ())}`."
             )
-    check_complete(dls)
-    return tuple(replace(old, partial=new.partial) for old, new in zip(targets, found))
+    return data.dls, tuple(replace(old, partial=new.partial) for old, new in zip(targets, found))
 
 
 def sample_inputs(
     dls: DataLoaders,  # fastai's
 ) -> tuple[Tensor, ...]:  # one item's inputs as a batch of one, on the device of `dls`
     "The inputs of the first training item after all transforms, drawn without touching the random state."
-    return sample_batch(dls)[: dls.train.dataset.n_inp]
-
-
-def sample_batch(
-    dls: DataLoaders,  # fastai's
-) -> tuple[Tensor, ...]:  # one item's inputs and targets, as for `sample_inputs`
-    "The first training item after all transforms."
-    dl = dls.train
-    with no_random(), torch.no_grad():
-        batch = dl.do_batch([dl.do_item(0)])
-        batch = dl.after_batch(batch if dl.device is None else to_device(batch, dl.device))
-    return tuple(batch)
+    return sample_batch(dls)[: dls.n_inp]
 
 
 def _kinds(targets: Sequence[Target]) -> str:

@@ -2,17 +2,28 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields as dataclass_fields
+from dataclasses import replace
 from typing import Any
 
 from fastai.data.core import DataLoaders
 
+from fastai_heads.data.plain import Stated
 from fastai_heads.data.targets import Target, target_labels
 from fastai_heads.errors import HeadsError, did_you_mean
 from fastai_heads.heads.defaults import default_head, has_default
 from fastai_heads.heads.spec import HeadSpec
 from fastai_heads.names import check_name
 
-__all__ = ["check_deciding", "find_target", "fitted", "in_code", "named_specs", "resolve_heads"]
+__all__ = [
+    "check_deciding",
+    "find_target",
+    "fitted",
+    "in_code",
+    "named_specs",
+    "renamed_targets",
+    "resolve_heads",
+    "stated_targets",
+]
 
 HeadsArg = Sequence[str] | Mapping[str, HeadSpec | None] | None
 
@@ -27,6 +38,34 @@ def resolve_heads(
     for name, (spec, target) in named_specs(heads, targets).items():
         found[name] = fitted(name, spec, target, dls), target
     return found
+
+
+def stated_targets(
+    heads: HeadsArg,  # as for `multihead_learner`
+) -> dict[str, Stated]:  # name → what its head says of a target, in order
+    "Gather what the heads say of their targets, for data that does not tell; auxiliary heads say nothing."
+    if not isinstance(heads, Mapping):
+        return {}
+    found = {name: spec for name, spec in heads.items() if getattr(spec, "target", None) in (None, name)}
+    return {str(name): _stated(spec) for name, spec in found.items()}
+
+
+def _stated(spec: HeadSpec | None) -> Stated:
+    kinds = sorted(getattr(spec, "kinds", frozenset()) - {"unknown"})
+    kind = kinds[0] if len(kinds) == 1 else "unknown"
+    n_out = 4 if kind == "box" else getattr(spec, "n_out", None)
+    return Stated(kind, n_out, getattr(spec, "ignore_index", None))
+
+
+def renamed_targets(
+    heads: HeadsArg,  # as for `multihead_learner`
+    targets: Sequence[Target],  # of the data
+) -> tuple[Target, ...]:
+    "Name the targets as a list of heads names them, in order."
+    named = isinstance(heads, Sequence) and not isinstance(heads, str) and len(heads) == len(targets)
+    if not named or not all(isinstance(name, str) for name in heads):
+        return tuple(targets)  # a list that does not fit is refused with the heads
+    return tuple(replace(t, name=name) for t, name in zip(targets, heads))
 
 
 def fitted(

@@ -12,12 +12,11 @@ from fastai.learner import Learner, mk_metric
 from fastcore.foundation import L
 from torch import nn
 
-from fastai_heads.data.bbox_blocks import joined_boxes
 from fastai_heads.data.loaders import with_test_dl
 from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError
 from fastai_heads.learner.arguments import check_arguments
-from fastai_heads.learner.guards import same_targets
+from fastai_heads.learner.guards import same_data
 from fastai_heads.learner.trial import Trial, run_trial
 from fastai_heads.learner.trial_metrics import check_metrics, fitting_metrics, shared_metrics
 from fastai_heads.running import compiled_in_place
@@ -99,9 +98,9 @@ class CheckedLearner(Learner):
 
     @dls.setter
     def dls(self, dls: DataLoaders) -> None:
-        dls = joined_boxes(dls)
         if hasattr(self, "_dls"):
-            targets, before = same_targets(dls, self.data_targets), self.data_targets
+            before = self.data_targets
+            dls, targets = same_data(dls, before, self.heads)
             self._set_targets(targets)
             try:
                 self._try(dls)

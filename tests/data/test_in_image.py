@@ -10,7 +10,7 @@ from PIL import Image
 
 from fastai_heads.data.box_items import BoxesReader
 from fastai_heads.data.detection import DetectionBlock
-from fastai_heads.data.in_image import check_boxes_in_images
+from fastai_heads.data.inspect import inspect_data
 from fastai_heads.data.partial import PartialBlock
 from fastai_heads.errors import HeadsError
 from fastai_heads.learner import multihead_learner
@@ -37,15 +37,15 @@ def make(tmp_path):
 
 
 def test_a_box_outside_its_image_is_refused_when_the_learner_is_made(make):
-    said = r"row 3 \(3.png\): box \[30.0, 10.0, 90.0, 30.0\] lies outside .* 64×32"
+    said = r"row 3 \(3.png\) of the validation set: box \[30.0, 10.0, 90.0, 30.0\] lies outside .* 64×32"
     with pytest.raises(HeadsError, match=said):
         multihead_learner(make("[[30, 10, 90, 30]]"), "test_resnet", pretrained=False)
 
 
 def test_boxes_that_lie_within_pass(make):
-    check_boxes_in_images(make("[[0, 0, 64, 32]]"))
-    check_boxes_in_images(make("[[-0.4, 0, 64.4, 32]]"))  # rounded in an annotation
-    check_boxes_in_images(make(None, lambda: PartialBlock(DetectionBlock(["cat"]))))
+    inspect_data(make("[[0, 0, 64, 32]]"))
+    inspect_data(make("[[-0.4, 0, 64.4, 32]]"))  # rounded in an annotation
+    inspect_data(make(None, lambda: PartialBlock(DetectionBlock(["cat"]))))
 
 
 def test_images_that_are_no_files_are_looked_at_when_they_are_read():
@@ -56,6 +56,6 @@ def test_images_that_are_no_files_are_looked_at_when_they_are_read():
         splitter=IndexSplitter([1]),
     )
     dls = block.dataloaders([1, 2, 1, 1], bs=1, num_workers=0)
-    check_boxes_in_images(dls)
-    with pytest.raises(HeadsError, match=r"item 1: box .* lies outside its image of 8×8"):
+    inspect_data(dls)
+    with pytest.raises(HeadsError, match=r"item 0 of the validation set: box .* lies outside its image of 8×8"):
         dls.valid.one_batch()

@@ -8,6 +8,7 @@ from fastai.data.block import CategoryBlock, DataBlock
 from fastai.data.transforms import ColReader, RandomSplitter
 from fastai.vision.data import ImageBlock
 
+from fastai_heads.data.digits import digits_block
 from fastai_heads.data.targets import dls_targets
 from fastai_heads.errors import HeadsError
 from fastai_heads.heads import ClassificationHead
@@ -139,3 +140,26 @@ def test_drawing_a_sample_leaves_the_random_state_alone(make_dls):
     assert torch.equal(state, torch.get_rng_state())
     assert image.shape == (1, 3, 32, 32) and image.dtype == torch.float32
     assert [t.name for t in dls_targets(dls)] == ["digit", "ink"]
+
+
+# `learn.dls` is looked at as the first data is
+
+
+def test_new_data_is_looked_at_row_by_row(make_learner, scenes, table):
+    learn = make_learner("box")
+    old = learn.dls
+    table.loc[39, "box"] = "20 2 4 30"
+    block = digits_block(scenes, ("box",))
+    with pytest.raises(HeadsError, match=r"target 'box', row 39 \(.*\) of the validation set: .*x1 < x2"):
+        learn.dls = block.dataloaders(table, bs=8, num_workers=0)
+    assert learn.dls is old
+
+
+def test_targets_keep_the_names_that_heads_gave_them(make_learner, make_dls):
+    learn = make_learner("digit", "ink", "centre", heads=["number", "mass", "pts"])
+    learn.dls = make_dls("digit", "ink", "centre")
+    preds, targs = learn.get_preds()
+    assert preds.names == targs.names == ("number", "mass", "pts")
+    assert torch.equal(targs.mass, targs[1]) and targs.pts.shape == preds.pts.shape == (8, 1, 2)
+    learn.show_results()
+    assert learn.show_batch() is not None

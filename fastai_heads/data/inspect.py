@@ -1,0 +1,148 @@
+"""One look at the data before a learner is made: what it holds, and whatever in it would not train."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import torch
+from fastai.data.core import DataLoaders, TfmdDL
+from fastai.torch_core import no_random, to_device
+from torch import Tensor
+
+from fastai_heads.data.bbox_blocks import joined_boxes
+from fastai_heads.data.box_items import row_name
+from fastai_heads.data.faults import check_labels
+from fastai_heads.data.files import Headers, first_missing, spread
+from fastai_heads.data.in_image import PLACES, check_places
+from fastai_heads.data.labels import MISREAD, Labels, opens_image, read_labels, source_of, split_name
+from fastai_heads.data.mask_faults import Masks, check_masks
+from fastai_heads.data.missing import IGNORE_PIXEL
+from fastai_heads.data.partial import check_complete
+from fastai_heads.data.plain import PlainDatasets, Stated, from_plain
+from fastai_heads.data.targets import Target, dls_targets, input_names
+from fastai_heads.data.watched import scaler_of, watch
+from fastai_heads.errors import HeadsError
+
+__all__ = ["Inspected", "inspect_data", "sample_batch"]
+
+_SAMPLE = 64  # images whose sizes are compared
+
+
+@dataclass(frozen=True)
+class Inspected:
+    "What was found in data that passed."
+
+    dls: DataLoaders  # one target for each head: boxes joined to their labels, a plain `Dataset` with targets
+    inputs: tuple[str, ...]  # their names, in order
+    targets: tuple[Target, ...]  # in order
+    sample: tuple[Tensor, ...]  # one training item as a batch of one, on the device of `dls`
+
+    @property
+    def sample_inputs(self) -> tuple[Tensor, ...]:
+        "The inputs of the sample."
+        return self.sample[: len(self.inputs)]
+
+
+def inspect_data(
+    dls: DataLoaders,  # fastai's, over `Datasets` or a plain PyTorch `Dataset`
+    stated: Mapping[str, Stated] | None = None,  # name → what the user says of a target that data may not tell
+) -> Inspected:
+    """Look at all labels and at a few images, once, and refuse what would not train: `HeadsError` naming target, row,
+    file and what to do.
+
+    Labels of every split are read, images are not: their files have to be there, and of those that masks and places
+    are measured by, the headers are read, 20,000 files at most. Pixels are read of a few dozen masks. What is left is
+    raised when it is reached, by row and file. The random state stays as it was."""
+    stated = dict(stated or {})
+    dls = joined_boxes(from_plain(dls, stated))
+    targets = dls_targets(dls)
+    inputs = input_names(dls)
+    check_items(dls)
+    check_complete(dls)
+    void = {IGNORE_PIXEL, *(s.void for s in stated.values() if s.void is not None)}
+    for n, dl in enumerate(dls.loaders):
+        plain = isinstance(dl.dataset, PlainDatasets)  # reading its labels opens its images: checked as they are read
+        if not plain:
+            _check_split(dl, split_name(n), inputs, targets, void)
+        watch(dl, split_name(n), (*inputs, *(t.name for t in targets)))
+        if not plain:
+            _check_image_sizes(dl)
+    return Inspected(dls, inputs, targets, sample_batch(dls))
+
+
+def check_items(
+    dls: DataLoaders,  # over fastai `Datasets`
+) -> None:
+    "Refuse an empty training set, such as `export` leaves, of which nothing can be told."
+    if not len(dls.train_ds):
+        raise HeadsError(
+            "`dls.train` holds no item: heads are made for the targets of a training set of one item at least. "
+            "Pass the data itself, not what `new_empty` or an exported learner keeps of it."
+        )
+
+
+def _check_split(
+    dl: TfmdDL, split: str, inputs: tuple[str, ...], targets: tuple[Target, ...], void: Collection[int]
+) -> None:
+    "Refuse what is wrong in the labels and files of one loader."
+    ds, headers = dl.dataset, Headers()
+    files = [_files(dl, place, name, split) for place, name in enumerate(inputs)]
+    images = next((f.values for f in files if f is not None), ())
+    for target in targets:
+        labels = read_labels(ds, ds.n_inp + target.index, target.name, split)
+        numbers = check_labels(labels, target)
+        if target.kind in PLACES and len(images) == len(labels.values):
+            check_places(labels, target, numbers, headers.sizes(images), scaler_of(dl))
+        if target.kind == "mask":
+            _check_files(labels, "mask")
+            check_masks(Masks(labels, target, ds.n_inp + target.index, dl, images, void), headers)
+
+
+def _files(dl: TfmdDL, place: int, name: str, split: str) -> Labels | None:
+    "What an input's getter gives, all its files there; None where its block opens no image."
+    if not opens_image(dl.dataset.tls[place]):
+        return None
+    files = read_labels(dl.dataset, place, name, split)
+    _check_files(files, "image")
+    return files
+
+
+def _check_files(labels: Labels, what: str) -> None:
+    i = first_missing(labels.values)
+    if i is not None:
+        where = f"{row_name(labels.tl, i)} of the {labels.split} set"
+        raise HeadsError(
+            f"{what} {labels.target!r}, {where}: there is no file {labels.values[i]}. Correct the path, or drop "
+            "the row."
+        )
+
+
+def _check_image_sizes(dl: TfmdDL) -> None:
+    "Refuse images that do not make one batch, told from the sizes of a few."
+    ds = dl.dataset
+    if not len(ds) or not opens_image(ds.tls[0]):
+        return
+    headers, seen = Headers(), {}
+    for i in spread(range(len(ds)), _SAMPLE):
+        header = headers.of(source_of(ds.tls[0], i))
+        if header is not None:
+            seen.setdefault(header.size, i)
+    if len(seen) > 1:
+        with no_random():
+            dl.before_batch([dl.do_item(i) for i in [*seen.values()][:2]])
+
+
+def sample_batch(
+    dls: DataLoaders,  # fastai's
+) -> tuple[Tensor, ...]:  # one item's inputs and targets as a batch of one, on the device of `dls`
+    "Draw the first training item after all transforms, without touching the random state."
+    dl = dls.train
+    with no_random(), torch.no_grad():
+        try:
+            batch = dl.do_batch([dl.do_item(0)])
+            batch = dl.after_batch(batch if dl.device is None else to_device(batch, dl.device))
+        except HeadsError:
+            raise
+        except MISREAD as error:
+            name = row_name(dl.dataset.tls[0], 0)
+            raise HeadsError(f"{name}: its transforms fail: {type(error).__name__}: {error}") from error
+    return tuple(batch)
