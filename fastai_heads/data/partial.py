@@ -124,10 +124,13 @@ def _renew(missing: Any) -> Any:
 
 
 def _with_nan(tags: Any) -> Any:
-    "Tags of which those that are missing are NaN, whatever else says that there is none."
-    if isinstance(tags, Tensor) or not missing_share(tags):
+    "Return tags as numbers, NaN for those that are missing, whatever says that there is none."
+    if isinstance(tags, Tensor):
         return tags
-    return [float("nan") if is_missing(tag) else tag for tag in tags]
+    try:
+        return [float("nan") if is_missing(tag) else float(tag) for tag in tags]
+    except (TypeError, ValueError):
+        raise HeadsError(f"An encoded label has 0, 1 or nothing for every tag, found {list(tags)!r}.") from None
 
 
 def _columns(tfms: Iterable) -> str:
@@ -172,7 +175,7 @@ class Partial(ItemTransform):
         for i, f in enumerate(getter):
             if type(f) is ColReader:
                 getter[i] = PartialReader.of(f)
-        known = [o for o in items if not self._is_missing(o)]
+        known = [self._given(o) for o in items if not self._is_missing(o)]
         if not known and len(items):
             which = _columns(getter) or "a target in `PartialBlock`"
             raise HeadsError(f"{which} holds no label at all in the {len(items)} training items.")
@@ -207,7 +210,11 @@ class Partial(ItemTransform):
     def encodes(self, o):
         if self._is_missing(o):
             return _renew(self.missing)
-        return self.tfms(_with_nan(o) if self._has(EncodedMultiCategorize) else o)
+        return self.tfms(self._given(o))
+
+    def _given(self, o: Any) -> Any:
+        "What the wrapped transforms are given of a label that is there."
+        return _with_nan(o) if self._has(EncodedMultiCategorize) else o
 
     def decodes(self, o):
         if isinstance(o, Missing) or (isinstance(o, Tensor) and not labelled(o[None]).item()):

@@ -254,7 +254,7 @@ def tagged(rows, **kwargs):
     df = pd.DataFrame(rows, columns=list("abc")).astype(object)
     block = DataBlock(
         [CategoryBlock, PartialBlock(MultiCategoryBlock(encoded=True, vocab=list("abc")))],
-        getters=[lambda row: row.name, ColReader(list("abc"))],
+        getters=[lambda row: "a", ColReader(list("abc"))],
         splitter=IndexSplitter([len(df) - 1]),
         n_inp=1,
     )
@@ -279,7 +279,7 @@ def test_a_list_of_tags_is_missing_whole_or_not_at_all():
     rows = [["x"], None, ["y", None], []]
     block = DataBlock(
         [CategoryBlock, PartialBlock(MultiCategoryBlock)],
-        getters=[str, lambda i: rows[i]],
+        getters=[lambda i: "a", lambda i: rows[i]],
         splitter=IndexSplitter([3]),
         n_inp=1,
     )

@@ -125,6 +125,18 @@ def test_retinanets_mean_over_images_is_its_loss_and_fcos_s_is_not(batch):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_batches_are_joined_by_what_their_losses_are_means_of(kind, batch):
+    maps, images, targ = batch
+    spec = made(kind)
+    loss, pred = spec.default_loss(), spec.build(TAPS)(*maps, images)
+    targ[1, :, 4] = -1  # an image without boxes: torchvision divides by one cell at least
+    parts = [(loss(p, t), loss.loss_count(p, t)) for p, t in zip(pred.split(1), targ.split(1))]
+    assert (0 in [count for _, count in parts]) is (kind == "fcos")
+    total = sum(value * count if count else value for value, count in parts)
+    torch.testing.assert_close(total / sum(count for _, count in parts), loss(pred, targ))
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_padding_never_trains(kind, batch):
     maps, images, targ = batch
     spec = made(kind)

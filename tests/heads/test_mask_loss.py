@@ -72,3 +72,38 @@ def test_no_label_at_all_is_a_zero_with_a_graph():
     loss = MaskLoss({"cross_entropy": 1.0, "dice": 1.0})(pred, torch.full_like(targ, 255))
     loss.backward()
     assert loss == 0 and (pred.grad == 0).all()
+
+
+@pytest.mark.parametrize("mode", ["multiclass", "binary", "multilabel"])
+@pytest.mark.parametrize("terms", [("cross_entropy",), ("dice",), ("focal",), ("lovasz",), ("cross_entropy", "dice")])
+def test_the_loss_of_an_image_is_its_own(terms, mode):
+    pred, targ = batch(mode)
+    targ[0] = 255
+    loss = MaskLoss(dict.fromkeys(terms, 2.0), mode)
+    each = loss(pred, targ, reduction="none")
+    assert each.shape == (2,) and each[0].isnan()
+    torch.testing.assert_close(each[1], loss(pred[1:], targ[1:]))
+
+
+@pytest.mark.parametrize("weights", [None, (1.0, 2.0, 0.5)])
+def test_cross_entropy_of_an_image_is_fastais(weights):
+    pred, targ = batch("multiclass", ignored=False)
+    fastais = CrossEntropyLossFlat(axis=1, weight=None if weights is None else torch.tensor(weights), reduction="none")
+    found = MaskLoss({"cross_entropy": 1.0}, class_weights=weights)(pred, targ, reduction="none")
+    torch.testing.assert_close(found, fastais(pred, targ).view(2, -1).mean(1).as_subclass(torch.Tensor))
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "focal"])
+@pytest.mark.parametrize("weights", [None, (1.0, 2.0, 0.5)])
+def test_batches_of_pixels_are_joined_by_what_they_are_means_of(name, weights):
+    pred, targ = batch("multiclass")
+    targ[1, 2:5] = 255
+    loss = MaskLoss({name: 1.0}, class_weights=weights)
+    parts = [(loss(p, t), loss.loss_count(p, t)) for p, t in zip(pred.split(1), targ.split(1))]
+    joined = sum(value * count for value, count in parts) / sum(count for _, count in parts)
+    torch.testing.assert_close(joined, loss(pred, targ))
+
+
+@pytest.mark.parametrize("terms", [("dice",), ("lovasz",), ("cross_entropy", "dice")])
+def test_what_is_no_mean_over_pixels_has_no_count(terms):
+    assert MaskLoss(dict.fromkeys(terms, 1.0)).loss_count(*batch("multiclass")) is None

@@ -88,6 +88,28 @@ def test_classification_interpretation(learn, quiet):
     interp.plot_confusion_matrix()
 
 
+def test_items_without_a_label_rank_last(make_dls, make_learner, quiet):
+    learn = make_learner(dls=make_dls("digit", "ink", missing=0.4))
+    for name in ("digit", "ink"):
+        interp = Interpretation.from_learner(quiet(learn.head(name)), ds_idx=0)
+        known = learn.dls.train_ds.items[name].notna().to_numpy()
+        losses = torch.as_tensor(learn.get_preds(ds_idx=0, with_loss=True)[-1].heads[name])
+        assert losses.isnan().tolist() == (~known).tolist()
+        for largest in (True, False):
+            values, idx = interp.top_losses(largest=largest)
+            n = int(known.sum())
+            assert known[idx[:n]].all() and not known[idx[n:]].any()
+            wanted = losses[losses.isfinite()].sort(descending=largest)[0]
+            torch.testing.assert_close(torch.as_tensor(values[:n]), wanted)
+
+
+def test_the_loss_of_one_head_is_not_weighted(make_learner, quiet):
+    learn = make_learner("digit", "ink", heads={"digit": ClassificationHead(loss_weight=0.25)})
+    view = quiet(learn.head("digit"))
+    total, digit, ink, *_ = learn.validate()
+    assert view.validate()[0] == pytest.approx(digit, rel=1e-6) and total == pytest.approx(0.25 * digit + ink, rel=1e-6)
+
+
 def test_segmentation_interpretation(make_learner, quiet):
     learn = make_learner("digit", "mask", heads={"mask": SegmentationHead(decoder="dynamic_unet")})
     interp = SegmentationInterpretation.from_learner(quiet(learn.head("mask")))

@@ -228,7 +228,7 @@ class Everything(Metric):
     def accumulate(self, learn):
         names = ("pred", "y", "yb", "xb", "x", "loss", "loss_func")
         self.found.append({name: getattr(learn, name) for name in names})
-        self.found[-1].update(dl=learn.dl, vocab=learn.dls.vocab)
+        self.found[-1].update(dl=learn.dl, vocab=getattr(learn.dls, "vocab", None))
 
     @property
     def value(self):
@@ -247,12 +247,11 @@ def test_a_metric_finds_what_a_learner_with_that_head_alone_has(learner, missing
         head = learn.heads[name]
         assert metric.value == 4
         for seen, batch in zip(metric.metric.found, learn.dls.train.new(shuffle=False, drop_last=False), strict=True):
-            known = head.labelled(batch[1 + head.target.index])
+            targ = batch[1 + head.target.index]
+            known = head.labelled(targ)
             assert len(seen["pred"]) == len(seen["y"]) == len(seen["x"]) == known.sum()
             assert seen["yb"] == (seen["y"],) and seen["xb"][0].shape == seen["x"].shape
-            assert torch.equal(seen["x"], batch[0][known]) and torch.equal(
-                seen["y"], batch[1 + head.target.index][known]
-            )
+            assert torch.equal(seen["x"], batch[0][known]) and torch.equal(seen["y"], targ[known])
             torch.testing.assert_close(seen["loss"], head.spec.train_loss(head.loss_func, seen["pred"], seen["y"]))
             assert seen["loss_func"] is head.loss_func and len(seen["dl"].one_batch()) == 2
         if name == "digit":
@@ -298,8 +297,8 @@ def test_names_begin_with_the_heads_and_are_no_two_alike(three):
         "age_mean_squared_error",
     ]
     assert names(metrics=MetricCollection([MeanSquaredError(), MeanAbsoluteError()])) == [
-        "age_mean_absolute_error",
         "age_mean_squared_error",
+        "age_mean_absolute_error",
     ]
     assert distinct(["a", "a", "a_2", "a"]) == ["a", "a_2", "a_2_2", "a_3"]
 

@@ -1,17 +1,24 @@
 """`HeadsInterpretation`: one head against fastai's own, several against counting by hand, gaps left out."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import sklearn.metrics as skm
 import torch
+from fastai.data.block import CategoryBlock, DataBlock, MultiCategoryBlock
+from fastai.data.transforms import ColReader, IndexSplitter
 from fastai.interpret import ClassificationInterpretation
+from fastai.vision.augment import Resize
+from fastai.vision.data import ImageBlock
 from torch import Tensor
 
 from fastai_heads.data.digits import digits_dls
+from fastai_heads.data.partial import KnownTags, PartialBlock
 from fastai_heads.errors import HeadsError
 from fastai_heads.heads import ClassificationHead
 from fastai_heads.learner import multihead_learner
 from fastai_heads.view.interpret import HeadsInterpretation
+from fastai_heads.view.texts import compared
 
 FIVE = ("digit", "tags", "ink", "centre", "box")
 
@@ -111,6 +118,50 @@ def test_a_loss_does_not_depend_on_the_other_labels_of_its_batch(gappy):
     for values, idx in losses[1:]:
         torch.testing.assert_close(Tensor(values), Tensor(losses[0][0]))
         assert idx.tolist() == losses[0][1].tolist()
+
+
+@pytest.fixture(scope="module")
+def tagged(scenes, quiet):
+    "Tags of which each has its column, some of them missing, and a class."
+    table, rng = pd.read_csv(scenes / "labels.csv", dtype={"digit": str}), np.random.default_rng(0)
+    for tag in ("a", "b", "c"):
+        table[tag] = rng.integers(0, 2, len(table)).astype(float)
+        table.loc[rng.choice(len(table), 12, replace=False), tag] = np.nan
+    table.loc[[0, 5], ["a", "b", "c"]] = np.nan
+    tags = PartialBlock(MultiCategoryBlock(encoded=True, vocab=["a", "b", "c"]))
+    getters = [ColReader("image", pref=scenes), ColReader("digit"), ColReader(["a", "b", "c"])]
+    block = DataBlock((ImageBlock, CategoryBlock, tags), getters=getters, n_inp=1, splitter=IndexSplitter(range(8)))
+    dls = block.dataloaders(table, bs=8, num_workers=0, item_tfms=Resize(48))
+    return trained(quiet(multihead_learner(dls, "test_resnet", ["digit", "tags"], pretrained=False)))
+
+
+def test_tags_may_be_missing_one_by_one(tagged):
+    _, targs, decoded, losses = tagged.get_preds(with_decoded=True, with_loss=True)
+    truth, said = np.asarray(targs[1]), np.asarray(decoded.tags)
+    known = ~np.isnan(truth)
+    assert not known[[0, 5]].any() and known.any(0).all() and 0 < (~known[1:5]).sum() < 12
+    assert losses.tags.isnan().nonzero().flatten().tolist() == [0, 5]
+    interp = HeadsInterpretation.from_learner(tagged)
+    columns = [(truth[k, c].astype(bool), said[k, c]) for c, k in enumerate(known.T)]
+    for matrix, pair in zip(interp.confusion_matrix("tags"), columns, strict=True):
+        assert (matrix == skm.confusion_matrix(*pair, labels=[False, True])).all()
+    report = interp.classification_report("tags", output_dict=True)
+    assert [report[tag]["support"] for tag in "abc"] == [true.sum() for true, _ in columns]
+    assert [report[tag]["recall"] for tag in "abc"] == [skm.recall_score(*p, zero_division=0) for p in columns]
+    assert sorted(interp.top_losses(head="tags")[1].tolist()) == [1, 2, 3, 4, 6, 7]
+    interp.plot_confusion_matrix("tags")
+    interp.plot_top_losses(3, head="tags")
+    tagged.show_results(max_n=6)
+    tagged.show_batch(max_n=6)
+    assert tagged.predict(tagged.dls.valid_ds.items.iloc[0])[2].tags.shape == (3,)
+
+
+def test_a_tag_that_is_not_known_is_not_said_wrong():
+    truth = KnownTags.of(["a"], ["b"])
+    assert [compared("tags", truth, said)[1] for said in (["a"], ["a", "b"], ["b"], ["a", "c"])] == [
+        *("green", "green"),
+        *("red", "red"),
+    ]
 
 
 def test_items_are_read_again_by_place(five):
