@@ -9,8 +9,12 @@ import torch
 from fastai.learner import AvgMetric, Metric
 from fastai.metrics import (
     ActivationType,
+    Dice,
+    DiceMulti,
     F1Score,
     F1ScoreMulti,
+    JaccardCoeff,
+    JaccardCoeffMulti,
     MatthewsCorrCoef,
     R2Score,
     RocAuc,
@@ -225,6 +229,10 @@ KINDS = ("category", "multilabel", "regression", "point", "box", "mask")
         (rmse, {"regression", "point", "box"}),
         (R2Score(), {"regression", "point", "box"}),
         (foreground_acc, {"mask"}),
+        (Dice(), {"mask"}),
+        (JaccardCoeff, {"mask"}),
+        (DiceMulti(), {"mask"}),
+        (JaccardCoeffMulti(), {"mask"}),
         (sharpness, set(KINDS)),
         (Counted, set(KINDS)),
     ],
