@@ -57,7 +57,8 @@ def multihead_learner(
     *,
     trunk: Mapping[str, Trunk] | None = None,  # name → layers shared by the heads that tap it by that name
     strategy: Any = None,  # how the losses become one step: None (their sum by `loss_weight`), a scalarizer or an
-    # aggregator of torchjd, `Balance(aggregator, over=…)`, or `Disjoint(opt_func=…, lrs={…})`
+    # aggregator of torchjd, `Balance(aggregator, over=…)`, or `Disjoint(opt_func=…, lrs={…})`; a class, or its name,
+    # is made for as many heads as there are: `UW`, 'UPGrad', `Disjoint`
     pretrained: bool = True,  # with the arch's default weights; the body starts frozen then
     weights: Enum | str | None = None,  # torchvision's weights enum or name, or a timm tag, instead of the default
     n_in: int = 3,  # channels of the image

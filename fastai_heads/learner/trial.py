@@ -89,9 +89,25 @@ def _batch(dls: DataLoaders, specs: Specs) -> tuple[Any, ...]:
     first = dl.do_item(0)
     large = isinstance(first[0], Tensor) and max(first[0].shape[-2:], default=0) > _LARGE
     places = _places(dls, specs, _FEWER if large else _ITEMS)
-    batch = dl.do_batch([first, *(dl.do_item(i) for i in places[1:])])
+    items = [first, *(dl.do_item(i) for i in places[1:])]
+    try:
+        batch = dl.do_batch(items)
+    except Exception as error:  # transforms and collation may be the user's
+        raise HeadsError(_uncollated(dls, items, places, error)) from error
     batch = dl.after_batch(batch if dl.device is None else to_device(batch, dl.device))
     return tuple(t.as_subclass(Tensor) if isinstance(t, Tensor) else t for t in batch)
+
+
+def _uncollated(dls: DataLoaders, items: Sequence[Any], places: Sequence[int], error: Exception) -> str:
+    "Why items make no batch: most often as their images are not of one size."
+    shapes = [tuple(item[0].shape) if isinstance(item[0], Tensor) else () for item in items]
+    other = next((i for i, shape in enumerate(shapes) if shape != shapes[0]), None)
+    if other is None:
+        return f"`dls.train`: items {', '.join(map(str, places))} make no batch: {first_line(error)}."
+    return (
+        f"`dls.train`: images of a batch are of one size, found {shapes[0]} of item {places[0]} and {shapes[other]} of "
+        f"item {places[other]}. Pass `item_tfms=Resize({max(shapes[0][-2:])})` to the DataBlock."
+    )
 
 
 def _places(dls: DataLoaders, specs: Specs, n: int) -> list[int]:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, MSELossFlat
 from fastai.metrics import accuracy, mae
 from fastai.vision.augment import Resize
+from PIL import Image
 from torch import nn
 
 from fastai_heads.data.digits import digits_block, digits_dls
@@ -169,3 +170,14 @@ def test_what_was_tried_is_not_tried_again(learn, monkeypatch, tmp_path):
     monkeypatch.setattr("fastai_heads.learner.settings.run_trial", lambda *args: pytest.fail("it was tried"))
     learn.dls = learn.dls
     learn.dls = learn.dls.new_empty()  # as `export` does
+
+
+def test_images_of_two_sizes_are_named_with_the_fix(scenes, table, tmp_path):
+    for place, name in enumerate(table.image):
+        image = Image.open(scenes / name)
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        image.resize((32, 48) if place else (32, 32)).save(tmp_path / name)
+    block = digits_block(tmp_path, ("digit",))
+    dls = block.dataloaders(table, bs=8, num_workers=0)
+    words = ["one size", "(3, 32, 32) of item 0", "(3, 48, 32) of item", "`item_tfms=Resize(32)`"]
+    refused(words, lambda: multihead_learner(dls, "test_resnet", pretrained=False))

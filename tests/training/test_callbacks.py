@@ -20,7 +20,7 @@ from fastai.optimizer import SGD
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from fastai_heads.errors import HeadsError
+from fastai_heads.errors import HeadsError, HeadsWarning
 from fastai_heads.heads import BoxHead, ClassificationHead
 from fastai_heads.learner import multihead_learner
 
@@ -112,6 +112,7 @@ def test_batch_norm_and_short_epochs(learner, targets):
 
 
 @BOTH
+@pytest.mark.filterwarnings("ignore:.to_fp16. on a CPU")
 @pytest.mark.parametrize(("mode", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
 def test_autocast_is_on_where_the_model_is(learner, targets, mode, dtype):
     learn, inside, scaled = learner(targets, {"digit": ClassificationHead(lr_mult=2.0)}), set(), set()
@@ -129,6 +130,14 @@ def test_autocast_is_on_where_the_model_is(learner, targets, mode, dtype):
     learn.to_fp32()
     assert not hasattr(learn, "mixed_precision") and not learn._grab_cbs(MixedPrecision)
     fit(learn)
+
+
+def test_fp16_on_a_cpu_is_said_to_be_slow(learner):
+    learn = learner(("digit",))
+    with pytest.warns(HeadsWarning, match=r"`to_fp16` on a CPU .*twenty times slower.*`learn.to_bf16\(\)`") as said:
+        learn.to_fp16()
+    assert len(said) == 1 and said[0].filename == __file__
+    learn.to_bf16()
 
 
 def test_bf16_trains_as_float32_to_its_precision(learner):
