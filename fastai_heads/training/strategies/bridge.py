@@ -63,7 +63,7 @@ def is_one_of(
 
 
 def classes_by_name() -> dict[str, type]:
-    "TorchJD's classes that may be written as `strategy=`, by name."
+    "Return TorchJD's classes that may be written as `strategy=`, by name."
     kinds = ((torchjd.aggregation, Aggregator), (torchjd.scalarization, Scalarizer))
     found = {name: getattr(module, name) for module, kind in kinds for name in module.__all__}
     bases = (Aggregator, Scalarizer, WeightedAggregator, GramianWeightedAggregator)

@@ -35,7 +35,7 @@ def as_strategy(
 
 
 def _named(name: str) -> Any:
-    "What a name stands for; a name that stands for nothing stays what it is. `Balance` needs an aggregator."
+    "Find what a name stands for; one that stands for nothing stays what it is. `Balance` needs an aggregator."
     if name == Balance.__name__:
         raise HeadsError("`strategy`: Balance needs an aggregator: pass `Balance(UPGrad())`, or 'UPGrad' alone.")
     return Disjoint() if name == Disjoint.__name__ else classes_by_name().get(name, name)
