@@ -4,6 +4,8 @@ from collections.abc import Iterable, Iterator
 from html import escape
 from typing import Any
 
+from torch import Tensor
+
 from fastai_heads.errors import HeadsError, unknown
 
 __all__ = ["HeadTuple"]
@@ -40,7 +42,9 @@ class HeadTuple(tuple):
         try:
             return super().__getitem__(self._place(name))
         except HeadsError as error:
-            raise AttributeError(str(error)) from None
+            of_tensors = hasattr(Tensor, name) and self.names
+            hint = f" Every head has its own value: `.{self.names[0]}.{name}`." if of_tensors else ""
+            raise AttributeError(f"{error}{hint}") from None
 
     def _place(self, name: str) -> int:
         if name not in self.names:

@@ -48,7 +48,7 @@ def names_in(
     options: Collection[str],  # the names that there are
     kind: str,  # what they are names of, as in 'head'
 ) -> tuple[str, ...]:
-    "The names in a list; one name is a list of one. Refuses what is no name of these."
+    "Return the names in a list; one name is a list of one. Refuse what is no name of these."
     if not isinstance(value, str | Iterable):
         raise HeadsError(f"`{what}` is a list of names among {', '.join(options)}, found {_in_short(value)}.")
     names = (value,) if isinstance(value, str) else tuple(value)
@@ -59,5 +59,5 @@ def names_in(
 
 
 def _in_short(value: object) -> str:
-    "A value for a message; of what is large its type."
+    "Write a value for a message, or the type of what is large."
     return repr(value) if value is None or isinstance(value, str | int | float) else type(value).__name__

@@ -72,3 +72,9 @@ def test_a_name_for_every_value():
 
 def test_shows_its_names():
     assert repr(HeadTuple([3, "x"], ["digit", "tag"])) == "(digit=3, tag='x')"
+
+
+def test_what_a_tensor_has_is_said_to_be_a_heads():
+    preds = HeadTuple([1, 2], ["digit", "ink"])
+    with pytest.raises(AttributeError, match=r"no head 'argmax'\. There is digit, ink\..*`\.digit\.argmax`"):
+        _ = preds.argmax

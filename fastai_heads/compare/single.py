@@ -150,7 +150,7 @@ def _checked(epochs: int, seeds: int | Sequence[int], strategies: Mapping[str, A
 
 
 def _labelled(strategies: Any) -> dict[str, Any]:
-    "Strategies by label; names of TorchJD's classes are labels of their own."
+    "Bring strategies by label; names of TorchJD's classes are labels of their own."
     if isinstance(strategies, Mapping):
         return dict(strategies)
     names = [strategies] if isinstance(strategies, str) else strategies
@@ -187,7 +187,7 @@ def _check_rest(learn_factory: Any, metrics: Any, fit: Any, folder: Any) -> None
 
 
 def _takes(function: Callable, n: int) -> bool:
-    "Whether a function can be called with so many arguments."
+    "Tell whether a function can be called with so many arguments."
     try:
         signature(function).bind(*range(n))
     except TypeError:

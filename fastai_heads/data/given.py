@@ -66,7 +66,7 @@ def check_loaders(
 
 
 def _how(value: Any) -> str:
-    "The call for a value's type; for any other what is most often right."
+    "Name the call for a value's type; for any other the one that is most often right."
     named = (how for kinds, how in _MAKERS if isinstance(value, kinds))
     return next(named, f"they are made by {_BLOCK}")
 

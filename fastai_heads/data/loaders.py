@@ -62,7 +62,7 @@ def pick_loader(
     labels: str | None = None,  # what needs targets, as `validate`; None: nothing
     batches: bool = False,  # whether a list of batches will do
 ) -> Any:
-    "The loader that is meant. Raises `HeadsError` for what is none, and for one without labels where they are needed."
+    "Find the loader that is meant. Raise `HeadsError` for what is none, and for one without labels that are needed."
     if dl is None:
         if (
             isinstance(ds_idx, bool)
@@ -141,13 +141,13 @@ def _check_items(items: Any, train_ds: Datasets, with_labels: bool) -> None:
 
 
 def _types_in(said: str) -> str:
-    "The types that fastai's message names, in a line: those that can be read, and at the end what was found."
+    "Put the types that fastai's message names in a line: those that can be read, and what was found."
     *known, found = re.findall(r"<class '(?:[\w.]+\.)?(\w+)'>", said) or [""]
     return f"are each a {', '.join(known) or 'type that the data reads'}, found {found or said}."
 
 
 def _read_columns(train_ds: Datasets, with_labels: bool) -> list[Any]:
-    "The columns from which inputs, and perhaps targets, are read."
+    "List the columns from which inputs, and perhaps targets, are read."
     tls = getattr(train_ds, "tls", [])
     lists = tls if with_labels else tls[: train_ds.n_inp]
     return [c for tl in lists for f in tl.tfms.fs if isinstance(f, ColReader) for c in f.cols]
@@ -163,7 +163,7 @@ def _check_loader_options(kwargs: dict[str, Any]) -> None:
 
 
 def _are_batches(dl: Any) -> bool:
-    "Whether it is a list of batches, or anything else that gives batches of tensors and has a length."
+    "Tell whether it is a list of batches, or anything else that gives batches of tensors and has a length."
     if isinstance(dl, pd.DataFrame | str | bytes | dict | Tensor) or not hasattr(dl, "__len__"):
         return False
     first = dl[0] if isinstance(dl, Sequence) and len(dl) else ()
@@ -171,7 +171,7 @@ def _are_batches(dl: Any) -> bool:
 
 
 def _has_labels(dl: Any) -> bool:
-    "Whether a loader's items have targets; what is not fastai's is believed to."
+    "Tell whether a loader's items have targets; what is not fastai's is believed to."
     ds = getattr(dl, "dataset", None)
     return not isinstance(ds, Datasets) or not len(ds) or len(ds.tls) > ds.n_inp
 
@@ -181,6 +181,6 @@ def _more(dls: DataLoaders) -> str:
 
 
 def _in_short(value: Any) -> str:
-    "A value for a message; of what is large its type."
+    "Write a value for a message, or the type of what is large."
     plain = value is None or isinstance(value, str | int | float | Path)
     return repr(value) if plain else f"a {type(value).__name__}"

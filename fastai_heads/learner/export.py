@@ -61,7 +61,7 @@ def _unchanged(learn: Any) -> Iterator[None]:
 
 
 def _without(file: Path, names: list[str]) -> Any:
-    "The learner that a file of our own writing holds, without some heads, and the trunks that none reads any more."
+    "Read the learner that a file of our own writing holds, without some heads and the trunks that they alone read."
     learn = torch.load(file, weights_only=False)
     strategy, learn.strategy = learn.strategy, None
     for name in names:

@@ -173,12 +173,12 @@ def find_target(
 
 
 def _is_spec(value: object) -> bool:
-    "Whether it is a spec, or a class of specs."
+    "Tell whether it is a spec, or a class of specs."
     return isinstance(value, HeadSpec) or (isinstance(value, type) and issubclass(value, HeadSpec))
 
 
 def _as_dict(specs: Sequence[object], targets: Sequence[Target]) -> str:
-    "The nearest right answer to specs without names: each at a target that it fits, in order."
+    "Give the nearest right answer to specs without names: each at a target that it fits, in order."
     free, pairs = list(targets), []
     for spec in specs:
         if not _is_spec(spec):
@@ -199,7 +199,7 @@ def in_code(
     value: object,  # a spec, a class of specs, or anything else that a user wrote
     **fields: Any,  # to be added to a spec
 ) -> str:
-    "What a user would write for a spec, the fields that are not as by default alone; of anything else what it is."
+    "Write a spec as a user would, with the fields that are not as by default; of anything else say what it is."
     if isinstance(value, type) and issubclass(value, HeadSpec):
         return f"{value.__name__}()"
     if not isinstance(value, HeadSpec):
@@ -211,7 +211,7 @@ def in_code(
 
 
 def _same(value: object, default: object) -> bool:
-    "Whether a field is as by default; arrays, which cannot be compared so, are not."
+    "Tell whether a field is as by default; arrays, which cannot be compared so, are not."
     return value is default or (isinstance(value, str | int | float | tuple) and value == default)
 
 

@@ -173,7 +173,7 @@ def _read_state(file: Path) -> dict[str, Tensor]:
 
 
 def _near(file: Path) -> str:
-    "What could have been meant by a file that is not there: the same name as it is, or one like it beside it."
+    "Guess what was meant by a file that is not there: the same name as it is, or one like it beside it."
     plain = file.with_suffix("")
     if plain.is_file():
         return f" `load` adds '.pth' to a name.{_exported(plain) or f' {plain} is there: rename it.'}"
@@ -191,7 +191,7 @@ def _why_unreadable(file: Path, error: Exception) -> str:
 
 
 def _exported(file: Path) -> str:
-    "What loads a learner that `learn.export` wrote; '' for any other file. Nothing of the file is run."
+    "Name what loads a learner that `learn.export` wrote; '' for any other file. Nothing of the file is run."
     if not is_zipfile(file):
         return ""
     with ZipFile(file) as parts:

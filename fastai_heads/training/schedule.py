@@ -77,7 +77,7 @@ class LossWeightScheduler(Callback):
 
 
 def _ends(sched: Any) -> tuple[list[Any], str]:
-    "The weights at the start and at the end of a training, and why there are none."
+    "Return the weights at the start and at the end of a training, and why there are none."
     if not callable(sched):
         return [], repr(sched)
     try:

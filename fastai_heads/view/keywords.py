@@ -60,7 +60,7 @@ class GridOptions:
         self,
         n: int,  # images that there are
     ) -> int:
-        "How many images are drawn: as in fastai, no more than a grid of given rows and columns holds."
+        "Count the images that are drawn: as in fastai, no more than a grid of given rows and columns holds."
         return min(n, self.nrows * self.ncols) if self.nrows and self.ncols else n
 
 

@@ -126,7 +126,7 @@ def _sized(
     options: GridOptions,
     imsize: float,  # the longer side of a panel
 ) -> Layout:
-    "The grid with images of one size."
+    "Lay out the grid with images of one size."
     ratio = max(_height_by_width(image) for image in inputs)
     size = (imsize, imsize * ratio) if ratio <= 1 else (imsize / ratio, imsize)
     text = imsize if any(map(len, lines)) else 0.0
@@ -150,7 +150,7 @@ def _sized(
 
 
 def _grid(n: int, options: GridOptions, cell: float) -> tuple[int, int]:
-    "(rows, columns): one follows from the other; of neither at most three columns, as many as fit."
+    "Return (rows, columns): one follows from the other; of neither at most three columns, as many as fit."
     if options.nrows:
         return options.nrows, options.ncols or ceil(n / options.nrows)
     widest = _WIDEST if options.figsize is None else options.figsize[0]

@@ -234,5 +234,5 @@ def _check_max_n(max_n: Any) -> None:
 
 
 def _in_short(value: Any) -> str:
-    "A value for a message; of what is large its type."
+    "Write a value for a message, or the type of what is large."
     return repr(value) if value is None or isinstance(value, str | Real) else type(value).__name__

@@ -89,7 +89,7 @@ def test_an_export_that_fails_leaves_all_as_it_was(make_three):
             raise OSError("no room")
 
     with pytest.raises(OSError, match="no room"):
-        learn.export(pickle_module=SimpleNamespace(Pickler=Full))
+        learn.export(pickle_module=SimpleNamespace(Pickler=Full, __name__="full"))
     assert learn.dls is dls and learn.opt is opt and learn.heads.names == ("aux", "ink", "digit")
     assert (learn.path / "export.pkl").read_bytes() == old, "the old file is there"
     assert [p.name for p in learn.path.glob("*.part")] == []
