@@ -18,7 +18,7 @@ from fastai_heads.errors import HeadsError
 from fastai_heads.heads import ClassificationHead
 from fastai_heads.learner import multihead_learner
 from fastai_heads.view.interpret import HeadsInterpretation
-from fastai_heads.view.texts import compared
+from fastai_heads.view.texts import say_both
 
 FIVE = ("digit", "tags", "ink", "centre", "box")
 
@@ -158,7 +158,7 @@ def test_tags_may_be_missing_one_by_one(tagged):
 
 def test_a_tag_that_is_not_known_is_not_said_wrong():
     truth = KnownTags.of(["a"], ["b"])
-    assert [compared("tags", truth, said)[1] for said in (["a"], ["a", "b"], ["b"], ["a", "c"])] == [
+    assert [say_both("tags", truth, said)[1] for said in (["a"], ["a", "b"], ["b"], ["a", "c"])] == [
         *("green", "green"),
         *("red", "red"),
     ]
