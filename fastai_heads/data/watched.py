@@ -46,11 +46,13 @@ class WatchedDatasets(Datasets):
             raise HeadsError(f"{name}: {kind}{error}") from error
 
     def _check_place(self, o: Any, size: tuple[int, int]) -> None:
-        boxes = o[0] if is_pair(o) else o
-        if isinstance(boxes, TensorBBox):
-            block = "DetectionBlock" if is_pair(o) else "BoxBlock"
+        if is_pair(o):
+            boxes, labels = o
             if not getattr(boxes, "clips", False):
-                check_in_image(boxes, size, block)
+                check_in_image(boxes.as_subclass(Tensor)[labels.as_subclass(Tensor) >= 0], size, "DetectionBlock")
+        elif isinstance(o, TensorBBox):
+            if not getattr(o, "clips", False):
+                check_in_image(o, size, "BoxBlock")
         elif self.points and isinstance(o, TensorPoint):
             check_points_in_image(o, size)
 
