@@ -35,7 +35,9 @@ class HooksCut:
 
         def take(tap: str, value: Tensor) -> None:
             last = found.keys() | {tap} >= places.keys()
-            found[tap] = places[tap].seen(value if last else value.clone(), x.shape)  # later code may change it in place
+            found[tap] = places[tap].seen(
+                value if last else value.clone(), x.shape
+            )  # later code may change it in place
             if last:
                 raise Enough
 

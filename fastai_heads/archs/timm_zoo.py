@@ -203,7 +203,9 @@ def build_timm(
     "A timm network by name, with timm's own adaptation of the first layer to `n_in`."
     arch, _, tag = name.partition(".")
     if kwargs.get("features_only"):
-        raise HeadsError(f"`features_only`: every map of {arch} is a tap already; leave it out, and name strides or taps.")
+        raise HeadsError(
+            f"`features_only`: every map of {arch} is a tap already; leave it out, and name strides or taps."
+        )
     if weights is not None:
         _check_tag(arch, tag, weights)
         name = f"{arch}.{weights}"

@@ -207,7 +207,9 @@ class ChannelsLast(nn.Module):
 
 def convs(width: int = 12) -> nn.Sequential:
     "Two convolutions, a stride of 4."
-    return nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, width, 3, 2, 1), nn.ReLU())
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, width, 3, 2, 1), nn.ReLU()
+    )
 
 
 class TwoClassifiers(nn.Module):

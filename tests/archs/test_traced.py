@@ -311,7 +311,11 @@ class Unlike(nn.Module):
         (Rows, "rnn reads a sequence that is made of its last map", "c2"),
         (TwoBranches, "its output passes through no single map", "pre_logits"),
         (Unlike, "what it gives does not depend on the image", "c2"),
-        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(3072, 8), nn.Linear(8, 2)), "through no single map", "pre_logits"),
+        (
+            lambda: nn.Sequential(nn.Flatten(), nn.Linear(3072, 8), nn.Linear(8, 2)),
+            "through no single map",
+            "pre_logits",
+        ),
     ],
     ids=["rows", "branches", "constant", "no_map"],
 )
