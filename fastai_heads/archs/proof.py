@@ -63,8 +63,8 @@ def cut_off(
     taps: tuple[str, ...],
     measured: Measured,
 ) -> None:
-    """Take off what the taps do not need, and run what is left: it gives what it gave before, bit for bit. Where it does
-    not, all that the code asks for stays."""
+    """Take off what the taps do not need, and run what is left: it gives what it gave before, bit for bit. Where it
+    does not, all that the code asks for stays."""
     before, undo = _given(network, taps), snapshot(network.net)
     width = {p.name: p.channels for p in (*measured.taps, *measured.by_hand)}
     for careful in (False, True):
@@ -93,12 +93,12 @@ class _Given:
     out: dict[str, Tensor]
 
     def fits(self, tap: str, now: Tensor) -> bool:
-        "Whether a tap gives what it gave, bit for bit."
+        "Tell whether a tap gives what it gave, bit for bit."
         return not self.out or torch.equal(now.nan_to_num(), self.out[tap].nan_to_num())
 
 
 def _given(network: Network, taps: tuple[str, ...]) -> _Given | None:
-    "What the taps give on the smallest image that works; where values would take long, an image without them."
+    "Return what the taps give on the smallest image that works; where values would take long, an image without them."
     p = next(network.net.parameters(), None)
     if p is None or p.is_meta:
         return None
@@ -116,7 +116,7 @@ def _given(network: Network, taps: tuple[str, ...]) -> _Given | None:
 
 
 def _run(network: Network, x: Tensor, taps: tuple[str, ...]) -> dict[str, Tensor]:
-    "The taps, in evaluation mode; random numbers are drawn alike each time, and none of the caller's."
+    "Run to the taps in evaluation mode; random numbers are drawn alike each time, and none of the caller's."
     if x.is_meta:
         return on_meta(network.net, x.shape, lambda n, z: network.cut.run(n, z, taps))
     with torch.no_grad(), paused(network.net), torch.random.fork_rng(_devices(x)):

@@ -69,7 +69,7 @@ def _zoo_of(name: str) -> str:
 def list_archs(
     pattern: str = "*",  # as in a shell: 'resnet*'
 ) -> list[str]:  # sorted
-    "List every name that can be cut, of timm, torchvision, fastai and those registered; a pattern without any is refused."
+    "List every name that can be cut, of timm, torchvision, fastai and those registered; refuse a pattern without any."
     every = {*timm.list_models(), *_ARCHS}
     found = sorted(fnmatch.filter(every, pattern))
     if not found:
