@@ -58,7 +58,7 @@ class _Found:
 
 
 def _maps_given(net: nn.Module, seen: Seen) -> _Found | None:
-    "Take the maps that a network gives, if several, as timm's `features_only` and a detector's backbone do, for its taps."
+    "Take the maps that a network gives for its taps, as of timm's `features_only` and a detector's backbone."
     given = [(item, x, seen.sight(x)) for item, x in leaves(seen.out)]
     several = len(given) > 1 or feature_names(net)
     if not several or not all(is_map and x.ndim == 4 for _, x, (is_map, _) in given):
