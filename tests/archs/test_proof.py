@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from fastai_heads.body import cut_body
 from torch import nn
 
 from fastai_heads.archs import proof
 from fastai_heads.archs.hooks import HooksCut
 from fastai_heads.archs.surgery import snapshot
+from fastai_heads.bodies.image import cut_body
 from fastai_heads.errors import HeadsError
 
 SMALL = {"depth": 2, "embed_dim": 128, "num_heads": 2}
