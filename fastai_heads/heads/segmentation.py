@@ -23,9 +23,9 @@ from fastai_heads.heads.decoders import (
     SmpDecoder,
     make_decoder,
 )
-from fastai_heads.heads.mask_loss import MASK_LOSSES, MODES, WEIGHTED, MaskLoss
-from fastai_heads.heads.mask_metrics import BoundaryF1, ForegroundAccuracy, MaskDice, MaskIoU, thresholded
 from fastai_heads.heads.spec import HeadSpec, TapShape, as_weights, is_number
+from fastai_heads.tasks.mask import MaskTask
+from fastai_heads.tasks.mask_loss import MASK_LOSSES, MODES, WEIGHTED
 
 __all__ = ["BoundaryRefine", "MaskModule", "SegmentationHead"]
 
@@ -52,8 +52,7 @@ class SegmentationHead(HeadSpec):
     refine: bool = False  # a residual block on the logits, for sharper boundaries
 
     kinds: ClassVar[frozenset[str]] = frozenset({"mask", "unknown"})
-    blends: ClassVar[bool] = False
-    moves_with_image: ClassVar[bool] = True
+    predicts: ClassVar[type[MaskTask]] = MaskTask
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -88,11 +87,6 @@ class SegmentationHead(HeadSpec):
         if isinstance(self.losses, Mapping):
             return dict(self.losses)
         return dict.fromkeys((self.losses,) if isinstance(self.losses, str) else tuple(self.losses), 1.0)
-
-    @property
-    def output_shape(self) -> tuple[int | None, ...]:
-        "A channel per code, at any size."
-        return (self.n_out, None, None)
 
     @property
     def reads(self) -> tuple[str | int | Level, ...]:
@@ -157,40 +151,6 @@ class SegmentationHead(HeadSpec):
         by_stride = dict(zip(strides, channels[1:]))
         levels = [channels[0], *(by_stride.get(s, 0) for s in STRIDES)]
         return SmpDecoder(DECODERS[self.decoder], levels, self.n_out, **options)
-
-    def default_loss(self) -> Callable:
-        return MaskLoss(self.terms, self.mode, self.class_weights, self.ignore_index)
-
-    def default_metrics(self) -> Sequence[Callable]:
-        reading = {"mode": self.mode, "threshold": self.threshold, "ignore_index": self.ignore_index}
-        found = [MaskIoU(**reading), MaskDice(**reading), ForegroundAccuracy(**reading)]
-        return [*found, BoundaryF1(**reading)] if self.refine else found
-
-    def train_loss(self, loss_func: Callable, pred: Tensor, targ: Tensor) -> Tensor:
-        "As for every head. Refuses masks of another size, and codes that no channel stands for."
-        if targ.shape[-2:] != pred.shape[-2:] or len(targ) != len(pred):
-            raise HeadsError(
-                f"a mask has the size of its image: the target is {tuple(targ.shape)} for a prediction of "
-                f"{tuple(pred.shape)}. Give both the same `item_tfms`, such as `Resize`."
-            )
-        n = self.n_out if self.mode == "multiclass" else 2
-        wrong = targ[(targ != self.ignore_index) & ((targ >= n) | (targ < 0))]
-        if wrong.numel():
-            codes = ", ".join(map(str, wrong.unique().tolist()[:5]))
-            raise HeadsError(
-                f"a mask holds codes from 0 to {n - 1}, or {self.ignore_index} for a pixel without a label; found "
-                f"{codes}. Name all codes, `MaskBlock(codes=…)`, or map the masks to their places; of several masks "
-                "pass `n_out=`, as fastai keeps the codes of one block alone."
-            )
-        return super().train_loss(loss_func, pred, targ)
-
-    def activation(self, loss_func: Callable, pred: Tensor) -> Tensor:
-        "Probabilities."
-        return pred.softmax(1) if self.mode == "multiclass" else pred.sigmoid()
-
-    def decode(self, loss_func: Callable, pred: Tensor) -> Tensor:
-        "Codes, in the form of the target."
-        return pred.argmax(1) if self.mode == "multiclass" else thresholded(pred, self.mode, self.threshold)
 
 
 class BoundaryRefine(nn.Module):

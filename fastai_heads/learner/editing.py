@@ -27,7 +27,7 @@ def added_spec(
     spec: HeadSpec,  # as the user wrote it
     target: str | int | None,  # a target's name or index; None: as the spec says, or `name`
 ) -> tuple[HeadSpec, Target]:  # fitted to its target
-    "The spec of a new head, checked against the heads that there are."
+    "Return the spec of a new head, checked against the heads that there are."
     if isinstance(name, HeadSpec):
         raise HeadsError(f"`name` is a text, and the spec follows: `learn.add_head('name', {in_code(name)})`.")
     check_name(name, "name")
@@ -70,7 +70,7 @@ def add_module(
     name: str,  # of the new head
     spec: HeadSpec,  # fitted
 ) -> None:
-    "Builds the head's layers on taps that the body or a trunk gives, on the model's device."
+    "Build the head's layers on taps that the body or a trunk gives, on the model's device."
     body, heads = model[0], model[1]
     for tap in (tap for tap in spec.reads if tap not in heads.trunk_gives):
         source = body.level_source(tap) if isinstance(tap, Level) else tap
@@ -86,11 +86,10 @@ def restandardize(
     head: BoundHead,  # of a learner; only a standardised regression head has statistics
     dls: DataLoaders,  # whose training labels give the new ones
 ) -> None:
-    "Mean and deviation of a head's last layer and of its loss, taken anew."
+    "Take mean and deviation of a head's last layer and of its loss anew."
     if not isinstance(head.spec, RegressionHead) or head.spec.standardize is False:
         return
     head.spec = fitted(head.name, replace(head.spec, standardize=True), head.target, dls)
     unit = head.module.layers[-1]
     for name, values in zip(("mean", "deviation"), head.spec.standardize):
         getattr(unit, name).copy_(torch.tensor(values))
-    head.loss_func = head.spec.loss_func()

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from fastai_heads.bodies.contract import Body
 from fastai_heads.data.decode import dls_of_target
 from fastai_heads.head_tuple import HeadTuple
-from fastai_heads.heads.custom import CustomHead
 from fastai_heads.model import Heads, run_trunk
 from fastai_heads.training.bound import BoundHead, BoundHeads
 from fastai_heads.training.loss import CombinedLoss
@@ -138,8 +137,7 @@ def head_learner(
     body, heads = get_model(learn.model)
     module = head.module if len(heads.reads[name]) == 1 else OnTuple(head.module)
     alone = BoundHead(name, head.spec, replace(head.target, index=0), heads)
-    showing = head.target.kind in ("regression", "detection") or isinstance(head.spec, CustomHead)
-    cls = ShowingLearner if showing else Learner
+    cls = Learner if head.task.shown_by_fastai else ShowingLearner
     view = cls(
         dls_of_target(learn.dls, head.target.index),
         nn.Sequential(BodyToHead(body, heads, name), module),

@@ -162,7 +162,7 @@ class HeadPredictions(HeadsAcrossRanks):
     def _averaged(self, heads: str | Sequence[str] | None) -> tuple[str, ...]:
         "The heads that test-time augmentation averages."
         wanted = None if heads is None else names_in(heads, "heads", self.heads.names, "head")
-        still = [name for name, head in self.heads.items() if not head.spec.moves_with_image]
+        still = [name for name, head in self.heads.items() if not head.task.moves_with_image]
         chosen = self.heads.names if wanted is None else tuple(wanted)
         moving = [name for name in chosen if name not in still]
         if moving:

@@ -72,7 +72,7 @@ def run_trial(
             preds = _forward(network, inputs, specs)
     found = dict(zip(network[1].names, preds, strict=True))
     for name, (spec, target) in specs.items():
-        check_output(name, spec, target, found[name], len(inputs[0]))
+        check_output(name, spec, spec.task(target), found[name], len(inputs[0]))
     return Trial(inputs, targets, found)
 
 

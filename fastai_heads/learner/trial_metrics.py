@@ -15,12 +15,10 @@ from fastai_heads.heads.spec import is_metric
 from fastai_heads.learner.trial import Trial
 from fastai_heads.learner.trial_sizes import first_line
 from fastai_heads.training.bound import BoundHead
-from fastai_heads.training.metrics import HeadMetric, metric_name, takes_kind, told_by_kind
+from fastai_heads.training.metrics import HeadMetric, fits_task, metric_name, told_by_kind
 
 __all__ = ["check_metrics", "fitting_metrics", "shared_metrics"]
 
-_EXCLUSIVE = frozenset({"category", "multilabel", "regression", "point", "box"})
-"Kinds whose predictions no metric of another kind can read, also where it runs."
 _NAMES = ("accuracy", "error_rate", "accuracy_multi", "mae", "mse", "rmse", "Dice", "F1Score", "RocAuc", "R2Score")
 
 
@@ -64,7 +62,7 @@ def shared_metrics(
             continue
         for which, metric in enumerate(given):
             made = HeadMetric(head, place, metric)
-            why = "it is of another kind" if not takes_kind(metric, head.target.kind) else _fault(learn, trial, made)
+            why = "it is of another kind" if not fits_task(metric, head.task) else _fault(learn, trial, made)
             faults[which] |= {head.name: why} if why else {}
             found += [] if why else [made]
     _report(learn, given, found, faults)
@@ -102,10 +100,11 @@ def _report(learn: Learner, given: Sequence[Any], found: list[HeadMetric], fault
 
 
 def _fault(learn: Learner, trial: Trial | None, metric: HeadMetric) -> str:
-    "Why a metric cannot be taken of its head; '' where it can, or where nothing was tried."
+    "Say why a metric cannot be taken of its head; '' where it can, or where nothing was tried."
     head = metric.head
-    known = head.target.kind in _EXCLUSIVE and head.spec.output_shape is not None
-    if known and not takes_kind(metric.metric, head.target.kind):
+    shape = head.task.output_shape
+    vector = head.task.answers is not None and shape is not None and len(shape) == 1
+    if vector and not fits_task(metric.metric, head.task):  # also where it runs
         return "it is of another kind"
     if trial is None:
         return ""
@@ -148,5 +147,5 @@ def _shapes(trial: Trial | None, head: BoundHead) -> str:
 
 def _own(head: BoundHead) -> str:
     "The nearest right answer: the metrics of the head's kind."
-    names = [metric_name(metric) for metric in head.spec.default_metrics()]
+    names = [metric_name(metric) for metric in head.task.default_metrics()]
     return f"Its kind's are {', '.join(names)}." if names else "Pass `metrics=[]` for none."

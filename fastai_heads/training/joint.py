@@ -1,6 +1,6 @@
 """What a batch is over all ranks of a distributed run: losses, labels, predictions. One process is the whole."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +9,6 @@ from fastai.learner import Learner
 from fastai.torch_core import rank_distrib
 from torch import Tensor
 
-from fastai_heads.data.detection import same_count
-from fastai_heads.data.targets import Target
 from fastai_heads.training.across import sum_over_ranks
 from fastai_heads.training.bound import BoundHead
 from fastai_heads.training.mixing import loss_count
@@ -138,10 +136,10 @@ def joined(
 
 def joined_target(
     learn: Learner,  # within a batch
-    target: Target,  # which target it is
+    align: Callable[[Sequence[Tensor]], list[Tensor]],  # brings the ranks' parts to shapes that can be joined
     targ: Tensor,  # (B, …) of this rank
 ) -> Tensor:
-    "As `joined`; of boxes the ranks have their own number of rows."
+    "Return the target of all ranks' items, as `joined` does."
     if not is_joined(learn):
         return targ
-    return learn.dl.joined(targ.detach(), same_count if target.kind == "detection" else list)
+    return learn.dl.joined(targ.detach(), align)

@@ -61,7 +61,7 @@ def loss_count(
     targs: tuple[Tensor, ...],  # one per target
     loss: Tensor,  # the head's, a scalar
 ) -> Tensor:  # a scalar
-    """Return what a head's loss of a batch is a mean of: see `HeadSpec.loss_count`. Where images are blended, and where
+    """Return what a head's loss of a batch is a mean of: see `Task.loss_count`. Where images are blended, and where
     a loss is of nothing that adds up, it is images."""
     plain = _handler(loss_func) is None
     count = head.loss_count(pred, targs[head.target.index], loss) if plain else None
@@ -129,7 +129,7 @@ def check_mixing(
     names = [_name(cb) for cb in cbs if _is_handler(cb)]
     if len(names) > 1:
         raise HeadsError(f"`cbs`: {' and '.join(names)} cannot both blend the images of a batch. Pass one of them.")
-    fixed = [head for head in heads.values() if head.spec.mix and not head.spec.blends]
+    fixed = [head for head in heads.values() if head.spec.mix and not head.task.blends]
     if names and fixed:
         which = " or ".join(f"{head.name!r} ({head.target.kind})" for head in fixed)
         raise HeadsError(f"`cbs`: {names[0]} cannot blend the target of {which}. {_remedy(*fixed)}.")

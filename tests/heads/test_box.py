@@ -7,7 +7,8 @@ from fastai.losses import L1LossFlat
 from torch import nn
 from torchvision.ops import box_iou, generalized_box_iou_loss
 
-from fastai_heads.heads.box import BoxHead, iou
+from fastai_heads.heads.box import BoxHead
+from fastai_heads.tasks.box import iou
 
 
 def boxes(n):
@@ -37,10 +38,11 @@ def test_a_box_turned_inside_out_has_no_overlap():
 def test_any_loss_sees_one_shape(target, no_labels, loss):
     pred, targ = torch.randn(5, 4), torch.randn(5, 1, 4)
     spec = BoxHead(loss=loss).fit(target("box"), no_labels)
+    task = spec.task(target("box"))
     by_hand = (pred - targ[:, 0]).abs()
-    torch.testing.assert_close(spec.train_loss(spec.loss_func(), pred, targ), by_hand.mean())
-    torch.testing.assert_close(spec.item_loss(spec.loss_func(), pred, targ), by_hand.mean(1))
-    assert spec.default_metrics() == (iou,)
+    torch.testing.assert_close(task.train_loss(pred, targ), by_hand.mean())
+    torch.testing.assert_close(task.item_loss(pred, targ), by_hand.mean(1))
+    assert task.default_metrics() == (iou,)
 
 
 def test_torchvisions_box_losses_fit(target, no_labels):
@@ -49,6 +51,7 @@ def test_torchvisions_box_losses_fit(target, no_labels):
 
     pred, targ = boxes(6), boxes(6)
     spec = BoxHead(loss=loss).fit(target("box"), no_labels)
+    task = spec.task(target("box"))
     wanted = generalized_box_iou_loss(pred, targ, reduction="none")
-    torch.testing.assert_close(spec.train_loss(spec.loss_func(), pred, targ[:, None]), wanted.mean())
-    torch.testing.assert_close(spec.item_loss(spec.loss_func(), pred, targ[:, None]), wanted)
+    torch.testing.assert_close(task.train_loss(pred, targ[:, None]), wanted.mean())
+    torch.testing.assert_close(task.item_loss(pred, targ[:, None]), wanted)

@@ -6,8 +6,9 @@ import torch.nn.functional as F
 from fastai.losses import MSELossFlat
 from torch import nn
 
-from fastai_heads.heads.point import PointHead, distance
+from fastai_heads.heads.point import PointHead
 from fastai_heads.heads.spec import TapShape
+from fastai_heads.tasks.point import distance
 
 
 def test_distance_is_the_share_of_the_side():
@@ -39,7 +40,8 @@ def test_stays_in_the_image_unless_told_otherwise(target, no_labels):
 def test_any_loss_sees_one_shape(target, no_labels, loss):
     pred, targ = torch.randn(5, 4), torch.randn(5, 2, 2)
     spec = PointHead(loss=loss).fit(target("point", n_out=4), no_labels)
+    task = spec.task(target("point", n_out=4))
     by_hand = (pred - targ.view(5, 4)) ** 2
-    torch.testing.assert_close(spec.train_loss(spec.loss_func(), pred, targ), by_hand.mean())
-    torch.testing.assert_close(spec.item_loss(spec.loss_func(), pred, targ), by_hand.mean(1))
-    assert spec.default_metrics() == (distance,)
+    torch.testing.assert_close(task.train_loss(pred, targ), by_hand.mean())
+    torch.testing.assert_close(task.item_loss(pred, targ), by_hand.mean(1))
+    assert task.default_metrics() == (distance,)

@@ -24,11 +24,15 @@ from fastai_heads.heads.custom import CustomHead
 from fastai_heads.heads.multilabel import MultiLabelHead
 from fastai_heads.heads.point import PointHead
 from fastai_heads.heads.pooled import PooledSpec
-from fastai_heads.heads.regression import RegressionHead, StandardizedLoss
-from fastai_heads.heads.spec import HeadSpec, TapShape, weights_of
+from fastai_heads.heads.regression import RegressionHead
+from fastai_heads.heads.spec import HeadSpec, TapShape
 from fastai_heads.learner.factory import multihead_learner
 from fastai_heads.model import Trunk
+from fastai_heads.tasks.reduction import loss_modules
+from fastai_heads.tasks.regression import StandardizedLoss
+from fastai_heads.tasks.task import Task
 
+TARGET = Target("it", 0, "unknown")
 SPECS = {
     "category": ClassificationHead,
     "multilabel": MultiLabelHead,
@@ -47,26 +51,31 @@ def steps_off(pred: Tensor, targ: Tensor) -> Tensor:
     return ((pred > 0).sum(1) - targ).abs().float().mean()
 
 
-@dataclass(frozen=True, kw_only=True)
-class OrdinalHead(PooledSpec):
+class OrdinalTask(Task):
     "A class of an ordered vocabulary: one logit for each step, that the class lies above it."
-
-    kinds: ClassVar[frozenset[str]] = frozenset({"category"})
-
-    def infer_n_out(self, target: Target) -> int:
-        return len(target.vocab) - 1
 
     def default_loss(self) -> Callable:
         return ordinal_loss
 
-    def activation(self, loss_func: Callable, pred: Tensor) -> Tensor:
+    def activation(self, pred: Tensor) -> Tensor:
         return pred.sigmoid()
 
-    def decode(self, loss_func: Callable, pred: Tensor) -> Tensor:
+    def decode(self, pred: Tensor) -> Tensor:
         return (pred > 0.5).sum(1)
 
     def default_metrics(self) -> Sequence[Callable]:
         return (steps_off,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrdinalHead(PooledSpec):
+    "fastai's head with a logit less than classes."
+
+    kinds: ClassVar[frozenset[str]] = frozenset({"category"})
+    predicts: ClassVar[type[Task]] = OrdinalTask
+
+    def infer_n_out(self, target: Target) -> int:
+        return len(target.vocab) - 1
 
 
 def test_a_subclass_is_a_head_like_any_other(digits):
@@ -170,14 +179,14 @@ def test_n_out_comes_from_the_target_and_may_not_contradict_it(target, no_labels
 def test_a_bare_spec_says_what_it_lacks():
     with pytest.raises(HeadsError, match=r"HeadSpec does not say how its module is built: define `build"):
         HeadSpec().build((TapShape("features", 4, 32),))
-    with pytest.raises(HeadsError, match=r"no loss of its own: define `default_loss\(self\)` or pass `loss="):
-        HeadSpec().loss_func()
+    with pytest.raises(HeadsError, match=r"Task has no loss of its own: define `default_loss\(self\)`, or pass `loss="):
+        HeadSpec().task(TARGET)
 
 
 def test_a_loss_that_cannot_be_told_by_items_says_so():
-    spec = HeadSpec(loss=lambda pred, targ, reduction="mean": pred.sum())
-    with pytest.raises(HeadsError, match="loss of HeadSpec cannot be told apart by items"):
-        spec.item_loss(spec.loss_func(), torch.randn(3, 2), torch.randn(3, 2))
+    task = Task(TARGET, loss=lambda pred, targ, reduction="mean": pred.sum())
+    with pytest.raises(HeadsError, match="loss of target 'it' cannot be told apart by items"):
+        task.item_loss(torch.randn(3, 2), torch.randn(3, 2))
 
 
 WEIGHTS = torch.tensor([0.1, 1.0, 2.0, 5.0])
@@ -206,19 +215,17 @@ def test_a_loss_says_what_it_is_a_mean_of(loss, count):
     pred, targ = torch.randn(9, 4), torch.arange(9) % 4
     kept = targ[targ != 2] if "without" in count else targ
     wanted = WEIGHTS[kept].sum() if "weights" in count else len(kept)
-    spec = HeadSpec(loss=loss)
-    found = spec.loss_count(loss, pred, targ, loss(pred, targ))
+    found = Task(TARGET, loss=loss).loss_count(pred, targ, loss(pred, targ))
     assert float(found) == pytest.approx(float(wanted), rel=1e-5)
 
 
 def test_a_loss_that_has_several_values_an_item_is_a_mean_of_them_all():
     pred, targ = torch.randn(9, 4), torch.randn(9, 4)
     for loss in (nn.MSELoss(), F.l1_loss, lambda pred, targ: (pred - targ).abs().mean()):
-        spec = HeadSpec(loss=loss)
-        assert spec.loss_count(loss, pred, targ, loss(pred, targ)) == 36
-    signed = HeadSpec(loss=lambda pred, targ, reduction="mean": pred if reduction == "none" else pred.mean())
+        assert Task(TARGET, loss=loss).loss_count(pred, targ, loss(pred, targ)) == 36
+    signed = Task(TARGET, loss=lambda pred, targ, reduction="mean": pred if reduction == "none" else pred.mean())
     even = torch.cat([pred, -pred])  # its mean is 0, and says nothing
-    assert signed.loss_count(signed.loss, even, even, even.mean()) == 72
+    assert signed.loss_count(even, even, even.mean()) == 72
 
 
 class Noting(nn.Module):
@@ -235,20 +242,20 @@ class Noting(nn.Module):
 def test_a_further_look_at_a_loss_leaves_no_trace():
     pred, targ, loss = torch.randn(9, 4), torch.arange(9) % 4, Noting()
     value = loss(pred, targ)
-    spec = HeadSpec(loss=loss)
-    spec.item_loss(loss, pred[:3], targ[:3])
-    spec.loss_count(loss, pred, targ, value)
+    task = Task(TARGET, loss=loss)
+    task.item_loss(pred[:3], targ[:3])
+    task.loss_count(pred, targ, value)
     assert loss.part is value and "reduction" not in vars(loss)
 
 
 def test_the_modules_inside_a_loss_are_found():
     inner = nn.CrossEntropyLoss(weight=torch.ones(3))
-    assert weights_of(inner) == [inner]
+    assert loss_modules(inner) == [inner]
     flat = BaseLoss(nn.CrossEntropyLoss)
-    assert weights_of(flat) == [flat.func]
+    assert loss_modules(flat) == [flat.func]
     standard = StandardizedLoss(flat, [2.0])
-    assert weights_of(standard) == [standard, flat.func]
-    assert weights_of(F.cross_entropy) == []
+    assert loss_modules(standard) == [standard, flat.func]
+    assert loss_modules(F.cross_entropy) == []
 
 
 @pytest.mark.parametrize(
