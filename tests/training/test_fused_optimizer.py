@@ -434,7 +434,7 @@ def test_parameters_of_a_strategy_do_not_decay(twins):
 @pytest.mark.parametrize("situation", ["Adam", "SGD", "a rate by head", "Disjoint"])
 @pytest.mark.parametrize("order", [(False, True), (True, False)], ids=["fastai to fused", "fused to fastai"])
 def test_a_checkpoint_goes_on_with_either(twins, situation, order):
-    options = {name: value for name, value in SITUATIONS[situation].items()}
+    options = dict(SITUATIONS[situation])
     whole = twins(**options)[order[0]]
     whole.fit_one_cycle(4, LR, cbs=SaveModelCallback(every_epoch=True, with_opt=True))
     other = twins(**options)[order[1]]
