@@ -49,7 +49,7 @@ def _flat(numbers: Iterable[float]) -> list[float]:
 def parse_box(
     box: str | Iterable[float],  # x1, y1, x2, y2 in pixels: a list, tuple, array, tensor or 'x1 y1 x2 y2'
 ) -> list[float]:  # x1, y1, x2, y2 in pixels
-    """Read one box and check it: (x1, y1) is its upper left corner, (x2, y2) its lower right one, both on the edges of pixels.
+    """Read one box: (x1, y1) is its upper left corner, (x2, y2) its lower right one, both on the edges of pixels.
 
     Raises `HeadsError` unless there are four finite numbers with x1 < x2 and y1 < y2."""
     want = "a box as four numbers x1, y1, x2, y2 in pixels"
