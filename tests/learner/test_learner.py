@@ -436,7 +436,7 @@ def test_heads_in_another_order_than_the_targets(make_learner, table):
     preds, targets, decoded = learn.get_preds(with_decoded=True)
     assert preds.names == decoded.names == ("box", "sort", "ink")
     assert targets.names == ("digit", "ink", "box")
-    assert [p.shape for p in preds] == [(8, 4), (8, 10), (8, 1)]
+    assert [p.shape for p in preds] == [(8, 1, 4), (8, 10), (8, 1)]
     values = learn.predict(table.iloc[0])[0]
     assert isinstance(values.box, TensorBBox) and values.sort in learn.heads.sort.vocab
     assert values.ink > 20, "in the unit of the ink"
