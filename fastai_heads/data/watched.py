@@ -37,7 +37,7 @@ class WatchedDatasets(Datasets):
         return item
 
     def _named(self, tl: TfmdLists, i: int, read: Callable[[], Any]) -> Any:
-        "What is read of an item; an error says which row and file it is."
+        "Read a part of an item; an error says which row and file it is."
         try:
             return read()
         except (HeadsError, *MISREAD) as error:
@@ -71,7 +71,7 @@ class SameSizes(ItemTransform):
         self.ds, self.n_inp, self.names = ds, ds.n_inp, tuple(names)
 
     def __getstate__(self) -> dict[str, Any]:
-        "Without the data: an exported learner has other data."
+        "Leave out the data: an exported learner has other data."
         return {**self.__dict__, "ds": None}
 
     def encodes(self, x: list):
@@ -98,7 +98,7 @@ class SameSizes(ItemTransform):
 
 
 def _shapes(samples: Sequence[Sequence[Any]]) -> Iterator[list[tuple[int, ...]]]:
-    "Per place the shapes of the tensors there."
+    "Give per place the shapes of the tensors there."
     for values in zip(*samples):
         yield [tuple(v.shape) for v in values if isinstance(v, Tensor)]
 
