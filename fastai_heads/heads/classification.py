@@ -42,7 +42,7 @@ class ClassificationHead(PooledSpec):
             )
 
     def fit(self, target: Target, labels: Callable[[], Tensor]) -> Self:
-        "As for every head, with 'balanced' weights counted on the training set's labels."
+        "Fit as every head does, with 'balanced' weights counted on the training set's labels."
         spec = super().fit(target, labels)
         if target.vocab is not None and len(target.vocab) == 1:
             raise HeadsError(

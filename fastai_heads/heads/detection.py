@@ -28,7 +28,7 @@ KINDS = ("retinanet", "fcos")
 def group_norm(
     channels: int,  # of a map, a multiple of 32
 ) -> nn.GroupNorm:
-    "The norm that FCOS has in its head, and torchvision's `retinanet_resnet50_fpn_v2`: without it little is learned."
+    "Make the norm of FCOS's head and of torchvision's `retinanet_resnet50_fpn_v2`. Without it little is learned."
     return nn.GroupNorm(32, channels)
 
 

@@ -37,7 +37,7 @@ class MultiLabelHead(PooledSpec):
             )
 
     def fit(self, target: Target, labels: Callable[[], Tensor]) -> Self:
-        "As for every head, with `pos_weight` brought to one weight per label."
+        "Fit as every head does, with `pos_weight` brought to one weight per label."
         spec = super().fit(target, labels)
         if spec.pos_weight is None:
             return spec

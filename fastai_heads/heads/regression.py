@@ -44,7 +44,7 @@ class InUnit(nn.Module):
         return x.float() * self.deviation + self.mean
 
     def _apply(self, fn: Callable, recurse: bool = True) -> Self:
-        "Keeps the statistics in float32 where the rest of the model is cast: 2000 ± 5 does not fit into bfloat16."
+        "Keep the statistics in float32 where the rest of the model is cast: 2000 ± 5 does not fit into bfloat16."
         kept = self.mean, self.deviation
         super()._apply(fn, recurse)
         if not (self.mean.is_meta or kept[0].is_meta):
@@ -72,7 +72,7 @@ class RegressionHead(PooledSpec):
         self.check("standardize", isinstance(self.standardize, bool) or given, "True, False or (means, deviations)")
 
     def fit(self, target: Target, labels: Callable[[], Tensor]) -> Self:
-        "As for every head, with the mean and deviation of the training set's labels (missing ones left out)."
+        "Fit as every head does, with the mean and deviation of the training set's labels, missing ones left out."
         spec = super().fit(target, labels)
         if spec.standardize is False:
             return spec
@@ -96,7 +96,7 @@ class RegressionHead(PooledSpec):
 
 
 def _as_numbers(value: object) -> list[float] | None:
-    "One number or several, in whatever holds them, as a list; None for anything else."
+    "Return one number or several, in whatever holds them, as a list; None for anything else."
     try:
         return torch.as_tensor(value).double().view(-1).tolist()
     except (TypeError, ValueError, RuntimeError):

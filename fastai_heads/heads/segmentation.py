@@ -95,7 +95,7 @@ class SegmentationHead(HeadSpec):
         return tuple(tap for tap in taps if self.decoder != DPT or tap != Level(2, optional=True))
 
     def infer_n_out(self, target: Target) -> int | None:
-        "A channel per code; one for code 1 alone where `mode='binary'`. Of several masks, `n_out` may say how many."
+        "Return a channel per code; one for code 1 alone where `mode='binary'`. Of several masks `n_out` may say it."
         if self.mode != "binary":
             of_another = target.n_out is None and target.vocab is not None and self.n_out is None
             return len(target.vocab) if of_another else target.n_out
@@ -104,7 +104,7 @@ class SegmentationHead(HeadSpec):
         return 1
 
     def fit(self, target: Target, labels: Callable[[], Tensor]) -> Self:
-        "As for every head, with one class weight per code."
+        "Fit as every head does, with one class weight per code."
         if target.kind == "unknown" and (self.mode != "multilabel" or self.n_out is None):
             raise HeadsError(
                 f"{self.label} needs a target of kind mask, and target {target.name!r} is of none that is known: for "
@@ -124,7 +124,7 @@ class SegmentationHead(HeadSpec):
         return replace(spec, class_weights=tuple(weights.tolist()))
 
     def build(self, taps: tuple[TapShape, ...]) -> nn.Module:
-        "The decoder, and the refinement behind it."
+        "Make the decoder, and the refinement behind it."
         return MaskModule(self._decoder(taps), self.n_out, self.refine)
 
     def _decoder(self, taps: tuple[TapShape, ...]) -> nn.Module:
@@ -202,5 +202,5 @@ class MaskModule(nn.Module):
 
 
 def _resized(x: Tensor, size: Sequence[int]) -> Tensor:
-    "As segmentation_models_pytorch upsamples what its decoders give."
+    "Resize as segmentation_models_pytorch upsamples what its decoders give."
     return x if list(x.shape[-2:]) == list(size) else F.interpolate(x, size, mode="bilinear", align_corners=True)

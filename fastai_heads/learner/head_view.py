@@ -51,7 +51,7 @@ class BodyToHead(nn.Module):
         return found[0] if len(found) == 1 else found
 
     def groups(self) -> list[list[nn.Parameter]]:
-        "The body's parameter groups."
+        "Return the body's parameter groups."
         return self.body.groups()
 
 
@@ -70,7 +70,7 @@ class ItemLosses(TensorBase):
     "Losses of items, of which those without a label rank last: fastai's `Interpretation` asks for the `topk`."
 
     def topk(self, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> tuple[Tensor, Tensor]:
-        "As of every tensor, for which NaN is the largest."
+        "Return the largest or smallest losses. For a plain tensor NaN is the largest."
         plain = self.as_subclass(Tensor)
         last = float("-inf") if largest else float("inf")
         places = plain.masked_fill(plain.isnan(), last).topk(k, dim, largest, sorted)[1]
@@ -132,7 +132,7 @@ def head_learner(
     learn: Learner,  # a `MultiHeadLearner`
     name: str,  # of the head
 ) -> Learner:  # fastai's own, with one target
-    "A plain `Learner` over one head: every tool of fastai that knows one target works on it, on the same weights."
+    "Make a plain `Learner` over one head. Every tool of fastai that knows one target works on it, on the same weights."
     head = learn.heads[name]
     body, heads = get_model(learn.model)
     module = head.module if len(heads.reads[name]) == 1 else OnTuple(head.module)
@@ -157,12 +157,12 @@ def head_learner(
 def split_view(
     model: nn.Sequential,  # of a `head_learner`
 ) -> list[list[nn.Parameter]]:  # the body's groups, and one for trunks and head
-    "The parameter groups of one head's learner."
+    "Split the parameters of one head's learner."
     return [*model[0].groups(), [*model[0].trunks.parameters(), *model[1].parameters()]]
 
 
 def _needed_trunks(heads: Heads, reads: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    "The trunks before a head, each after those that it reads, with what they read."
+    "Return the trunks before a head, each after those that it reads, with what they read."
     needed, wanted = {}, set(reads)
     for trunk in reversed(list(heads.trunk_reads)):
         if wanted & set(heads.trunk_gives[trunk]):
@@ -183,6 +183,6 @@ class _Unprefixed(HeadMetric):
 
 
 def _settings(learn: Learner) -> dict[str, Any]:
-    "What the user chose for training, save, and looks."
+    "Return what the user chose for training and for saving."
     names = ("opt_func", "lr", "path", "model_dir", "wd", "wd_bn_bias", "train_bn", "moms")
     return {name: getattr(learn, name) for name in names}

@@ -13,6 +13,7 @@ from fastai_heads.errors import HeadsError, did_you_mean
 from fastai_heads.heads.defaults import default_head, has_default
 from fastai_heads.heads.spec import HeadSpec
 from fastai_heads.names import check_name
+from fastai_heads.tasks.task import Task
 
 __all__ = [
     "check_deciding",
@@ -53,7 +54,8 @@ def stated_targets(
 def _stated(spec: HeadSpec | None) -> Stated:
     kinds = sorted(getattr(spec, "kinds", frozenset()) - {"unknown"})
     kind = kinds[0] if len(kinds) == 1 else "unknown"
-    n_out = 4 if kind == "box" else getattr(spec, "n_out", None)
+    own, kinds_own = getattr(spec, "n_out", None), getattr(spec, "predicts", Task).n_out
+    n_out = kinds_own if own is None else own
     return Stated(kind, n_out, getattr(spec, "ignore_index", None))
 
 

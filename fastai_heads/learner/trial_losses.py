@@ -132,8 +132,8 @@ def _check_value(head: BoundHead, pred: Tensor, targ: Tensor) -> None:
 
 
 def _pairs_all(head: BoundHead, pred: Tensor, targ: Tensor) -> bool:
-    """Whether each prediction meets the target of every item. Then the loss does not change when targets change places,
-    and is the mean of what it is with each of the targets for all items. Where predictions lie on one side of all the
+    """Tell whether each prediction meets the target of every item. Then the loss does not change when targets change
+    places, and is the mean of what it is with each of the targets for all items. Where predictions lie on one side of all the
     targets an absolute error does the same, so that they are spread out further and further."""
     order = torch.Generator().manual_seed(0)
     columns = [torch.linspace(-1, 1, len(pred))[torch.randperm(len(pred), generator=order)] for _ in pred[0].flatten()]
@@ -148,7 +148,7 @@ def _pairs_all(head: BoundHead, pred: Tensor, targ: Tensor) -> bool:
 
 
 def _meets_all(head: BoundHead, pred: Tensor, targ: Tensor) -> bool | None:
-    "The same for these predictions; None where they do not tell."
+    "Tell the same for these predictions; None where they do not tell."
     sides = [targ, targ.roll(1, 0), *(t[None].expand_as(targ) for t in targ)]
     values = [_value(head, pred, side) for side in sides]
     if any(value is None for value in values):
@@ -200,7 +200,7 @@ def _check_least(head: BoundHead, pred: Tensor, targ: Tensor) -> None:
 
 
 def _is_activated(head: BoundHead, pred: Tensor) -> bool:
-    "Whether the numbers are what an activation makes of the output, as with fastai's losses on logits."
+    "Tell whether the numbers are what an activation makes of the output, as with fastai's losses on logits."
     return not torch.equal(head.activation(pred), pred)
 
 
@@ -216,7 +216,7 @@ def _value(head: BoundHead, pred: Tensor, targ: Tensor) -> float | None:
 
 
 def _rows(pred: Tensor, targ: Tensor) -> tuple[Tensor, Tensor]:
-    "The items again and again until no axis is as long as the batch, which would hide that shapes are broadcast."
+    "Repeat the items until no axis is as long as the batch, which would hide that shapes are broadcast."
     sides = {*pred.shape[1:], *targ.shape[1:]}
     n = next(n for n in range(max(_ROWS, len(targ)), 10**6) if n not in sides)
     rows = torch.arange(n, device=pred.device) % len(targ)
@@ -267,7 +267,7 @@ def check_decoding(
 
 @contextmanager
 def _moved(loss_func: Callable, device: torch.device) -> Iterator[None]:
-    "The tensors inside a loss on a device, and afterwards where they were."
+    "Move the tensors inside a loss to a device, and afterwards back."
     homes = [
         (module, next((t.device for t in (*module.parameters(), *module.buffers())), device))
         for module in loss_modules(loss_func)
@@ -282,7 +282,7 @@ def _moved(loss_func: Callable, device: torch.device) -> Iterator[None]:
 
 
 def _range(pred: Tensor, targ: Tensor) -> str:
-    "From where to where predictions and targets go."
+    "Say from where to where predictions and targets go."
     ends = [f"{part.min().item():.4g} to {part.max().item():.4g}" for part in (pred, targ)]
     return f"predictions go from {ends[0]}, targets from {ends[1]}"
 

@@ -47,8 +47,8 @@ def shared_metrics(
     trial: Trial | None,  # what the network gave; None: nothing was tried, and the kinds of target alone tell
     given: Sequence[Any],  # what fastai takes as metrics
 ) -> list[HeadMetric]:
-    """Each of the metrics for every deciding head that can take it and whose spec names none. Raises `HeadsError` for
-    one that no head can take; a `HeadsWarning` says which heads got none where that could not be told by kind."""
+    """Return each of the metrics for every deciding head that can take it and whose spec names none. Raises
+    `HeadsError` for one that no head can take; a `HeadsWarning` says which heads got none where that could not be told by kind."""
     for metric in given:
         if not is_metric(metric):
             raise HeadsError(
@@ -74,7 +74,7 @@ def fitting_metrics(
     shared: Sequence[HeadMetric],  # from `shared_metrics`
     own: Sequence[HeadMetric],  # the heads' own and default metrics
 ) -> list[HeadMetric]:  # in head order
-    "The metrics of all heads: of those that share in what was given that, of the others their own."
+    "Return the metrics of all heads: what was given for those that share in it, their own for the others."
     sharing = {metric.head.name for metric in shared}
     found = [*shared, *(metric for metric in own if metric.head.name not in sharing)]
     return sorted(found, key=lambda metric: metric.place)
@@ -124,7 +124,7 @@ def _fault(learn: Learner, trial: Trial | None, metric: HeadMetric) -> str:
 
 @contextmanager
 def _after_batch(learn: Learner, trial: Trial) -> Iterator[None]:
-    "The learner as it is after a batch of validation, for a while."
+    "Put the learner in the state after a batch of validation, for a while."
     names = ("xb", "yb", "pred", "head_losses", "loss", "training", "dl")
     before = {name: learn.__dict__[name] for name in names if name in learn.__dict__}
     learn.xb, learn.yb, learn.pred = trial.inputs, trial.targets, tuple(trial.preds.values())
@@ -146,6 +146,6 @@ def _shapes(trial: Trial | None, head: BoundHead) -> str:
 
 
 def _own(head: BoundHead) -> str:
-    "The nearest right answer: the metrics of the head's kind."
+    "Say the nearest right answer: the metrics of the head's kind."
     names = [metric_name(metric) for metric in head.task.default_metrics()]
     return f"Its kind's are {', '.join(names)}." if names else "Pass `metrics=[]` for none."

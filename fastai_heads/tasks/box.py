@@ -17,6 +17,8 @@ __all__ = ["BoxTask", "iou"]
 class BoxTask(NumbersTask):
     "One box, (B, 4) and activated (B, 1, 4) as the target is: x1, y1, x2, y2 from −1 to 1."
 
+    n_out: int | None = 4
+
     blends: ClassVar[bool] = False
     moves_with_image: ClassVar[bool] = True
     shown_by_fastai: ClassVar[bool] = True

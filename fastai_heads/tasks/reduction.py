@@ -187,7 +187,7 @@ def _takes_reduction(loss_func: Callable) -> bool:
 
 
 def _inside(loss_func: Callable) -> Iterator[Any]:
-    "A loss and those that it wraps, outermost first."
+    "Yield a loss and those that it wraps, outermost first."
     while loss_func is not None:
         yield loss_func
         wrapped = loss_func.func if isinstance(loss_func, BaseLoss | partial) else None
@@ -195,7 +195,7 @@ def _inside(loss_func: Callable) -> Iterator[Any]:
 
 
 def _attribute(loss_func: Callable, name: str) -> Any:
-    "What a loss, one that it wraps, or the keywords of a `partial` say; None where none does."
+    "Return what a loss, one that it wraps, or the keywords of a `partial` say; None where none does."
     for part in _inside(loss_func):
         found = part.keywords.get(name) if isinstance(part, partial) else getattr(part, name, None)
         if found is not None:
@@ -205,7 +205,7 @@ def _attribute(loss_func: Callable, name: str) -> Any:
 
 @contextmanager
 def _kept(loss_func: Callable) -> Iterator[None]:
-    "A loss may note what it has seen, which `LossMetric` reads; a further look at it leaves no trace."
+    "Leave no trace of a further look at a loss, which may note what it has seen for `LossMetric`."
     before = [(part, dict(vars(part))) for part in _inside(loss_func) if hasattr(part, "__dict__")]
     try:
         yield

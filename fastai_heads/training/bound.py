@@ -276,7 +276,7 @@ class BoundHeads(Mapping[str, BoundHead]):
         return "\n".join(map(repr, self._by_name.values()))
 
     def _repr_html_(self) -> str:
-        "A table in Jupyter, a row for each head."
+        "Return a table for Jupyter, a row for each head."
         titles = ("head", "kind", "target", "tap", "outputs", "parameters", "loss weight")
         rows = [titles, *(_cells(head) for head in self._by_name.values())]
         marks = ["th"] + ["td"] * len(self)

@@ -93,7 +93,7 @@ class TagsMetric(Metric):
         return float((scores * weights).sum() / weights.sum().clamp(min=1))
 
     def _score(self, preds: Tensor, targs: Tensor) -> Any:
-        "Of one tag, or of all as one: what the function does with 0 and 1 where it is not told how to average."
+        "Score one tag, or all as one, as the function does where it is not told how to average."
         kwargs = {name: value for name, value in self.metric.kwargs.items() if name != "average"}
         pair = (targs, preds) if self.metric.invert_args else (preds, targs)
         return self.metric.func(*(part.numpy() if self.metric.to_np else part for part in pair), **kwargs)

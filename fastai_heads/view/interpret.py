@@ -137,7 +137,7 @@ class HeadsInterpretation(Interpretation):
         head: str | None = None,  # by this head's loss; None: by the total
         **kwargs,  # to the drawing: `nrows`, `ncols`, `figsize`, `imsize`, `title`
     ) -> Figure:
-        "The items with the largest losses: every head's target and prediction, over them the losses."
+        "Draw the items with the largest losses: every head's target and prediction, over them the losses."
         some = k is not None and not isinstance(k, int | str)
         _, idx = self.top_losses(None if some else k, largest, head=head)
         return self.show_results(idx[places_in(k, len(idx), "k")] if some else idx, first=head, **kwargs)
@@ -155,7 +155,7 @@ class HeadsInterpretation(Interpretation):
         return show_predictions(self.learn, tuplify(inputs), targs, decoded, len(idxs), titles=titles, **kwargs)
 
     def _title(self, i: int, first: str | None) -> str:
-        "The losses of one item in words: a head's first if it is asked for, then the total, then the others."
+        "Say the losses of one item in words: a head's first if it is asked for, then the total, then the others."
         each = {name: number(loss[i]) for name, loss in self.head_losses.pairs()}
         said = {first: each[first]} if first is not None else {}
         if len(each) > 1:
@@ -168,7 +168,7 @@ class HeadsInterpretation(Interpretation):
         self,
         head: str | None = None,  # of classes, labels or masks; None: the only head
     ) -> np.ndarray:  # (C, C) counts, a row per true class; of several labels (C, 2, 2)
-        "How often which class was taken for which. Source for labels: scikit-learn's `multilabel_confusion_matrix`."
+        "Count which class was taken for which. Source for labels: scikit-learn's `multilabel_confusion_matrix`."
         bound = self._head(head, (*_CLASSES, Answer.TAGS), "confusion_matrix")
         said, truth = self._pairs(bound)
         if bound.task.answers is Answer.TAGS:
@@ -186,7 +186,7 @@ class HeadsInterpretation(Interpretation):
         plot_txt: bool = True,  # numbers in the cells
         **kwargs,  # to matplotlib's `figure`: `figsize`, `dpi`
     ) -> Figure:
-        "The confusion matrix of a head; of several labels one for each."
+        "Draw the confusion matrix of a head; of several labels one for each."
         check_cmap(cmap)
         kwargs = figure_options(**kwargs)
         matrix = self.confusion_matrix(head)
@@ -215,7 +215,7 @@ class HeadsInterpretation(Interpretation):
         head: str | None = None,  # of classes or masks; None: the only head
         min_val: int = 1,  # how often at least
     ) -> list[tuple[Any, Any, int]]:  # (actual, predicted, how often), the most frequent first
-        "The pairs of classes that were mixed up most often."
+        "Return the pairs of classes that were mixed up most often."
         bound = self._head(head, _CLASSES, "most_confused")
         if not is_number(min_val):
             raise HeadsError(f"`min_val` is how often a pair was mixed up at least, a number, found {min_val!r}.")
@@ -303,7 +303,7 @@ class HeadsInterpretation(Interpretation):
 
 
 def _by_tag(truth: np.ndarray, said: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    "Of each tag what is true and what is said, where it is not missing."
+    "Yield what is true and what is said of each tag, where it is not missing."
     for true, guess in zip(truth.T, said.T):
         known = ~np.isnan(true)
         yield true[known].astype(int), guess[known].astype(int)
