@@ -133,8 +133,8 @@ def _check_value(head: BoundHead, pred: Tensor, targ: Tensor) -> None:
 
 def _pairs_all(head: BoundHead, pred: Tensor, targ: Tensor) -> bool:
     """Tell whether each prediction meets the target of every item. Then the loss does not change when targets change
-    places, and is the mean of what it is with each of the targets for all items. Where predictions lie on one side of all the
-    targets an absolute error does the same, so that they are spread out further and further."""
+    places, and is the mean of what it is with each of the targets for all items. Where predictions lie on one side of
+    all the targets an absolute error does the same, so that they are spread out further and further."""
     order = torch.Generator().manual_seed(0)
     columns = [torch.linspace(-1, 1, len(pred))[torch.randperm(len(pred), generator=order)] for _ in pred[0].flatten()]
     spread = torch.stack(columns, 1).view(pred.shape).to(pred)
