@@ -1,7 +1,6 @@
 """What every head says of itself, and a head of one's own in thirty lines."""
 
 import copy
-import functools
 import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import FrozenInstanceError, dataclass, replace
@@ -11,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from fastai.losses import BaseLoss, CrossEntropyLossFlat, FocalLossFlat
 from fastai.metrics import F1Score, accuracy
 from fastcore.foundation import L
 from torch import Tensor, nn
@@ -28,8 +26,6 @@ from fastai_heads.heads.regression import RegressionHead
 from fastai_heads.heads.spec import HeadSpec, TapShape
 from fastai_heads.learner.factory import multihead_learner
 from fastai_heads.model import Trunk
-from fastai_heads.tasks.reduction import loss_modules
-from fastai_heads.tasks.regression import StandardizedLoss
 from fastai_heads.tasks.task import Task
 
 TARGET = Target("it", 0, "unknown")
@@ -181,81 +177,6 @@ def test_a_bare_spec_says_what_it_lacks():
         HeadSpec().build((TapShape("features", 4, 32),))
     with pytest.raises(HeadsError, match=r"Task has no loss of its own: define `default_loss\(self\)`, or pass `loss="):
         HeadSpec().task(TARGET)
-
-
-def test_a_loss_that_cannot_be_told_by_items_says_so():
-    task = Task(TARGET, loss=lambda pred, targ, reduction="mean": pred.sum())
-    with pytest.raises(HeadsError, match="loss of target 'it' cannot be told apart by items"):
-        task.item_loss(torch.randn(3, 2), torch.randn(3, 2))
-
-
-WEIGHTS = torch.tensor([0.1, 1.0, 2.0, 5.0])
-
-
-@pytest.mark.parametrize(
-    ("loss", "count"),
-    [
-        (nn.CrossEntropyLoss(weight=WEIGHTS), "weights"),
-        (CrossEntropyLossFlat(weight=WEIGHTS, label_smoothing=0.1), "weights"),
-        (functools.partial(F.cross_entropy, weight=WEIGHTS), "weights"),
-        (lambda pred, targ, reduction="mean": F.cross_entropy(pred, targ, WEIGHTS, reduction=reduction), "weights"),
-        (nn.CrossEntropyLoss(weight=WEIGHTS, ignore_index=2), "weights without 2"),
-        (nn.CrossEntropyLoss(ignore_index=2), "items without 2"),
-        (FocalLossFlat(weight=WEIGHTS), "items"),
-        (F.cross_entropy, "items"),
-        (lambda pred, targ: F.cross_entropy(pred, targ), "items"),
-        (lambda pred, targ, reduction="mean": 0 * F.cross_entropy(pred, targ, reduction=reduction), "items"),
-    ],
-    ids=[
-        *("torch", "fastai", "partial", "function", "weighted, ignored", "ignored", "focal", "plain", "no reduction"),
-        "zero",
-    ],
-)
-def test_a_loss_says_what_it_is_a_mean_of(loss, count):
-    pred, targ = torch.randn(9, 4), torch.arange(9) % 4
-    kept = targ[targ != 2] if "without" in count else targ
-    wanted = WEIGHTS[kept].sum() if "weights" in count else len(kept)
-    found = Task(TARGET, loss=loss).loss_count(pred, targ, loss(pred, targ))
-    assert float(found) == pytest.approx(float(wanted), rel=1e-5)
-
-
-def test_a_loss_that_has_several_values_an_item_is_a_mean_of_them_all():
-    pred, targ = torch.randn(9, 4), torch.randn(9, 4)
-    for loss in (nn.MSELoss(), F.l1_loss, lambda pred, targ: (pred - targ).abs().mean()):
-        assert Task(TARGET, loss=loss).loss_count(pred, targ, loss(pred, targ)) == 36
-    signed = Task(TARGET, loss=lambda pred, targ, reduction="mean": pred if reduction == "none" else pred.mean())
-    even = torch.cat([pred, -pred])  # its mean is 0, and says nothing
-    assert signed.loss_count(even, even, even.mean()) == 72
-
-
-class Noting(nn.Module):
-    "A loss that notes a part of it, as `LossMetric` reads it."
-
-    reduction = "mean"
-
-    def forward(self, pred, targ):
-        each = F.cross_entropy(pred, targ, reduction="none")
-        self.part = each if self.reduction == "none" else each.mean()
-        return self.part
-
-
-def test_a_further_look_at_a_loss_leaves_no_trace():
-    pred, targ, loss = torch.randn(9, 4), torch.arange(9) % 4, Noting()
-    value = loss(pred, targ)
-    task = Task(TARGET, loss=loss)
-    task.item_loss(pred[:3], targ[:3])
-    task.loss_count(pred, targ, value)
-    assert loss.part is value and "reduction" not in vars(loss)
-
-
-def test_the_modules_inside_a_loss_are_found():
-    inner = nn.CrossEntropyLoss(weight=torch.ones(3))
-    assert loss_modules(inner) == [inner]
-    flat = BaseLoss(nn.CrossEntropyLoss)
-    assert loss_modules(flat) == [flat.func]
-    standard = StandardizedLoss(flat, [2.0])
-    assert loss_modules(standard) == [standard, flat.func]
-    assert loss_modules(F.cross_entropy) == []
 
 
 @pytest.mark.parametrize(

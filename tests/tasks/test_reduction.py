@@ -6,11 +6,11 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from fastai.losses import BCEWithLogitsLossFlat, CrossEntropyLossFlat, L1LossFlat
+from fastai.losses import BaseLoss, BCEWithLogitsLossFlat, CrossEntropyLossFlat, L1LossFlat
 from torch import nn
 
 from fastai_heads.errors import HeadsError
-from fastai_heads.tasks.reduction import counted, loss_over, mean_of_counted, own_reduction, unreduced
+from fastai_heads.tasks.reduction import counted, loss_modules, loss_over, mean_of_counted, own_reduction, unreduced
 from fastai_heads.tasks.regression import StandardizedLoss
 
 POSITIVE = torch.tensor([1.0, 3.0, 5.0])
@@ -87,3 +87,13 @@ def test_what_counts_is_neither_nan_nor_ignored():
     )
     found = mean_of_counted(values, targ, counted(F.l1_loss, targ))
     assert found[:2].tolist() == [1.0, 3.0] and found[2].isnan()
+
+
+def test_the_modules_inside_a_loss_are_found():
+    inner = nn.CrossEntropyLoss(weight=torch.ones(3))
+    assert loss_modules(inner) == [inner]
+    flat = BaseLoss(nn.CrossEntropyLoss)
+    assert loss_modules(flat) == [flat.func]
+    standard = StandardizedLoss(flat, [2.0])
+    assert loss_modules(standard) == [standard, flat.func]
+    assert loss_modules(F.cross_entropy) == []
