@@ -297,7 +297,6 @@ NO_VERBS_YET = (
     "fastai_heads/learner/guards.py",
     "fastai_heads/learner/learner.py",
     "fastai_heads/learner/predictions.py",
-    "fastai_heads/learner/resolve.py",
     "fastai_heads/learner/weights.py",
     "fastai_heads/model.py",
     "fastai_heads/training/distributed.py",

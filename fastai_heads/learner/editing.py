@@ -13,7 +13,7 @@ from fastai_heads.errors import HeadsError
 from fastai_heads.heads.defaults import default_head, has_default
 from fastai_heads.heads.regression import RegressionHead
 from fastai_heads.heads.spec import HeadSpec, TapShape
-from fastai_heads.learner.resolve import find_target, fitted, in_code
+from fastai_heads.learner.specs import find_target, fit_spec, in_code
 from fastai_heads.model import read_by
 from fastai_heads.names import check_name
 from fastai_heads.training.bound import BoundHead
@@ -39,7 +39,7 @@ def added_spec(
         raise HeadsError(f"`head` is a spec such as `ClassificationHead()`, found {spec!r}.{hint}")
     wanted = find_target(name, spec.target if target is None else target, learn.data_targets)
     _check_fits(learn, name, spec, wanted)
-    return fitted(name, spec, wanted, learn.dls), wanted
+    return fit_spec(name, spec, wanted, learn.dls), wanted
 
 
 def _check_fits(learn: Learner, name: str, spec: HeadSpec, target: Target) -> None:
@@ -89,7 +89,7 @@ def restandardize(
     "Take mean and deviation of a head's last layer and of its loss anew."
     if not isinstance(head.spec, RegressionHead) or head.spec.standardize is False:
         return
-    head.spec = fitted(head.name, replace(head.spec, standardize=True), head.target, dls)
+    head.spec = fit_spec(head.name, replace(head.spec, standardize=True), head.target, dls)
     unit = head.module.layers[-1]
     for name, values in zip(("mean", "deviation"), head.spec.standardize):
         getattr(unit, name).copy_(torch.tensor(values))
