@@ -13,8 +13,8 @@ from fastai_heads.data.detection import same_count
 from fastai_heads.errors import HeadsError
 from fastai_heads.head_tuple import HeadTuple
 from fastai_heads.training.bound import BoundHead, BoundHeads
-from fastai_heads.training.joint import joined_target, speaks
 from fastai_heads.training.loss import CombinedLoss
+from fastai_heads.training.ranks.joint import gather_target, speaks
 
 __all__ = ["ConstantOrder", "GatherHeads"]
 
@@ -40,7 +40,7 @@ class GatherHeads(GatherPredsCallback):
         if not hasattr(self, "pred"):
             return
         answers = tuple(head.answer(pred) for head, pred in zip(self.learn.heads.values(), self.pred))
-        targs = tuple(joined_target(self.learn, *pair) for pair in zip(self.learn.data_targets, self.yb))
+        targs = tuple(gather_target(self.learn, *pair) for pair in zip(self.learn.data_targets, self.yb))
         preds, targs = self.learn.to_detach(answers), to_detach(targs, gather=False)
         if self.with_preds:
             self.preds.append(preds)

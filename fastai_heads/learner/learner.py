@@ -47,11 +47,12 @@ from fastai_heads.training.callbacks import are_callbacks, check_callbacks
 from fastai_heads.training.fused_optimizer import fuse
 from fastai_heads.training.loss import CombinedLoss
 from fastai_heads.training.metrics import HeadMetric, head_metrics
-from fastai_heads.training.mixing import Targets, batch_losses, combined_loss
+from fastai_heads.training.mixing import Targets
 from fastai_heads.training.monitors import HeadsMonitor
 from fastai_heads.training.optimizer import multiplied
 from fastai_heads.training.precision import DevicePrecision, warn_of_half
 from fastai_heads.training.recorder import HeadsRecorder
+from fastai_heads.training.step import combined_loss, run_batch
 from fastai_heads.training.strategies.base import Strategy
 from fastai_heads.training.strategies.callback import StrategyCallback
 from fastai_heads.training.strategies.resolve import as_strategy
@@ -201,19 +202,7 @@ class MultiHeadLearner(CheckedLearner, HeadPredictions, HeadsExport):
         model[1].strategy = None if kept is None else kept.to(next(model.parameters()).device)
 
     def _do_one_batch(self) -> None:
-        self.pred = self.strategy.predict(self) if self.training else self.model(*self.xb)
-        self("after_pred")
-        if len(self.yb):
-            self.take_losses()
-            self.loss_grad = self.strategy.objective(self) if self.training else self.loss.clone()
-        self("after_loss")
-        if self.training and len(self.yb):
-            self._do_grad_opt()
-
-    def take_losses(self) -> None:
-        "Each head's loss of this batch, and their sum without a graph."
-        self.head_losses = batch_losses(self.loss_func, self.pred, self.yb)
-        self.loss = combined_loss(self.loss_func).total([loss.detach().float() for loss in self.head_losses])
+        run_batch(self)
 
     def _backward(self) -> None:
         self.strategy.backward(self)

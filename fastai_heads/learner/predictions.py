@@ -24,8 +24,9 @@ from fastai_heads.learner.gather import ConstantOrder, GatherHeads
 from fastai_heads.learner.one_target import refuse_stock_interpretation
 from fastai_heads.learner.ranks import HeadsAcrossRanks
 from fastai_heads.names import names_in
-from fastai_heads.training.across import from_first_rank
 from fastai_heads.training.callbacks import are_callbacks
+from fastai_heads.training.ranks.exchange import from_first_rank
+from fastai_heads.training.ranks.joint import SharedLoader
 from fastai_heads.training.recorder import HeadsRecorder
 from fastai_heads.view.decoded import decode_heads
 from fastai_heads.view.show import show_predictions, show_targets
@@ -92,7 +93,7 @@ class HeadPredictions(HeadsAcrossRanks):
             dl = dl.new(shuffle=False, drop_last=False)
         if not (reorder and hasattr(dl, "get_idxs")):
             return dl, None
-        idxs = list((dl.dl if hasattr(dl, "joined") else dl).get_idxs())
+        idxs = list((dl.dl if isinstance(dl, SharedLoader) else dl).get_idxs())
         if self.ranks > 1:
             idxs = from_first_rank(torch.tensor(idxs, device=self.distributed_trainer.device)).tolist()
         return dl.new(get_idxs=ConstantOrder(idxs)), torch.tensor(idxs, dtype=torch.long).argsort()

@@ -11,8 +11,8 @@ from fastai.torch_core import default_device, num_distrib
 from typing_extensions import Self
 
 from fastai_heads.errors import HeadsError
-from fastai_heads.training.across import train_together
-from fastai_heads.training.joint import is_joined
+from fastai_heads.training.ranks.exchange import train_together
+from fastai_heads.training.ranks.joint import is_shared
 
 __all__ = ["HeadsAcrossRanks"]
 
@@ -49,7 +49,7 @@ class HeadsAcrossRanks(Learner):
     ) -> Self:
         "fastai's: what `distrib_ctx` does at its start."
         _need_accelerate()
-        from fastai_heads.training.distributed import HeadsTrainer
+        from fastai_heads.training.ranks.trainer import HeadsTrainer
 
         on_cpu = torch.device(self.dls.device or default_device()).type == "cpu"  # accelerate has to be told
         learn = self.add_cb(HeadsTrainer(sync_bn, **{"cpu": on_cpu, **kwargs}))
@@ -73,7 +73,7 @@ class HeadsAcrossRanks(Learner):
 
     def to_detach(self, b: Any, cpu: bool = True, gather: bool = True) -> Any:
         "fastai's; only batches of which every rank has a part are gathered."
-        return super().to_detach(b, cpu, gather and is_joined(self))
+        return super().to_detach(b, cpu, gather and is_shared(self))
 
 
 def _need_accelerate() -> None:

@@ -22,7 +22,7 @@ from fastai_heads.learner.trial_metrics import check_metrics, fitting_metrics, s
 from fastai_heads.running import compiled_in_place
 from fastai_heads.training.loss import CombinedLoss
 from fastai_heads.training.metrics import HeadMetric, head_metrics
-from fastai_heads.training.mixing import combined_loss
+from fastai_heads.training.step import combined_loss
 
 __all__ = ["CheckedLearner"]
 

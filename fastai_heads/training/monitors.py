@@ -9,9 +9,10 @@ from fastai.torch_core import get_model
 from torch import Tensor, nn
 
 from fastai_heads.errors import HeadsWarning
-from fastai_heads.training.across import sum_over_ranks
 from fastai_heads.training.bound import BoundHead
-from fastai_heads.training.joint import is_joined, seen_labels, seen_loss, speaks
+from fastai_heads.training.ranks.exchange import sum_over_ranks
+from fastai_heads.training.ranks.joint import is_shared, speaks
+from fastai_heads.training.step import read_labels, read_loss
 
 __all__ = ["HeadsMonitor", "reaches"]
 
@@ -69,10 +70,10 @@ class HeadsMonitor(Callback):
     def after_loss(self) -> None:
         "Count losses of zero, losses that are not finite, and labels. Nothing waits for the device."
         heads = list(self.learn.heads.values())
-        losses = torch.stack([seen_loss(self.learn, place).float() for place in range(len(heads))])
+        losses = torch.stack([read_loss(self.learn, place).float() for place in range(len(heads))])
         self._zeros = self._zeros + (losses == 0)
         self._odd = self._odd + ~losses.isfinite()
-        labels = {head.name: seen_labels(self.learn, head, place) for place, head in enumerate(heads)}
+        labels = {head.name: read_labels(self.learn, head, place) for place, head in enumerate(heads)}
         for name in self._labels:
             self._labels[name] = self._labels[name] + labels[name]
         taps = [tap for tap in self._taps if tap.requires_grad]
@@ -127,7 +128,7 @@ class HeadsMonitor(Callback):
                     self._silent.discard(head.name)
 
     def _on_any_rank(self, found: bool, device: torch.device) -> bool:
-        return bool(sum_over_ranks(torch.tensor(int(found), device=device))) if is_joined(self.learn) else found
+        return bool(sum_over_ranks(torch.tensor(int(found), device=device))) if is_shared(self.learn) else found
 
     def _diagnose(self) -> dict[str, str]:  # head → what is wrong
         zeros, odd = (getattr(n, "tolist", list)() for n in (self._zeros, self._odd))

@@ -13,8 +13,8 @@ from torch import Tensor, lerp
 from fastai_heads.errors import HeadsError
 from fastai_heads.training.bound import BoundHead
 from fastai_heads.training.curves import Curves, empty_figure
-from fastai_heads.training.joint import seen_labels, seen_loss
 from fastai_heads.training.metrics import HeadValidLoss, distinct
+from fastai_heads.training.step import read_labels, read_loss
 
 __all__ = ["HeadsRecorder"]
 
@@ -36,9 +36,9 @@ class HeadTrainLoss(AvgSmoothLoss):
         return f"{self.head.name}_loss"
 
     def accumulate(self, learn: Learner) -> None:
-        if not seen_labels(learn, self.head, self.place):
+        if not read_labels(learn, self.head, self.place):
             return
-        loss = to_detach(seen_loss(learn, self.place), gather=False)
+        loss = to_detach(read_loss(learn, self.place), gather=False)
         self.count += 1
         self.val = lerp(loss, self.val.to(loss.dtype), self.beta)
 

@@ -10,12 +10,12 @@ from fastai.optimizer import _BaseOptimizer
 from torch import Tensor, nn
 
 from fastai_heads.errors import HeadsError, did_you_mean
-from fastai_heads.training.across import mean_over_ranks, sum_over_ranks, world
 from fastai_heads.training.bound import BoundHeads
-from fastai_heads.training.mixing import combined_loss, label_counts, loss_count
 from fastai_heads.training.optimizer import HeadsOptimizer
+from fastai_heads.training.ranks.exchange import mean_over_ranks, sum_over_ranks
+from fastai_heads.training.step import combined_loss, count_labels, share_losses
 
-__all__ = ["LeafStrategy", "Strategy", "WeightedSum", "shared_losses"]
+__all__ = ["LeafStrategy", "Strategy", "WeightedSum"]
 
 
 class Strategy(ABC):
@@ -144,7 +144,7 @@ class WeightedSum(Strategy):
 
     def objective(self, learn: Learner) -> Tensor:
         self._weights = {name: head.loss_weight for name, head in learn.heads.items()}
-        return combined_loss(learn.loss_func).total(shared_losses(learn, learn.head_losses))
+        return combined_loss(learn.loss_func).total(share_losses(learn, learn.head_losses))
 
     @property
     def label(self) -> str:
@@ -171,7 +171,7 @@ class LeafStrategy(Strategy):
 
     def objective(self, learn: Learner) -> Tensor:
         "Make the objective of the weighted losses that the batch has. It is the same on all ranks."
-        losses = dict(zip(learn.heads.names, shared_losses(learn, learn.head_losses)))
+        losses = dict(zip(learn.heads.names, share_losses(learn, learn.head_losses)))
         self._losses, self._names, self._present = losses, learn.heads.names, present_heads(learn)
         leaf = torch.stack([loss.detach() for loss in losses.values()])
         mean_over_ranks([leaf])
@@ -215,21 +215,5 @@ def present_heads(learn: Learner) -> tuple[str, ...]:
     weighted = [name for name, head in learn.heads.items() if head.loss_weight > 0]
     if not any(learn.heads[name].target.partial for name in weighted):
         return tuple(weighted)
-    counts = dict(zip(learn.heads.names, sum_over_ranks(label_counts(learn.loss_func, learn.yb)).tolist()))
+    counts = dict(zip(learn.heads.names, sum_over_ranks(count_labels(learn.loss_func, learn.yb)).tolist()))
     return tuple(name for name in weighted if counts[name])
-
-
-def shared_losses(
-    learn: Learner,
-    losses: Sequence[Tensor],  # one per head
-) -> tuple[Tensor, ...]:  # one per head
-    """Scale the heads' losses for distributed training: their mean over all ranks is then the loss of the joined
-    batches. Each loss is multiplied by this rank's share of what it is a mean of."""
-    if world() == 1:
-        return tuple(losses)
-    pairs = zip(combined_loss(learn.loss_func).pairs(learn.pred), losses)
-    own = torch.stack([loss_count(learn.loss_func, *pair, learn.yb, loss).double() for pair, loss in pairs])
-    whole = sum_over_ranks(own)
-    adds = torch.tensor([head.sums for head in learn.heads.values()], device=own.device)
-    shares = torch.where(adds, 1.0, own / whole.masked_fill(whole == 0, 1)) * world()
-    return tuple(loss * share.to(loss.dtype) for loss, share in zip(losses, shares))
