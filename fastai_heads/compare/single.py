@@ -24,7 +24,7 @@ from fastai_heads.training.strategies.balance import Balance
 from fastai_heads.training.strategies.base import WeightedSum
 from fastai_heads.training.strategies.bridge import UW, GeometricMean, UPGrad
 from fastai_heads.training.strategies.disjoint import Disjoint
-from fastai_heads.training.strategies.resolve import as_strategy
+from fastai_heads.training.strategies.choose import as_strategy
 
 __all__ = ["compare_to_single"]
 

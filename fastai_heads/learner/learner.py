@@ -51,14 +51,14 @@ from fastai_heads.training.mixing import Targets
 from fastai_heads.training.monitors import HeadsMonitor
 from fastai_heads.training.optimizer import multiplied
 from fastai_heads.training.precision import DevicePrecision, warn_of_half
-from fastai_heads.training.recorder import HeadsRecorder
 from fastai_heads.training.step import combined_loss, run_batch
 from fastai_heads.training.strategies.base import Strategy
 from fastai_heads.training.strategies.callback import StrategyCallback
-from fastai_heads.training.strategies.resolve import as_strategy
+from fastai_heads.training.strategies.choose import as_strategy
 from fastai_heads.training.trackers import set_direction
-from fastai_heads.view.conflict import draw_conflict, draw_weights
+from fastai_heads.view.conflict_charts import draw_conflict, draw_weights
 from fastai_heads.view.diagram import draw_heads
+from fastai_heads.view.losses import DrawnRecorder
 from fastai_heads.view.summary import Summary, summarize
 
 __all__ = ["MultiHeadLearner"]
@@ -91,9 +91,11 @@ class MultiHeadLearner(CheckedLearner, HeadPredictions, HeadsExport):
             metrics=self._own_metrics(),
             **learner_kwargs,
         )
-        for recorder in self._grab_cbs(Recorder):
+        recorders = self._grab_cbs(Recorder)
+        for recorder in recorders:
             self.remove_cb(recorder)
-            self.add_cb(HeadsRecorder(recorder.add_time, recorder.train_metrics, recorder.valid_metrics))
+            self.add_cb(DrawnRecorder(recorder.add_time, recorder.train_metrics, recorder.valid_metrics))
+        if recorders:  # none where fastai's `default_cbs` is false
             self.add_cb(HeadsMonitor())
         self.add_cb(StrategyCallback())
         self.strategy = strategy

@@ -41,7 +41,7 @@ class HeadPredictions(HeadsAcrossRanks):
         "fastai's, which forgets what the recorder holds of the last fit; here it is kept."
         are_callbacks(cbs)
         recorders = self._grab_cbs(HeadsRecorder)
-        return ContextManagers([r.kept() for r in recorders] + [super().validation_context(cbs, inner)])
+        return ContextManagers([r.keep() for r in recorders] + [super().validation_context(cbs, inner)])
 
     def test_dl(
         self,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fastai_heads.errors import HeadsError
 from fastai_heads.training.bound import need_heads
-from fastai_heads.training.conflict import ConflictRecord, step_shares
+from fastai_heads.training.conflict_record import ConflictRecord, step_shares
 from fastai_heads.training.disjoint_optimizer import DisjointOptimizer
 from fastai_heads.training.gradients import Row, add_rows, gramian, loss_gradients
 from fastai_heads.training.ranks.exchange import mean_over_ranks, sum_over_ranks

@@ -7,12 +7,9 @@ import torch
 from fastai.learner import AvgSmoothLoss, Learner, Metric, Recorder
 from fastai.torch_core import to_detach
 from fastcore.foundation import L
-from matplotlib.axes import Axes
 from torch import Tensor, lerp
 
-from fastai_heads.errors import HeadsError
 from fastai_heads.training.bound import BoundHead
-from fastai_heads.training.curves import Curves, empty_figure
 from fastai_heads.training.metrics import HeadValidLoss, distinct
 from fastai_heads.training.step import read_labels, read_loss
 
@@ -104,7 +101,7 @@ class HeadsRecorder(Recorder):
         self.metric_names = "epoch" + L(distinct(self.columns())) + (L("time") if self.add_time else L())
 
     def columns(self) -> L:
-        "The names of a row's values, in order."
+        "List the names of a row's values, in order."
         names, metrics = L(self.learn.heads.names), self.learn.metrics.attrgot("name")
         train = names.map("train_{}_loss") + (metrics.map("train_{}") if self.train_metrics else L())
         if not self.valid_metrics:
@@ -119,41 +116,22 @@ class HeadsRecorder(Recorder):
                 metric.reset()
 
     def after_batch(self) -> None:
-        "fastai's, and every head's smoothed loss."
+        "Record a batch as fastai does, and every head's smoothed loss."
         super().after_batch()
         if self.training and len(self.yb):
             for loss in self._train_heads:
                 self.losses_by_head[loss.head.name].append(loss.value)
 
     def after_epoch(self) -> None:
-        "fastai's, the totals first; a row that training or validation has left short stays as it is."
+        "Record an epoch as fastai does, the totals first. A row that training or validation has left short stays as it is."
         at = 2 + len(self._train_mets[1:])  # after the epoch and what was measured in training
         if self.valid_metrics and at > 2 and len(self.log) == at + len(self._valid_mets) > at:
             self.log = self.log[:2] + self.log[at : at + 1] + self.log[2:at] + self.log[at + 1 :]
         super().after_epoch()
 
-    def plot_loss(
-        self,
-        skip_start: int = 5,  # the first steps are left out
-        with_valid: bool = True,  # the validation losses, too
-        log: bool = False,  # both axes logarithmic
-        show_epochs: bool = False,  # a line where an epoch ends
-        ax: Axes | None = None,  # to draw on, heads as thin lines; None: a figure with an axes for each head
-        heads: bool = True,  # the heads' own losses, too, where there are several
-    ) -> Axes:  # the total's
-        "fastai's learning curve of the total, and every head's below it."
-        if not getattr(self, "losses", None):
-            raise HeadsError("`plot_loss` draws the last fit, and there has been none.")
-        curves = Curves(self, skip_start, with_valid, log, show_epochs)
-        several = heads and len(self.losses_by_head) > 1
-        if ax is None and several:
-            return curves.whole(empty_figure())
-        ax = curves.total(empty_figure().add_subplot() if ax is None else ax)
-        return curves.beside(ax) if several else ax
-
     @contextmanager
-    def kept(self) -> Iterator[None]:
-        "What was recorded of the last fit is there again afterwards; fastai's predictions start the record anew."
+    def keep(self) -> Iterator[None]:
+        "Keep what was recorded of the last fit; fastai's predictions start the record anew."
         names = ("lrs", "iters", "losses", "values", "losses_by_head", "metric_names")
         before = {name: getattr(self, name) for name in names if name in self.__dict__}
         smooth = self.smooth_loss.count, self.smooth_loss.val

@@ -9,8 +9,8 @@ from fastai_heads.errors import HeadsError
 from fastai_heads.training.strategies.balance import Balance
 from fastai_heads.training.strategies.base import Strategy, WeightedSum
 from fastai_heads.training.strategies.bridge import classes_by_name
+from fastai_heads.training.strategies.choose import as_strategy
 from fastai_heads.training.strategies.disjoint import Disjoint
-from fastai_heads.training.strategies.resolve import as_strategy
 from fastai_heads.training.strategies.scalarized import Scalarized
 
 
