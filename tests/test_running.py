@@ -32,6 +32,7 @@ def test_buffers_are_what_and_where_they_were(net):
 
 @pytest.mark.parametrize("wrap", [nn.DataParallel, lambda m: m], ids=["parallel", "plain"])
 def test_a_compiled_network_is_the_network_itself(net, wrap):
+    torch.compiler.reset()  # of other tests' networks, of which only so many are kept
     graphs = []
 
     def backend(graph, _inputs):

@@ -45,12 +45,12 @@ class Exchange:
                 self.run(self.x)
 
     def equal(self, a: Place, b: Place) -> bool:
-        "Whether the same value stands at both, bit for bit."
+        "Tell whether the same value stands at both, bit for bit."
         self.hold((a, b))
         return torch.equal(self.held[a], self.held[b])
 
     def resized(self, event: Event) -> bool:
-        "Whether a map has as many cells for images of another size, as after an adaptive pool."
+        "Tell whether a map has as many cells for images of another size, as after an adaptive pool."
         return self.scaled and self.held[event.place].shape == event.value.shape
 
     def proves(self, *places: Place) -> bool:
@@ -74,7 +74,7 @@ class Exchange:
 
 @contextmanager
 def exchanging(net: nn.Module, seen: Seen) -> Iterator[Exchange]:
-    "Give an exchange on the smallest image that works. Zeros among the parameters are random inside, as they hide paths."
+    "Give an exchange on the smallest image that works. Parameters of zeros are random inside, as they hide paths."
     zeros = [p for p in net.parameters() if not p.any()]
     devices = [seen.image.device] if seen.image.is_cuda else []
     with torch.no_grad(), paused(net), torch.random.fork_rng(devices):

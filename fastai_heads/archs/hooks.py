@@ -29,7 +29,7 @@ class HooksCut:
     unproved: str = ""
 
     def run(self, net: nn.Module, x: Tensor, taps: tuple[str, ...]) -> dict[str, Tensor]:
-        "Every tap asked for, in one pass that ends at the furthest."
+        "Return every tap asked for, in one pass that ends at the furthest."
         places = {t: self._place(t) for t in taps if t != INPUT}  # the body has it already
         found: dict[str, Tensor] = {}
 
@@ -42,18 +42,15 @@ class HooksCut:
                 raise Enough
 
         if places:
-            with catch(net, places, take):
-                try:
-                    net(x)
-                except Enough:
-                    pass
+            with catch(net, places, take), suppress(Enough):
+                net(x)
         return found
 
     def _place(self, tap: str) -> Place:
         return self.places.get(tap) or self.by_hand[tap]
 
     def measure(self, net: nn.Module, shape: tuple[int, ...]) -> Measured:
-        "Channels and strides of all taps; which modules a map needs and which only the vector needs."
+        "Measure channels and strides of all taps; find which modules a map needs and which only the vector needs."
         every = (*self.places, *(t for t in self.by_hand if t not in self.places))
         shapes = on_meta(net, shape, lambda n, x: {k: v.shape for k, v in self.run(n, x, every).items()}, True)
         taps = tuple((t, str(place)) for t, place in self.places.items())
@@ -65,7 +62,7 @@ class HooksCut:
 
     def prune(self, net: nn.Module, taps: tuple[str, ...], measured: Measured, shape: tuple[int, ...],
               careful: bool = False) -> None:  # fmt: skip
-        "Takes off, in place, all that the taps do not need, and freezes what runs beside the way to them."
+        "Take off, in place, all that the taps do not need, and freeze what runs beside the way to them."
         taps = tuple(t for t in taps if t != INPUT)
         used = self._uses(net, shape, taps, careful) if taps else frozenset()
         blank(net, used, measured.map_modules | measured.head_modules | set(self.classifier))
@@ -78,7 +75,7 @@ class HooksCut:
     def _uses(
         self, net: nn.Module, shape: tuple[int, ...], taps: tuple[str, ...], careful: bool = False
     ) -> frozenset[str]:
-        "What the code calls and reads on its way; not the module at which it is stopped."
+        "Return what the code calls and reads on its way; not the module at which it is stopped."
         order: list[str] = []
         seen = touched_by(net, shape, lambda n, x: self._in_both_modes(n, x, taps, order), True)
         used = frozenset(seen.used | seen.asked if careful else seen.used)
@@ -89,7 +86,7 @@ class HooksCut:
     def _in_both_modes(
         self, net: nn.Module, x: Tensor, taps: tuple[str, ...], order: list[str] | None = None
     ) -> list[Tensor]:
-        "The taps, and once more in training, where other layers may run; not on numbers, as norms would count them."
+        "Run to the taps, and once more in training, where other layers may run; not on numbers, as norms count them."
         found = [self.run(net, x, taps)]
         if x.is_meta:
             net.train()
@@ -101,11 +98,11 @@ class HooksCut:
         return [t for taps in found for t in taps.values()]
 
     def add_checkpoints(self, net: nn.Module) -> "HooksCut":
-        "Not to be had for a network whose forward code is not known."
+        "Refuse it for a network whose forward code is not known."
         raise HeadsError(f"`grad_checkpointing`: {type(net).__name__} has no row and is run as it is.")
 
     def groups(self, net: nn.Module) -> list[list[nn.Parameter]]:
-        "The parameters in two groups, early and late, in the network's order."
+        "Split the parameters in two groups, early and late, in the network's order."
         by_depth = [list(m.parameters(recurse=False)) for m in net.modules()]
         by_depth = [ps for ps in by_depth if ps]
         return halves(by_depth, (len(by_depth) + 1) // 2)

@@ -33,12 +33,12 @@ class Event:
 
     @property
     def trained(self) -> bool:
-        "Whether the module has parameters of its own."
+        "Tell whether the module has parameters of its own."
         return self.module is not None and any(True for _ in self.module.parameters(recurse=False))
 
     @property
     def weighted(self) -> bool:
-        "Whether the module has weights of its own, more than a number for each channel."
+        "Tell whether the module has weights of its own, more than a number for each channel."
         return self.module is not None and any(p.ndim > 1 for p in self.module.parameters(recurse=False))
 
 
@@ -53,15 +53,15 @@ class Seen:
 
     @property
     def side(self) -> int:
-        "Of the image."
+        "Return the side of the image."
         return self.image.shape[-1]
 
     def sight(self, x: Tensor) -> tuple[bool, View | None]:
-        "Whether a tensor is a map, and how it is seen as one."
+        "Tell whether a tensor is a map, and how it is seen as one."
         return sight(x, self.image.shape)
 
     def shape(self, event: Event) -> torch.Size:
-        "Of the map that a head sees."
+        "Return the shape of the map that a head sees."
         return event.place.seen(event.value, self.image.shape).shape
 
     def note(self, module: nn.Module, path: str, value: object, before: bool) -> None:
@@ -77,25 +77,25 @@ class Seen:
         self.events.append(Event(len(self.events), place, x, _key(x), module))
 
     def answers(self) -> tuple[tuple[object, ...], ...]:
-        "Where in its output the network's answers stand: what no module of it reads, or all."
+        "Find where in its output the network's answers stand: what no module of it reads, or all."
         read = {e.key for e in self.events if e.place.before}
         every = list(leaves(self.out))
         return tuple(item for item, x in every if _key(x) not in read) or tuple(item for item, _ in every)
 
     def maker(self, x: Tensor) -> Event | None:
-        "The outermost module whose output, and all of it, a tensor is."
+        "Find the outermost module whose output, and all of it, a tensor is."
         made = [e for e in self.events if not e.place.before and e.key == _key(x) and e.value.shape == x.shape]
         return next((e for e in reversed(made) if self.calls[e.place.path] == 1), None)
 
     def named_maps(self) -> Iterator[Event]:
-        "Maps that are the output of a module which runs once, in time."
+        "Yield the maps that are the output of a module which runs once, in time."
         for e in self.events:
             if not e.place.before and self.calls[e.place.path] == 1 and self.sight(e.value)[0]:
                 yield e
 
     def distinct_maps(self) -> list[Event]:
-        """Every map once, the last first: at the outermost module that gives it, or else at the first that is given it. A
-        flattened one is seen as it was before."""
+        """Return every map once, the last first: at the outermost module that gives it, or else at the first that is
+        given it. A flattened one is seen as it was before."""
         found: dict[tuple, Event] = {}
         start = next((e.time for e in self.events if e.trained), 0)  # what comes before is the image
         for e in self.events[start + 1 :]:
@@ -127,6 +127,12 @@ def run_once(
         raise HeadsError(
             f"`arch`: {name} has convolutions in three dimensions: it takes clips, and a body takes images."
         )
+    scripted = [path or name for path, m in net.named_modules() if isinstance(m, torch.jit.ScriptModule)]
+    if scripted:
+        raise HeadsError(
+            f"`arch`: {scripted[0]} is scripted, and scripted code cannot be listened to or cut. "
+            "Give the network that it was scripted from; `torch.compile`d ones are taken as they are."
+        )
     p = next(net.parameters(), torch.empty(0))
     failures = []
     for side in (*SIDES, *_on_paper(net, n_in)):
@@ -143,7 +149,7 @@ def run_once(
 
 
 def _on_paper(net: nn.Module, n_in: int) -> Iterator[int]:
-    "The first further side that the network takes without numbers."
+    "Find the first further side that the network takes without numbers."
     found = next((side for side in dict.fromkeys(OTHER_SIDES) if fits(net, (2, n_in, side, side))), None)
     yield from () if found is None else (found,)
 

@@ -28,7 +28,7 @@ class Tokens:
     batch_first: bool = True  # or (N, B, C)
 
     def __call__(self, x: Tensor, image: torch.Size) -> Tensor:
-        "The map (B, C, H, W)."
+        "Return the map (B, C, H, W)."
         x = x if self.batch_first else x.transpose(0, 1)
         height, width = _grid(x.shape[1] - self.prefix, image)
         cells = x[:, self.prefix :]
@@ -42,12 +42,12 @@ class Cells:
     shape: tuple[int, int, int]  # channels, height, width
 
     def __call__(self, x: Tensor, image: torch.Size) -> Tensor:
-        "The map (B, C, H, W)."
+        "Return the map (B, C, H, W)."
         return x.reshape(x.shape[0], *self.shape)
 
 
 def channels_last(x: Tensor, image: torch.Size) -> Tensor:
-    "A map (B, H, W, C) as (B, C, H, W)."
+    "Turn a map (B, H, W, C) into (B, C, H, W)."
     return x.permute(0, 3, 1, 2).contiguous()
 
 
@@ -69,12 +69,12 @@ class Place:
         return f"{'input of ' if self.before else ''}{self.path or 'the output'}{call}"
 
     def seen(self, x: Tensor, image: torch.Size) -> Tensor:
-        "The tensor as a head sees it."
+        "Return the tensor as a head sees it."
         return self.view(x, image) if self.view else x
 
 
 def leaves(value: object, item: Item = ()) -> Iterator[tuple[Item, Tensor]]:
-    "Every tensor in what a module gives or is given, with its place in it."
+    "Yield every tensor in what a module gives or is given, with its place in it."
     if isinstance(value, Tensor):
         yield item, value
     elif isinstance(value, Mapping):
@@ -109,7 +109,7 @@ def catch(
 
 
 def _watch(module: nn.Module, places: Mapping[str, Place], take: Callable[[str, Tensor], None]) -> list:
-    "Hooks for the places of one module, which count its calls."
+    "Hook the places of one module and count its calls."
     calls = [-1]
 
     def look(value: object, before: bool) -> None:
@@ -151,7 +151,7 @@ def _is_grid(n: int, image: torch.Size) -> bool:
 
 
 def _grid(n: int, image: torch.Size) -> tuple[int, int]:
-    "Rows and columns of n cells in the proportion of the image."
+    "Find rows and columns of n cells in the proportion of the image."
     height = max(1, round(math.sqrt(n * image[-2] / image[-1])))
     while n % height:
         height -= 1

@@ -63,17 +63,18 @@ def cut_off(
     taps: tuple[str, ...],
     measured: Measured,
 ) -> None:
-    """Take off what the taps do not need, and run what is left: it gives what it gave before, bit for bit. Where it does
-    not, all that the code asks for stays."""
+    """Take off what the taps do not need, and run what is left: it gives what it gave before, bit for bit. Where it
+    does not, all that the code asks for stays."""
     before, undo = _given(network, taps), snapshot(network.net)
+    width = {p.name: p.channels for p in (*measured.taps, *measured.by_hand)}
     for careful in (False, True):
         try:
             network.cut.prune(network.net, taps, measured, network.shape, careful)
-            after = before.again(network, taps) if before else {}
+            after = _run(network, before.x, taps) if before else {}
         except FAILS as e:
             why = f"{type(e).__name__}: {e}"
         else:
-            wrong = [t for t, x in before.out.items() if not _same(x, after[t])] if before else []
+            wrong = [t for t, x in after.items() if x.shape[1] != width[t] or not before.fits(t, x)]
             if not wrong:
                 return
             why = f"{', '.join(wrong)} differs"
@@ -86,18 +87,18 @@ def cut_off(
 
 @dataclass(frozen=True)
 class _Given:
-    "What a network gave, on which image."
+    "What a network gave, on which image; nothing where it was run without values."
 
     x: Tensor
     out: dict[str, Tensor]
 
-    def again(self, network: Network, taps: tuple[str, ...]) -> dict[str, Tensor]:
-        "What it gives now."
-        return _run(network, self.x, taps)
+    def fits(self, tap: str, now: Tensor) -> bool:
+        "Tell whether a tap gives what it gave, bit for bit."
+        return not self.out or torch.equal(now.nan_to_num(), self.out[tap].nan_to_num())
 
 
 def _given(network: Network, taps: tuple[str, ...]) -> _Given | None:
-    "What the taps give on the smallest image that works; where values would take long, an image without them."
+    "Return what the taps give on the smallest image that works; where values would take long, an image without them."
     p = next(network.net.parameters(), None)
     if p is None or p.is_meta:
         return None
@@ -115,7 +116,7 @@ def _given(network: Network, taps: tuple[str, ...]) -> _Given | None:
 
 
 def _run(network: Network, x: Tensor, taps: tuple[str, ...]) -> dict[str, Tensor]:
-    "The taps, in evaluation mode; random numbers are drawn alike each time, and none of the caller's."
+    "Run to the taps in evaluation mode; random numbers are drawn alike each time, and none of the caller's."
     if x.is_meta:
         return on_meta(network.net, x.shape, lambda n, z: network.cut.run(n, z, taps))
     with torch.no_grad(), paused(network.net), torch.random.fork_rng(_devices(x)):
@@ -125,7 +126,3 @@ def _run(network: Network, x: Tensor, taps: tuple[str, ...]) -> dict[str, Tensor
 
 def _devices(x: Tensor) -> list[torch.device]:
     return [x.device] if x.is_cuda else []
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and (a.is_meta or torch.equal(a.nan_to_num(), b.nan_to_num()))

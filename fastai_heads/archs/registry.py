@@ -69,8 +69,15 @@ def _zoo_of(name: str) -> str:
 def list_archs(
     pattern: str = "*",  # as in a shell: 'resnet*'
 ) -> list[str]:  # sorted
-    "List every name that can be cut: those of timm, torchvision and fastai, and those that were registered."
-    return sorted(fnmatch.filter({*timm.list_models(), *_ARCHS}, pattern))
+    "List every name that can be cut, of timm, torchvision, fastai and those registered; refuse a pattern without any."
+    every = {*timm.list_models(), *_ARCHS}
+    found = sorted(fnmatch.filter(every, pattern))
+    if not found:
+        near = did_you_mean(str(pattern).strip("*?").lower(), sorted(every))
+        raise HeadsError(
+            f"`pattern={pattern!r}` fits none of the {len(every)} names of archs.{near} It is as in a shell: 'resnet*'."
+        )
+    return found
 
 
 def arch_by_name(name: str) -> Arch | None:

@@ -118,8 +118,11 @@ def snapshot(
 ) -> Callable[[], None]:  # makes the network again what it was
     "Keep what every module is made of, not the numbers in it."
     parts = [(m, dict(vars(m)), {t: dict(vars(m)[t]) for t in ("_modules", "_parameters")}) for m in net.modules()]
+    free = [(p, p.requires_grad) for p in net.parameters()]
 
     def undo() -> None:
+        for p, trains in free:
+            p.requires_grad_(trains)
         for module, own, tables in parts:
             vars(module).clear()
             vars(module).update(own)

@@ -104,7 +104,7 @@ class TimmCut:
     def _needed(
         self, net: nn.Module, taps: tuple[str, ...], measured: Measured, shape: tuple[int, ...], careful: bool
     ) -> Collection[str]:
-        "What the taps use, as far as that was measured; for a careful cut, and for inner taps, by a run to them."
+        "Return what the taps use, as that was measured; for a careful cut, and for inner taps, by a run to them."
         if careful or not (FEATURES in taps or PRE_LOGITS in taps):
             seen = touched_by(net, shape, lambda n, x: self.run(n, x, taps))
             return seen.used | seen.asked if careful else seen.used
@@ -182,13 +182,13 @@ def as_map(
 
 
 def is_timm(net: object) -> bool:
-    "Whether a module has timm's interface, and gives logits: one made with `features_only` gives its maps."
+    "Tell whether a module has timm's interface, and gives logits: one made with `features_only` gives its maps."
     parts = ("forward_intermediates", "forward_features", "pretrained_cfg", "feature_info")
     return all(hasattr(net, a) for a in parts) and not feature_names(net)
 
 
 def feature_names(net: object) -> tuple[str, ...]:
-    "The modules of the maps that a network made with timm's `features_only` gives, () for any other."
+    "Name the modules of the maps that a network made with timm's `features_only` gives, () for any other."
     info = getattr(net, "feature_info", None)
     return tuple(info.module_name()) if isinstance(info, FeatureInfo) else ()
 

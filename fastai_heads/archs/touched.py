@@ -34,8 +34,8 @@ class _Told(dict):
 
 @contextmanager
 def touched(net: nn.Module) -> Iterator[Touched]:
-    """Collect what is touched inside: modules that are called, and modules, parameters and buffers that code asks for. A
-    module may be used by a method of its own, or by an attribute, and its `forward` never run."""
+    """Collect what is touched inside: modules that are called, and modules, parameters and buffers that code asks for.
+    A module may be used by a method of its own, or by an attribute, and its `forward` never run."""
     seen = Touched()
     handles, tables = [], []
     named: dict[nn.Module, list[str]] = {}
@@ -46,7 +46,7 @@ def touched(net: nn.Module) -> Iterator[Touched]:
         handles.append(module.register_forward_pre_hook(lambda *_, at=at: seen.used.update(filter(None, at))))
         for name, paths in (*((name, seen.used) for name in TENSORS), (MODULES, seen.asked)):
             table = vars(module).get(name)
-            if type(table) is dict:  # a scripted module has another kind
+            if table is not None:
                 tables.append((module, name, table))
                 vars(module)[name] = _Told(table, _teller(paths, inside))
     try:

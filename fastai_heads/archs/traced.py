@@ -1,7 +1,7 @@
 """Cutting a network that no row knows: run once, its taps found by the values that pass, and proved on the spot.
 
 What is proved: with the value that stood at a tap in the run of one batch put in its place in the run of another, the
-network gives what it gave for the first, bit for bit. So all of its output passes through the tap, and nothing is lost."""
+network gives what it gave for the first, bit for bit. So all of its output passes through the tap; nothing is lost."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -58,9 +58,10 @@ class _Found:
 
 
 def _maps_given(net: nn.Module, seen: Seen) -> _Found | None:
-    "The taps of a network whose output is several maps, as timm's `features_only` and a detector's backbone: those."
+    "Take the maps that a network gives for its taps, as of timm's `features_only` and a detector's backbone."
     given = [(item, x, seen.sight(x)) for item, x in leaves(seen.out)]
-    if (len(given) < 2 and not feature_names(net)) or not all(is_map and x.ndim == 4 for _, x, (is_map, _) in given):
+    several = len(given) > 1 or feature_names(net)
+    if not several or not all(is_map and x.ndim == 4 for _, x, (is_map, _) in given):
         return None
     names = feature_names(net) or [".".join(map(str, item)) for item, _, _ in given]
     outputs, ends, made = {}, [], []
@@ -73,7 +74,7 @@ def _maps_given(net: nn.Module, seen: Seen) -> _Found | None:
 
 
 def _search(net: nn.Module, seen: Seen) -> _Found:
-    "The last map and the last vector through which all of the output passes."
+    "Find the last map and the last vector through which all of the output passes."
     with exchanging(net, seen) as exchange:
         if not exchange.varies:
             return _Found(why="what it gives does not depend on the image")
@@ -106,7 +107,7 @@ def _found(seen: Seen, features: Event | None, readers: list[Event], why: str) -
 
 
 def _vector(exchange: Exchange, seen: Seen) -> list[Event]:
-    "The layers with weights that read the last vector through which all of the output passes."
+    "Find the layers with weights that read the last vector through which all of the output passes."
     readers = [e for e in seen.events if e.place.before and e.value.ndim == 2 and e.weighted]
     exchange.hold(e.place for e in readers)
     tried: list[Place] = []
@@ -121,7 +122,7 @@ def _vector(exchange: Exchange, seen: Seen) -> list[Event]:
 
 
 def _map_classifier(net: nn.Module, seen: Seen, features: Event) -> Event | None:
-    "A convolution of single cells that gives a map for each class, which is only averaged after."
+    "Find a convolution of single cells that gives a map for each class, which is only averaged after."
     out = [x for _, x in leaves(seen.out)]
     trained = [e for e in seen.events if e.place.before and e.trained and e.time < features.time]
     if not trained or len(out) != 1 or out[0].ndim != 2:
@@ -132,7 +133,7 @@ def _map_classifier(net: nn.Module, seen: Seen, features: Event) -> Event | None
 
 
 def _sequence_after(seen: Seen, features: Event) -> str:
-    "A layer that reads a sequence after the last map, '' if none does: a ViT's patches are no last map."
+    "Find a layer that reads a sequence after the last map, '' if none does: a ViT's patches are no last map."
     if features.value.ndim != 4:
         return ""
     after = (e for e in seen.events if e.time > features.time and e.place.before and e.weighted and e.value.ndim == 3)
@@ -140,7 +141,7 @@ def _sequence_after(seen: Seen, features: Event) -> str:
 
 
 def _levels(seen: Seen, features: Event | None) -> list[Event]:
-    "The last module at each resolution, up to the last map."
+    "Find the last module at each resolution, up to the last map."
     last = features.time if features else len(seen.events)
     maps = [e for e in seen.named_maps() if e.time <= last]
     ends = [e for e, then in pairwise(maps) if seen.shape(e)[-2:] != seen.shape(then)[-2:]]
@@ -148,7 +149,7 @@ def _levels(seen: Seen, features: Event | None) -> list[Event]:
 
 
 def _by_hand(seen: Seen) -> dict[str, Place]:
-    "Every module whose output a head can read; of one that runs several times each call."
+    "List every module whose output a head can read; of one that runs several times each call."
     found = {}
     for e in seen.events:
         is_map, view = seen.sight(e.value)
@@ -160,7 +161,7 @@ def _by_hand(seen: Seen) -> dict[str, Place]:
 
 
 def _proposal(seen: Seen, found: _Found) -> str:
-    "What to do instead: the likeliest tap, in a call that works."
+    "Propose the likeliest tap, in a call that works."
     hand = _by_hand(seen)
     maps = [e for e in seen.named_maps() if e.value.ndim == 4] or list(seen.named_maps())
     tap = PRE_LOGITS if found.vector else maps[-1].place.path if maps else next(reversed(hand), None)

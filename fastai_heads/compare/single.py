@@ -93,7 +93,7 @@ def compare_to_single(
     bar = progress_bar(todo)
     for run in bar if todo else ():
         bar.comment = f"{run.head if run.strategy == SINGLE else run.strategy}, seed {run.seed}"
-        runs.add(run._asdict() | _trained(make, strategies.get(run.strategy), run, epochs, fit))
+        runs.add(run._asdict() | _trained(make, strategies.get(run.strategy), run, epochs, fit or one_cycle))
     frame = runs.frame()
     wanted = frame["seed"].isin(seeds) & frame["strategy"].isin([SINGLE, *strategies])
     table = compared(frame[wanted], measures)
@@ -178,7 +178,7 @@ def _check_rest(learn_factory: Any, metrics: Any, fit: Any, folder: Any) -> None
         raise HeadsError(f"`learn_factory` makes a learner anew in every call, {right}, found a learner.")
     if not callable(learn_factory) or not _takes(learn_factory, 1):
         raise HeadsError(f"`learn_factory` is a function of a strategy, {right}, found {learn_factory!r}.")
-    if not callable(fit) or not _takes(fit, 2):
+    if fit is not None and not (callable(fit) and _takes(fit, 2)):
         raise HeadsError(f"`fit` is a function of a learner and a number of epochs, found {fit!r}.")
     if metrics is not None and not isinstance(metrics, Mapping):
         raise HeadsError(f"`metrics` is a dict of head to a column of the table, found {metrics!r}.")

@@ -85,12 +85,12 @@ class ClipBox(ItemTransform):
 
 
 def _is_one_box(o: Any, ndim: int) -> bool:
-    "Whether it is what `BoxBlock` makes, of an item (1, 4) or of a batch (B, 1, 4)."
+    "Tell whether it is what `BoxBlock` makes, of an item (1, 4) or of a batch (B, 1, 4)."
     return isinstance(o, TensorBBox) and o.ndim == ndim and o.shape[-2] == 1
 
 
 def _kept(batch: TensorBBox) -> TensorBBox:
-    "Boxes within -1 … 1, their corners in order (fastai's flip of an item swaps them); NaN where no area is left."
+    "Clip boxes to -1 … 1, corners in order (fastai's flip of an item swaps them); NaN where no area is left."
     boxes = batch.as_subclass(Tensor)
     boxes = torch.cat(
         [torch.minimum(boxes[..., :2], boxes[..., 2:]), torch.maximum(boxes[..., :2], boxes[..., 2:])], -1
@@ -103,7 +103,7 @@ def _kept(batch: TensorBBox) -> TensorBBox:
 def BoxBlock(
     clip: bool = False,  # cut off what stands out of the image; False: such a box is refused
 ) -> TransformBlock:
-    """A `TransformBlock` for one box per image, an ordinary target beside any others.
+    """Make a `TransformBlock` for one box per image, an ordinary target beside any others.
 
     An item is what `parse_box` takes: x1, y1, x2, y2 in pixels of the image as it is on disk. Encoded it is a
     `TensorBBox` (1, 4), collated (B, 1, 4): fastai's batch augmentation of boxes wants the number of boxes as second

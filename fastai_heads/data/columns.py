@@ -38,7 +38,7 @@ def cells(
 
 
 def _plain_cells(reader: ColReader, values: list[Any]) -> list[Any] | None:
-    "As `ColReader` reads; None where a cell is no text to be cut, which the reader itself is to say."
+    "Read as `ColReader` does; None where a cell is no text to be cut, which the reader itself is to say."
     if reader.label_delim is not None:
         texts = all(isinstance(v, str) for v in values)
         return [v.split(reader.label_delim) if v else [] for v in values] if texts else None
@@ -48,7 +48,7 @@ def _plain_cells(reader: ColReader, values: list[Any]) -> list[Any] | None:
 
 
 def _partial_cells(reader: ColReader, values: list[Any]) -> list[Any]:
-    "As `PartialReader` reads: `None` for an empty cell."
+    "Read as `PartialReader` does: `None` for an empty cell."
     tags = reader.label_delim is not None
     known = [v for v in values if (tags and isinstance(v, str)) or not is_missing(v)]
     read = iter(_plain_cells(reader, known) or ())
@@ -56,7 +56,7 @@ def _partial_cells(reader: ColReader, values: list[Any]) -> list[Any]:
 
 
 def _numbers(reader: NumbersReader, values: list[Any]) -> np.ndarray | None:
-    "As `NumbersReader` reads cells of text, as many numbers in each."
+    "Read cells of text as `NumbersReader` does, as many numbers in each."
     plain = len(reader.pref) == 0 and len(reader.suff) == 0 and reader.label_delim is None
     return parse_many(values) if plain else None
 

@@ -134,7 +134,7 @@ def numbers_of(
 
 
 def _table(values: Sequence[Any] | np.ndarray) -> np.ndarray | None:
-    "All values as one array; None where their shapes differ."
+    "Give all values as one array; None where their shapes differ."
     simple = isinstance(values, np.ndarray) or set(map(type, values)) <= {int, float, bool, list, tuple, np.ndarray}
     try:
         return np.array(values if simple else [_plain(v) for v in values])
@@ -143,14 +143,14 @@ def _table(values: Sequence[Any] | np.ndarray) -> np.ndarray | None:
 
 
 def _plain(value: Any) -> Any:
-    "A label as numbers and lists."
+    "Give a label as numbers and lists."
     if hasattr(value, "tolist"):
         return value.tolist()
     return [_plain(v) for v in value] if isinstance(value, L | list | tuple) else value
 
 
 def _row(labels: Labels, target: Target, i: int, value: Any) -> list[float]:
-    "The numbers of one label; none where it is missing."
+    "Give the numbers of one label; none where it is missing."
     if target.partial and missing_share(value) == 1:
         return []
     flat = np.array(value, dtype=object).reshape(-1).tolist()
@@ -172,7 +172,7 @@ def _text_for_numbers(text: str, target: Target, columns: Sequence[str | int]) -
 
 
 def _numbers_from(text: str, columns: Sequence[str | int]) -> str:
-    "How text in columns becomes numbers."
+    "Say how text in columns becomes numbers."
     if not columns:
         return "let its getter give `float(text)`"
     if len(columns) == 1 and len(parse_numbers(text)) > 1:
@@ -181,7 +181,7 @@ def _numbers_from(text: str, columns: Sequence[str | int]) -> str:
 
 
 def check_boxes(labels: Labels, target: Target) -> np.ndarray:
-    "Refuse what is no box with an area; of good ones a table (N, 4)."
+    "Refuse what is no box with an area, and give the others as a table (N, 4)."
     quick = parse_many(labels.values)
     table = _table(labels.values) if quick is None else quick
     if table is not None and table.dtype.kind in "biuf" and table[0].size == 4:

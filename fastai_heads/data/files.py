@@ -33,7 +33,7 @@ def first_missing(
 
 
 def _missing_in(folder: str, held: list[tuple[str, int]], files: Sequence[Any]) -> Iterable[int]:
-    "The first of a folder's files that is not there."
+    "Find the first of a folder's files that is not there."
     names = set() if len(held) <= _FEW else _listed(folder)
     # a name that is not listed as it is written may be found all the same: letters' case, accents
     return [i for name, i in held if name not in names and not os.path.exists(files[i])][:1]

@@ -7,7 +7,7 @@ from fastai_heads.data.blocks import MakeBox
 from fastai_heads.data.detection import MakeBoxes
 from fastai_heads.data.faults import detections_of
 from fastai_heads.data.labels import Labels, step_of
-from fastai_heads.data.places import POINT_FIX, lie_outside, outside
+from fastai_heads.data.places import POINT_FIX, boxes_outside, lie_outside, outside
 from fastai_heads.data.targets import Target
 
 __all__ = ["PLACES", "check_places"]
@@ -35,7 +35,8 @@ def check_places(
         if not scaler.do_scale:
             return  # from -1 to 1 already, or in a unit of the user's own
         numbers = _x_first(numbers) if scaler.y_first else numbers
-    bad = np.flatnonzero(lie_outside(numbers, sizes[rows]))
+    told = lie_outside if target.kind == "point" else boxes_outside
+    bad = np.flatnonzero(told(numbers, sizes[rows]))
     if len(bad):
         n, i = bad[0], int(rows[bad[0]])
         more = f" (In {len(bad) - 1} more of {len(numbers)}, too.)" if len(bad) > 1 else ""

@@ -38,7 +38,7 @@ class Inspected:
 
     @property
     def sample_inputs(self) -> tuple[Tensor, ...]:
-        "The inputs of the sample."
+        "Give the inputs of the sample."
         return self.sample[: len(self.inputs)]
 
 
@@ -98,7 +98,7 @@ def _check_split(
 
 
 def _files(dl: TfmdDL, place: int, name: str, split: str) -> Labels | None:
-    "What an input's getter gives, all its files there; None where its block opens no image."
+    "Read what an input's getter gives, all its files there; None where its block opens no image."
     if not opens_image(dl.dataset.tls[place]):
         return None
     files = read_labels(dl.dataset, place, name, split)

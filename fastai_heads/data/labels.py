@@ -72,7 +72,7 @@ class Labels:
 
     @property
     def columns(self) -> list[str | int]:
-        "The columns that the getter reads; none where it reads none by name."
+        "List the columns that the getter reads; none where it reads none by name."
         return [c for f in _getter(self.tl) if isinstance(f, ColReader) for c in f.cols]
 
     def error(
@@ -80,14 +80,14 @@ class Labels:
         i: int,  # which item
         said: str,  # what is wrong with it, and what to do
     ) -> HeadsError:  # to be raised
-        "The refusal of a label, which names target, row, file and split."
+        "Make the refusal of a label, which names target, row, file and split."
         return HeadsError(f"target {self.target!r}, {row_name(self.tl, i)} of the {self.split} set: {said}")
 
 
 def split_name(
     n: int,  # which loader
 ) -> str:
-    "What the items of a loader are called in messages."
+    "Name the items of a loader, for messages."
     return _SPLITS[n] if n < len(_SPLITS) else f"{n}th"
 
 
@@ -138,12 +138,12 @@ def source_of(
 def is_picture(
     value: Any,  # what a getter gives
 ) -> bool:
-    "Whether a label is pixels that are read already, and no name of a file."
+    "Tell whether a label is pixels that are read already, and no name of a file."
     return isinstance(value, Image.Image) or (isinstance(value, np.ndarray | Tensor) and np.prod(value.shape) > _MOST)
 
 
 def _rows(tl: TfmdLists, getter: Sequence[Transform]) -> Iterable[Any]:
-    "The items; of a DataFrame that a `ColReader` reads the cells of its columns alone, which is quick."
+    "Give the items; of a DataFrame that a `ColReader` reads the cells of its columns alone, which is quick."
     if not isinstance(tl.items, pd.DataFrame):
         return tl.items
     if getter and isinstance(getter[0], ColReader) and tl.items.columns.is_unique:
@@ -153,7 +153,7 @@ def _rows(tl: TfmdLists, getter: Sequence[Transform]) -> Iterable[Any]:
 
 
 def _getter(tl: TfmdLists) -> list[Transform]:
-    "The transforms before those of the block."
+    "Find the transforms before those of the block."
     found: list[Transform] = []
     for f in tl.tfms.fs:
         if isinstance(f, _MAKERS) or f.name in _CREATORS:
@@ -165,7 +165,7 @@ def _getter(tl: TfmdLists) -> list[Transform]:
 def makers(
     tl: TfmdLists,  # a target
 ) -> list[Transform]:
-    "The transforms of its block, those inside a `Partial` in its place."
+    "Find the transforms of its block, those inside a `Partial` in its place."
     rest = tl.tfms.fs[len(_getter(tl)) :]
     return [g for f in rest for g in (f.tfms.fs if isinstance(f, Partial) else [f])]
 
@@ -174,12 +174,12 @@ def step_of(
     tl: TfmdLists,  # a target
     kind: type,  # of a transform
 ) -> Any:  # None: there is none
-    "The first transform of a kind in a target's block."
+    "Find the first transform of a kind in a target's block."
     return next((f for f in makers(tl) if isinstance(f, kind)), None)
 
 
 def opens_image(
     tl: TfmdLists,  # an input or a target
 ) -> bool:
-    "Whether its block opens what the getter gives as an image."
+    "Tell whether its block opens what the getter gives as an image."
     return any(f.name == _OPENS for f in makers(tl))

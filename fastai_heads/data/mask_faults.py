@@ -39,7 +39,7 @@ class Masks:
 
     @property
     def rows(self) -> list[int]:
-        "The rows that have a mask."
+        "List the rows that have a mask."
         values = self.labels.values
         return [i for i, v in enumerate(values) if not is_missing(v)] if len(values) else [*range(len(self.labels.tl))]
 
@@ -147,12 +147,12 @@ def _check_codes(masks: Masks, rows: Sequence[int]) -> None:
 
 
 def _all_or_nothing(codes: set[int]) -> bool:
-    "Whether there is 255 and no code but 0."
+    "Tell whether there is 255 and no code but 0."
     return IGNORE_PIXEL in codes and codes <= {0, IGNORE_PIXEL}
 
 
 def _codes(masks: Masks, i: int) -> set[int]:
-    "The codes that one mask holds."
+    "Find the codes that one mask holds."
     mask = masks.read(i)
     if len(mask.getbands()) > 1:
         raise masks.labels.error(i, _colours("of its getter", mask.mode))
@@ -160,7 +160,7 @@ def _codes(masks: Masks, i: int) -> set[int]:
 
 
 def _trained_codes(masks: Masks, i: int) -> set[int]:
-    "The codes that a head would see of one mask, after all transforms."
+    "Find the codes that a head would see of one mask, after all transforms."
     dl = masks.dl
     with no_random(), torch.no_grad():
         batch = dl.do_batch([dl.do_item(i)])

@@ -14,7 +14,7 @@ __all__ = ["parse_box", "parse_many", "parse_numbers"]
 def parse_numbers(
     text: str,  # numbers with blanks, commas or semicolons between them, brackets allowed: '12.5 30', '[1, 2, 3, 4]'
 ) -> list[float]:  # the numbers, in order
-    "Numbers from one cell of a CSV. Raises `HeadsError` where a part is no number."
+    "Read numbers from one cell of a CSV. Raises `HeadsError` where a part is no number."
     try:
         return [float(part) for part in re.split(r"[\s,;]+", text.strip(" \t\n[]()")) if part]
     except ValueError as error:
@@ -24,7 +24,7 @@ def parse_numbers(
 def parse_many(
     texts: Sequence[str],  # as for `parse_numbers`, each with as many numbers
 ) -> np.ndarray | None:  # (N, n); None where they are not alike: `parse_numbers` tells which
-    "Numbers from the cells of a column, all at once."
+    "Read numbers from the cells of a column, all at once."
     if not all(isinstance(text, str) for text in texts):
         return None
     whole = "\n".join(texts).translate(_SEPARATORS)
@@ -41,7 +41,7 @@ _SEPARATORS = str.maketrans(",;\t", "   ")
 
 
 def _flat(numbers: Iterable[float]) -> list[float]:
-    "The numbers of a list, tuple, array or tensor, all axes in one."
+    "Give the numbers of a list, tuple, array or tensor, all axes in one."
     nested = numbers.tolist() if hasattr(numbers, "tolist") else list(numbers)
     return np.array(nested, dtype=float).reshape(-1).tolist()
 
@@ -49,7 +49,7 @@ def _flat(numbers: Iterable[float]) -> list[float]:
 def parse_box(
     box: str | Iterable[float],  # x1, y1, x2, y2 in pixels: a list, tuple, array, tensor or 'x1 y1 x2 y2'
 ) -> list[float]:  # x1, y1, x2, y2 in pixels
-    """One box, checked: (x1, y1) is its upper left corner, (x2, y2) its lower right one, both on the edges of pixels.
+    """Read one box: (x1, y1) is its upper left corner, (x2, y2) its lower right one, both on the edges of pixels.
 
     Raises `HeadsError` unless there are four finite numbers with x1 < x2 and y1 < y2."""
     want = "a box as four numbers x1, y1, x2, y2 in pixels"

@@ -13,6 +13,7 @@ from fastai_heads.errors import HeadsError
 __all__ = [
     "POINT_FIX",
     "SLACK",
+    "boxes_outside",
     "check_in_image",
     "check_points_in_image",
     "clipped",
@@ -33,6 +34,15 @@ def lie_outside(
     ends = np.tile(sizes, numbers.shape[1] // 2)
     below = (numbers < -SLACK) & ~np.isnan(ends)
     return (below | (numbers > ends + SLACK)).any(1)
+
+
+def boxes_outside(
+    boxes: np.ndarray,  # (n, 4) in pixels
+    sizes: np.ndarray,  # (n, 2) as for `lie_outside`
+) -> np.ndarray:  # (n,) bool
+    "Tell which boxes stand out of their images by more than `SLACK`, or have no area within them."
+    corner, end = np.maximum(boxes[:, :2], 0), np.minimum(boxes[:, 2:], sizes)
+    return lie_outside(boxes, sizes) | (end <= corner).any(1)
 
 
 def outside(
@@ -58,7 +68,7 @@ def check_in_image(
 ) -> None:
     "Refuse a box that stands out of its image by more than `SLACK`."
     numbers = boxes.as_subclass(Tensor).view(-1, 4).numpy(force=True)
-    out = lie_outside(numbers, np.broadcast_to(np.array(size, dtype=float), (len(numbers), 2)))
+    out = boxes_outside(numbers, np.broadcast_to(np.array(size, dtype=float), (len(numbers), 2)))
     if out.any():
         raise HeadsError(who + outside("box", numbers[out][0].tolist(), size, f"`{block}(clip=True)` clips it."))
 

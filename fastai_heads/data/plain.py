@@ -45,7 +45,7 @@ class PlainItems:
 
     @property
     def iloc(self) -> "PlainItems":
-        "Itself: fastai indexes what has this, and does not copy it."
+        "Give itself: fastai indexes what has this, and does not copy it."
         return self
 
     def __getitem__(self, i: int) -> Any:
@@ -184,7 +184,7 @@ def from_plain(
 
 
 def _is_plain(dl: Any) -> bool:
-    "Whether a loader's data is none of fastai's."
+    "Tell whether a loader's data is none of fastai's."
     ds = getattr(dl, "dataset", None)
     is_torch = isinstance(dl, torch.utils.data.DataLoader)
     return is_torch or isinstance(ds, torch.utils.data.Dataset) or _is_sequence(ds)
@@ -231,7 +231,7 @@ def _check_item(item: Any, stated: Mapping[str, Stated]) -> None:
 
 
 def _example(item: tuple | list) -> str:
-    "Heads that would fit, told from the types of an item's labels."
+    "Propose heads that would fit, told from the types of an item's labels."
     heads = ", ".join(f"'y{i}': {_guess(label)}" for i, label in enumerate(item[1:], 1))
     return f"`heads={{{heads}}}`"
 
@@ -246,7 +246,7 @@ def _guess(label: Any) -> str:
 
 
 def _typed(dl: DataLoader, parts: list[PlainPart]) -> TfmdDL:
-    "A loader of the same items, with named targets."
+    "Make a loader of the same items, with named targets."
     items = PlainItems(dl.dataset)
     tls = [TfmdLists(items, [part], do_setup=False, types=[object, object]) for part in parts]
     return DataLoader.new(dl, PlainDatasets(tls=tls, n_inp=1), cls=TfmdDL)

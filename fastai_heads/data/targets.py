@@ -26,6 +26,7 @@ from fastai_heads.data.detection import MakeBoxes
 from fastai_heads.data.files import spread
 from fastai_heads.data.labels import opens_image, step_of
 from fastai_heads.data.missing import labelled
+from fastai_heads.data.moving import may_leave
 from fastai_heads.data.partial import Partial
 from fastai_heads.data.plain import PlainPart
 from fastai_heads.errors import HeadsError, HeadsWarning
@@ -46,7 +47,7 @@ class Target:
     kind: str
     n_out: int | None = None  # numbers per image that describe it; None where the data does not tell for sure
     vocab: tuple[Any, ...] | None = None  # the classes, in the order of their indices
-    partial: bool = False  # some of its labels may be missing
+    partial: bool = False  # some of its labels may be missing, such as boxes that augmentation moves out of their image
 
 
 def dls_targets(
@@ -116,8 +117,8 @@ def _describe(tl: TfmdLists, index: int, taken: Sequence[str], dls: DataLoaders)
     name = usable_name(kind if column is None else column, taken)
     if column is not None and name != column:
         warnings.warn(f"the target of column {column!r} is named {name!r}", HeadsWarning, stacklevel=2)
-    # a box may leave its image as augmentation moves it, and is a missing label then
-    partial = kind == "box" or any(isinstance(f, (Partial, PlainPart)) for f in tl.tfms.fs)
+    left = kind == "box" and step_of(tl, MakeBox) is not None and may_leave(tl, dls.train)
+    partial = left or any(isinstance(f, (Partial, PlainPart)) for f in tl.tfms.fs)
     return Target(name, index, kind, n_out, vocab, partial)
 
 

@@ -37,7 +37,7 @@ class WatchedDatasets(Datasets):
         return item
 
     def _named(self, tl: TfmdLists, i: int, read: Callable[[], Any]) -> Any:
-        "What is read of an item; an error says which row and file it is."
+        "Read a part of an item; an error says which row and file it is."
         try:
             return read()
         except (HeadsError, *MISREAD) as error:
@@ -46,11 +46,13 @@ class WatchedDatasets(Datasets):
             raise HeadsError(f"{name}: {kind}{error}") from error
 
     def _check_place(self, o: Any, size: tuple[int, int]) -> None:
-        boxes = o[0] if is_pair(o) else o
-        if isinstance(boxes, TensorBBox):
-            block = "DetectionBlock" if is_pair(o) else "BoxBlock"
+        if is_pair(o):
+            boxes, labels = o
             if not getattr(boxes, "clips", False):
-                check_in_image(boxes, size, block)
+                check_in_image(boxes.as_subclass(Tensor)[labels.as_subclass(Tensor) >= 0], size, "DetectionBlock")
+        elif isinstance(o, TensorBBox):
+            if not getattr(o, "clips", False):
+                check_in_image(o, size, "BoxBlock")
         elif self.points and isinstance(o, TensorPoint):
             check_points_in_image(o, size)
 
@@ -69,7 +71,7 @@ class SameSizes(ItemTransform):
         self.ds, self.n_inp, self.names = ds, ds.n_inp, tuple(names)
 
     def __getstate__(self) -> dict[str, Any]:
-        "Without the data: an exported learner has other data."
+        "Leave out the data: an exported learner has other data."
         return {**self.__dict__, "ds": None}
 
     def encodes(self, x: list):
@@ -96,7 +98,7 @@ class SameSizes(ItemTransform):
 
 
 def _shapes(samples: Sequence[Sequence[Any]]) -> Iterator[list[tuple[int, ...]]]:
-    "Per place the shapes of the tensors there."
+    "Give per place the shapes of the tensors there."
     for values in zip(*samples):
         yield [tuple(v.shape) for v in values if isinstance(v, Tensor)]
 

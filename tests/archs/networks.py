@@ -1,4 +1,4 @@
-"""Small networks as people write them, each in another style, and by hand what comes after its last map and its vector."""
+"""Small networks as people write them, each in another style, and by hand what comes after their taps."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -478,7 +478,8 @@ WRITTEN: dict[str, Written] = {
     "dense": Written(Dense, 20, 2, lambda n, m: F.adaptive_avg_pool2d(F.relu(m), 1).flatten(1),
                      lambda n, v: n.classifier(v)),
     "class_token": Written(ClassToken, 16, 8, None, lambda n, v: n.head(v)),
-    "sequence_first": Written(SequenceFirst, 16, 8, lambda n, m: n.norm(by_cell(m).permute(1, 0, 2).contiguous().mean(0)),
+    "sequence_first": Written(SequenceFirst, 16, 8,
+                              lambda n, m: n.norm(by_cell(m).transpose(0, 1).contiguous().mean(0)),
                               lambda n, v: n.head(v)),
     "mixer": Written(Mixer, 12, 8, lambda n, m: by_cell(m).mean(1), lambda n, v: n.fc(v)),
     "channels_last": Written(ChannelsLast, 12, 4, lambda n, m: m.permute(0, 2, 3, 1).contiguous().mean((1, 2)),

@@ -1,9 +1,12 @@
 """The registry: own archs, duplicates, and a row for a family that no zoo has."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
 
+from fastai_heads.__main__ import main
 from fastai_heads.archs import Family, list_archs, register_arch, step
 from fastai_heads.archs import registry as rows
 from fastai_heads.archs.points import cut_points
@@ -79,3 +82,18 @@ def test_a_network_without_a_row_is_traced_when_registered():
     register_arch("traced", TwoStage)
     body = cut_body("traced", pretrained=False)
     assert body.channels == {"features": 16}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "says"),
+    [
+        ("zzz*", r"`pattern='zzz\*'` fits none of the \d+ names of archs. It is as in a shell: 'resnet\*'"),
+        ("ResNet18*", "Did you mean 'resnet18'"),
+        ("convnxt_tiny", "Did you mean 'convnext_tiny'"),
+    ],
+)
+def test_a_pattern_that_fits_no_name_is_refused(pattern, says, capsys):
+    with pytest.raises(HeadsError, match=says):
+        list_archs(pattern)
+    assert main(["archs", pattern]) == 2
+    assert re.search(says, capsys.readouterr().err)

@@ -336,6 +336,14 @@ def test_hidden_states_are_no_answers(case):
     assert body.removed[0].name == "classifier"
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_a_scripted_network_is_refused_with_what_to_give():
+    says = "is scripted, and scripted code cannot be listened to or cut. Give the network that it was scripted from"
+    for net in (torch.jit.script(convs()), nn.Sequential(torch.jit.script(convs()), nn.Flatten())):
+        with pytest.raises(HeadsError, match=says):
+            cut_body(net)
+
+
 def test_what_takes_no_images_says_so():
     with pytest.raises(HeadsError, match="takes no batch of images"):
         cut_body(nn.Linear(5, 2))

@@ -81,7 +81,7 @@ STOCK = {
     "regression": (RegressionBlock, ColReader("age"), Target("age", 0, "regression", 1)),
     "two numbers": (RegressionBlock, ColReader(["age", "height"]), Target("regression", 0, "regression", 2)),
     "point": (PointBlock, NumbersReader("nose"), Target("nose", 0, "point", 2)),
-    "box": (BoxBlock, ColReader("box"), Target("box", 0, "box", 4, partial=True)),
+    "box": (BoxBlock, ColReader("box"), Target("box", 0, "box", 4)),
     "mask": (lambda: MaskBlock(["paper", "ink"]), "mask", Target("mask", 0, "mask", 2, ("paper", "ink"))),
     "mask without codes": (MaskBlock, "mask", Target("mask", 0, "mask")),
 }

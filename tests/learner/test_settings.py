@@ -124,6 +124,7 @@ def test_a_wrapped_network_does_all_that_a_plain_one_does(make_learner, table, t
 
 
 def test_a_compiled_network_runs_compiled(make_learner):
+    torch.compiler.reset()  # of other tests' networks, of which only so many are kept
     seen = []
 
     def backend(graph, _inputs):

@@ -100,7 +100,8 @@ def test_a_loss_without_a_gradient_is_named(learner):
     def rounded(pred, targ):
         return (pred.argmax(1) != targ).float().mean() + 1
 
-    learn = learner(TWO, {"digit": ClassificationHead(loss=rounded)})
+    learn = learner(TWO)
+    learn.heads.digit.loss_func = rounded  # a spec with it is refused
     only(said(learn), "head 'digit' sent no gradient to the body")
 
 
