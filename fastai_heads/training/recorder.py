@@ -123,7 +123,7 @@ class HeadsRecorder(Recorder):
                 self.losses_by_head[loss.head.name].append(loss.value)
 
     def after_epoch(self) -> None:
-        "Record an epoch as fastai does, the totals first. A row that training or validation has left short stays as it is."
+        "Record an epoch as fastai does, the totals first. A row that an epoch has left short stays as it is."
         at = 2 + len(self._train_mets[1:])  # after the epoch and what was measured in training
         if self.valid_metrics and at > 2 and len(self.log) == at + len(self._valid_mets) > at:
             self.log = self.log[:2] + self.log[at : at + 1] + self.log[2:at] + self.log[at + 1 :]
