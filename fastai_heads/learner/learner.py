@@ -45,8 +45,7 @@ from fastai_heads.training.monitors import HeadsMonitor
 from fastai_heads.training.optimizer import create_opt
 from fastai_heads.training.precision import DevicePrecision, warn_of_half
 from fastai_heads.training.step import combined_loss, run_batch
-from fastai_heads.training.strategies.base import Strategy
-from fastai_heads.training.strategies.callback import StrategyCallback
+from fastai_heads.training.strategies.base import Strategy, StrategyCallback
 from fastai_heads.training.strategies.choose import as_strategy
 from fastai_heads.training.trackers import set_direction
 from fastai_heads.view.conflict_charts import draw_conflict, draw_weights

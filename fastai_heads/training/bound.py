@@ -1,6 +1,6 @@
 """A head in a learner: its spec, its target, its loss, and what may change while training."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, ItemsView, Iterator, Mapping, ValuesView
 from html import escape
 from typing import Any
 from weakref import ref
@@ -254,6 +254,14 @@ class BoundHeads(Mapping[str, BoundHead]):
 
     def __len__(self) -> int:
         return len(self._by_name)
+
+    def values(self) -> ValuesView[BoundHead]:
+        "List the heads, as every training step asks for them: `Mapping`'s own looks each of them up."
+        return self._by_name.values()
+
+    def items(self) -> ItemsView[str, BoundHead]:
+        "List names and heads."
+        return self._by_name.items()
 
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *self.names]

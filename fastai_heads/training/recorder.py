@@ -9,7 +9,7 @@ from fastai.torch_core import to_detach
 from fastcore.foundation import L
 from torch import Tensor, lerp
 
-from fastai_heads.training.bound import BoundHead
+from fastai_heads.training.bound import BoundHead, BoundHeads
 from fastai_heads.training.metrics import HeadValidLoss, distinct
 from fastai_heads.training.step import read_labels, read_loss
 
@@ -71,6 +71,32 @@ class TotalValidLoss(Metric):
         return torch.stack(known).sum() if known else None
 
 
+class Tally:
+    "What was seen of the heads' losses in an epoch of training: a few sums over K numbers, which stay on the device."
+
+    def __init__(
+        self,
+        heads: BoundHeads,  # of the learner, K of them
+    ):
+        self.steps = 0
+        self.zeros, self.odd = torch.zeros(()), torch.zeros(())  # (K,) batches with a loss of 0, or not finite
+        self.labels: dict[str, Tensor | int] = {h.name: 0 for h in heads.values() if h.target.partial}
+
+    def add(
+        self,
+        learn: Learner,  # after the losses of a batch
+    ) -> None:
+        "Count a batch."
+        heads = list(learn.heads.values())
+        losses = torch.stack([read_loss(learn, place).float() for place in range(len(heads))])
+        self.steps += 1
+        self.zeros = self.zeros.to(losses.device) + (losses == 0)
+        self.odd = self.odd.to(losses.device) + ~losses.isfinite()
+        for place, head in enumerate(heads):
+            if head.name in self.labels:
+                self.labels[head.name] = self.labels[head.name] + read_labels(learn, head, place)
+
+
 class HeadsRecorder(Recorder):
     """fastai's `Recorder`, whose table also has `train_<head>_loss` and `valid_<head>_loss` for every head.
 
@@ -89,6 +115,7 @@ class HeadsRecorder(Recorder):
     ):
         super().__init__(add_time, train_metrics, valid_metrics, beta)
         self.loss, self.smooth_loss = TotalValidLoss(), TotalTrainLoss(beta)
+        self.tally = Tally(BoundHeads({}))  # of the last epoch
 
     def before_fit(self) -> None:
         "Prepare the table: fastai's columns, each total followed by the heads' own."
@@ -111,9 +138,15 @@ class HeadsRecorder(Recorder):
 
     def before_train(self) -> None:
         "Reset what is counted by epoch; the smoothed losses go on."
+        self.tally = Tally(self.learn.heads)
         if self.train_metrics:
             for metric in self.metrics:
                 metric.reset()
+
+    def after_loss(self) -> None:
+        "Count a training batch by its losses, also where its step is to be left out."
+        if self.training and len(self.yb):
+            self.tally.add(self.learn)
 
     def after_batch(self) -> None:
         "Record a batch as fastai does, and every head's smoothed loss."

@@ -1,10 +1,12 @@
-"""The base of all strategies, and the default strategy: the plain sum of the losses."""
+"""The base of all strategies, what tells them the events of training, and the default: the plain sum of the losses."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
+from fastai.callback.core import Callback
+from fastai.callback.fp16 import MixedPrecision
 from fastai.learner import Learner
 from fastai.optimizer import _BaseOptimizer
 from torch import Tensor, nn
@@ -15,7 +17,7 @@ from fastai_heads.training.optimizer import HeadsOptimizer
 from fastai_heads.training.ranks.exchange import mean_over_ranks, sum_over_ranks
 from fastai_heads.training.step import combined_loss, count_labels, share_losses
 
-__all__ = ["LeafStrategy", "Strategy", "WeightedSum"]
+__all__ = ["LeafStrategy", "Strategy", "StrategyCallback", "WeightedSum"]
 
 
 class Strategy(ABC):
@@ -120,6 +122,11 @@ class Strategy(ABC):
         "Predict a training batch."
         return learn.model(*learn.xb)
 
+    def losses(self, learn: Learner) -> dict[str, Tensor]:
+        """Give the loss of each head, not weighted: head → a scalar with a graph. On several ranks their mean over the
+        ranks is the loss of the joined batches."""
+        return dict(zip(learn.heads.names, share_losses(learn, learn.head_losses)))
+
     @abstractmethod
     def objective(self, learn: Learner) -> Tensor:
         "Make the scalar that `backward` starts from. Callbacks may scale it."
@@ -127,6 +134,26 @@ class Strategy(ABC):
     def backward(self, learn: Learner) -> None:
         "Compute the gradients of `learn.loss_grad`."
         learn.loss_grad.backward()
+
+
+class StrategyCallback(Callback):
+    """Passes the events of training on to `learn.strategy`. Before a step it runs after `GradientAccumulation`, which
+    decides whether there is a step. It runs before `MixedPrecision` and `GradientClip`, which read the gradients."""
+
+    name = "strategy_events"
+    order, run_valid = MixedPrecision.order - 2, False
+
+    def before_fit(self) -> None:
+        self.learn.strategy.before_fit(self.learn)
+
+    def before_step(self) -> None:
+        self.learn.strategy.before_step(self.learn)
+
+    def after_step(self) -> None:
+        self.learn.strategy.after_step(self.learn)
+
+    def after_train(self) -> None:
+        self.learn.strategy.after_train(self.learn)
 
 
 class WeightedSum(Strategy):
@@ -144,7 +171,7 @@ class WeightedSum(Strategy):
 
     def objective(self, learn: Learner) -> Tensor:
         self._weights = {name: head.loss_weight for name, head in learn.heads.items()}
-        return combined_loss(learn.loss_func).total(share_losses(learn, learn.head_losses))
+        return combined_loss(learn.loss_func).total(list(self.losses(learn).values()))
 
     @property
     def label(self) -> str:
@@ -171,7 +198,7 @@ class LeafStrategy(Strategy):
 
     def objective(self, learn: Learner) -> Tensor:
         "Make the objective of the weighted losses that the batch has. It is the same on all ranks."
-        losses = dict(zip(learn.heads.names, share_losses(learn, learn.head_losses)))
+        losses = self.losses(learn)
         self._losses, self._names, self._present = losses, learn.heads.names, present_heads(learn)
         leaf = torch.stack([loss.detach() for loss in losses.values()])
         mean_over_ranks([leaf])
