@@ -22,8 +22,8 @@ def export(
     pickle_module: ModuleType = cloudpickle,  # fastai's
     pickle_protocol: int = 2,  # fastai's
 ) -> None:
-    """fastai's `export`, without the auxiliary heads (`train_only`) and what they alone read. A strategy that was
-    made for so many heads, as `UW(3)`, is the plain sum there.
+    """Write the learner to one file, without the auxiliary heads (`train_only`) and what they alone read. A strategy
+    that was made for so many heads, as `UW(3)`, is the plain sum there.
 
     The learner is as before, also where it cannot be written; the file is then not there, or the old one."""
     if not isinstance(fname, str | Path):

@@ -196,7 +196,7 @@ class MultiHeadLearner(Learner):
         reset_opt: bool = False,
         start_epoch: int = 0,
     ) -> None:
-        "fastai's `fit`. Raises `HeadsError` before the first step where an argument, batch or callback would not work."
+        "Train. Raises `HeadsError` before the first step where an argument, a batch or a callback would not work."
         given = {"n_epoch": n_epoch, "lr": lr, "wd": wd, "cbs": cbs, "reset_opt": reset_opt, "start_epoch": start_epoch}
         check_arguments("fit", given)
         check_batches(self.dls, self.model, self.ranks)
@@ -208,7 +208,7 @@ class MultiHeadLearner(Learner):
             self.loss_func = combined_loss(self.loss_func)  # `MixUp` leaves its own there after an error
 
     def add_cb(self, cb: Callback | type) -> "MultiHeadLearner":
-        "fastai's. A tracker (`SaveModelCallback`, …) learns which way its metric is better, unless `comp` says so."
+        "Add a callback. A tracker (`SaveModelCallback`, …) learns which way its metric is better."
         are_callbacks(cb)
         cb = cb() if isinstance(cb, type) else cb
         if isinstance(cb, TrackerCallback):
@@ -216,12 +216,12 @@ class MultiHeadLearner(Learner):
         return super().add_cb(cb)
 
     def to_fp16(self, **kwargs) -> "MultiHeadLearner":
-        "fastai's, on any device that has autocast; keywords go to `GradScaler`. Slow on a CPU, which is said once."
+        "Train in float16, on any device that has autocast. Keywords go to `GradScaler`. On a CPU it is slow."
         warn_of_half(self.dls.device)
         return self.add_cb(DevicePrecision(AMPMode.FP16, **kwargs))
 
     def to_bf16(self) -> "MultiHeadLearner":
-        "fastai's, on any device that has autocast."
+        "Train in bfloat16, on any device that has autocast."
         return self.add_cb(DevicePrecision(AMPMode.BF16))
 
     def create_opt(self) -> None:
@@ -243,27 +243,27 @@ class MultiHeadLearner(Learner):
     # looking and loading
 
     def summary(self) -> Summary:
-        "What was removed from the pretrained network, what the body keeps, what each head adds."
+        "Tell what was removed from the pretrained network, what the body keeps, and what each head adds."
         inputs = self._sample()
         return summarize(self, in_eval(self.model, *inputs) if inputs else None)
 
     def show_heads(self) -> Figure:
-        "The network as a diagram: body, taps, trunks, heads, their shapes, parameters, losses, and what is frozen."
+        "Draw the network: body, taps, trunks, heads, their shapes, parameters, losses, and what is frozen."
         return draw_heads(self, self._sample())
 
     def plot_conflict(self) -> Figure:
-        "Cosines between the heads' gradients, norms and shares of the step, as a `ConflictRecorder` saw them in a fit."
+        "Draw what a `ConflictRecorder` saw: cosines between the heads' gradients, their norms, and shares of the step."
         return draw_conflict(getattr(self, "conflict", None))
 
     def plot_weights(
         self,
         ax: Axes | None = None,  # to draw on; None: a new figure
     ) -> Axes:
-        "The weight of each head after every step, as a `ConflictRecorder` saw them in a fit."
+        "Draw the weight of each head after every step, as a `ConflictRecorder` saw them in a fit."
         return draw_weights(getattr(self, "conflict", None), ax)
 
     def _sample(self) -> tuple:
-        "One item's inputs where the model is; none where `export` has left no item."
+        "Give one item's inputs, where the model is. There is none where `export` has left no item."
         if not len(self.dls.train_ds):
             return ()
         return to_device(sample_inputs(self.dls), next(self.model.parameters()).device)
@@ -275,7 +275,7 @@ class MultiHeadLearner(Learner):
         strict: bool = True,  # refuse a file that does not fit
         **kwargs,  # fastai's: `with_opt`
     ) -> "MultiHeadLearner":
-        """fastai's `load`. Raises `HeadsError`, and nothing has changed, for weights of another arch or of other heads.
+        """Load weights. Raises `HeadsError`, and nothing has changed, for those of another arch or of other heads.
         With `strict=False` parts are loaded by name, and a `HeadsWarning` says which were left as they are."""
         check_load_arguments(file, strict, kwargs)
         distrib_barrier()  # the first rank may still be writing it
@@ -300,5 +300,5 @@ class MultiHeadLearner(Learner):
         return self
 
     def _weights_file(self, file: str | Path) -> Path:
-        "fastai's place for a name; a path, with its suffix or without, stays what it is."
+        "Find fastai's place for a name. A path, with its suffix or without, stays what it is."
         return join_path_file(str(file).removesuffix(".pth"), self.path / self.model_dir, ext=".pth")

@@ -35,7 +35,7 @@ __all__ = ["get_preds", "predict", "show_batch", "show_results", "test_dl", "tta
 
 
 def validation_context(learn: Learner, cbs: Any = None, inner: bool = False) -> ContextManagers:
-    "fastai's, which forgets what the recorder holds of the last fit; here it is kept."
+    "Validate within it. fastai's forgets what the recorder holds of the last fit, and here that is kept."
     are_callbacks(cbs)
     recorders = learn._grab_cbs(HeadsRecorder)
     return ContextManagers([r.keep() for r in recorders] + [Learner.validation_context(learn, cbs, inner)])
@@ -48,7 +48,7 @@ def test_dl(
     with_labels: bool = False,  # read the targets, too
     **kwargs,  # fastai's: `bs`, `num_workers`, …
 ) -> TfmdDL:
-    "`learn.dls.test_dl`: with the right `n_inp` also where there are labels; no items give no batch."
+    "Make a data loader of new items. Its `n_inp` is right also with labels, and no items give no batch."
     return learn.dls.test_dl(items, rm_type_tfms=rm_type_tfms, with_labels=with_labels, **kwargs)
 
 
@@ -66,7 +66,7 @@ def get_preds(
     cbs: Any = None,  # callbacks for this time only
     **kwargs,  # fastai's: `save_preds`, `save_targs`, `with_preds`, `with_targs`, `concat_dim`, …
 ) -> tuple:  # ([inputs], predictions, targets, [decoded], [losses])
-    "Predictions, activated, and targets; targets are None where the data has no labels."
+    "Predict all of a data loader, activated. Targets are None where the data has no labels."
     refuse_stock_interpretation(currentframe().f_back, learn.heads)
     _check_flags(act, kwargs)
     found = pick_loader(learn.dls, ds_idx, dl, labels="`with_loss=True`" if with_loss else None, batches=True)
@@ -80,7 +80,7 @@ def get_preds(
 
 @contextmanager
 def _unmeasured(learn: Learner) -> Iterator[None]:
-    "Without metrics, which fastai's loop counts here, too: mean average precision takes time and holds every box."
+    "Take the metrics off for a while. fastai's loop counts them here, too, and mean average precision takes time."
     metrics, learn.metrics = learn.metrics, []
     try:
         yield
@@ -89,7 +89,7 @@ def _unmeasured(learn: Learner) -> Iterator[None]:
 
 
 def _in_order(learn: Learner, dl: Any, reorder: bool) -> tuple[Any, Tensor | None]:
-    "A data loader that drops nothing, and what brings its items back into the dataset's order."
+    "Give a data loader that drops nothing, and what brings its items back into the dataset's order."
     if isinstance(dl, DataLoader) and dl.drop_last:
         dl = dl.new(shuffle=False, drop_last=False)
     if not (reorder and hasattr(dl, "get_idxs")):
@@ -106,7 +106,7 @@ def predict(
     rm_type_tfms: int | None = None,  # fastai's: how many of the first transforms the item has been through
     with_input: bool = False,  # the decoded input first
 ) -> tuple:  # ([input], decoded, decoded as tensors, activated), a `HeadTuple` each
-    "One item through every head. Auxiliary heads are in the last element only."
+    "Predict one item by every head. Auxiliary heads are in the last element only."
     check_item(item)
     with readable(item):
         dl = learn.dls.test_dl([item], rm_type_tfms=rm_type_tfms, num_workers=0)
@@ -122,7 +122,7 @@ def validate(
     dl: Any = None,  # a data loader with labels, or a list of batches, instead
     cbs: Any = None,  # callbacks for this time only
 ) -> L:  # the total loss, every head's loss, every metric
-    "fastai's `validate`."
+    "Measure a data set: fastai's `validate`."
     return Learner.validate(learn, ds_idx, pick_loader(learn.dls, ds_idx, dl, labels="`validate`", batches=True), cbs)
 
 
@@ -137,8 +137,9 @@ def tta(
     use_max: bool = False,  # the largest instead of the mean
     heads: str | Sequence[str] | None = None,  # those to average, the others come from the plain pass; None: all
 ) -> tuple:  # (predictions, targets)
-    """fastai's test-time augmentation, head by head. Raises `HeadsError` naming the heads whose target moves with
-    the image (points, boxes, masks): averages would be of different places. `heads=` leaves them out."""
+    """Average predictions for augmented images, head by head, as fastai does. Raises `HeadsError` naming the heads
+    whose target moves with the image (points, boxes, masks), as averages would be of different places: `heads=` leaves
+    them out."""
     averaged = _averaged(learn, heads)
     _check_passes(n, beta)
     found = pick_loader(learn.dls, ds_idx, dl)
@@ -166,7 +167,7 @@ def tta(
 
 
 def _averaged(learn: Learner, heads: str | Sequence[str] | None) -> tuple[str, ...]:
-    "The heads that test-time augmentation averages."
+    "List the heads that test-time augmentation averages."
     wanted = None if heads is None else names_in(heads, "heads", learn.heads.names, "head")
     still = [name for name, head in learn.heads.items() if not head.spec.moves_with_image]
     chosen = learn.heads.names if wanted is None else tuple(wanted)
@@ -186,7 +187,7 @@ def show_batch(
     unique: bool = False,  # one item, again and again, as augmentation changes it
     **kwargs,  # to the drawing: `nrows`, `ncols`, `figsize`, `imsize`, `title`
 ) -> Figure:
-    "Images with every target: shapes drawn in, texts beside, a dash where a label is missing."
+    "Draw images with every target: shapes in them, texts beside, a dash where a label is missing."
     pick_loader(learn.dls, ds_idx)
     return show_targets(learn.dls, max_n, ds_idx, unique, [t.name for t in learn.data_targets], **kwargs)
 
@@ -199,7 +200,7 @@ def show_results(
     shuffle: bool = True,  # drawn at random, or from the start
     **kwargs,  # to the drawing: `nrows`, `ncols`, `figsize`, `imsize`, `title`
 ) -> Figure:
-    "Images with every head's target and prediction: shapes drawn in, texts beside, green if right, red if wrong."
+    "Draw images with every target and prediction: shapes in them, texts beside, green if right, red if wrong."
     found = pick_loader(learn.dls, ds_idx, dl)
     batch = (found.new(shuffle=shuffle, drop_last=False) if dl is None else found).one_batch()
     n_inp = learn.dls.n_inp
@@ -208,7 +209,7 @@ def show_results(
 
 
 def _decoded(learn: Learner, inputs: tuple, decoded: HeadTuple, max_n: int) -> list[tuple]:
-    "Per item its decoded inputs, then a `HeadTuple` of decoded values."
+    "Give for each item its decoded inputs, then a `HeadTuple` of decoded values."
     return decode_heads(learn.dls.valid, inputs, learn.heads.deciding, decoded, max_n)
 
 
@@ -238,6 +239,6 @@ def _check_passes(n: Any, beta: Any) -> None:
 
 
 def _merged(preds: Sequence[Tensor], use_max: bool) -> Tensor:
-    "The mean or the largest of the augmented passes."
+    "Merge the augmented passes: their mean, or the largest."
     stacked = torch.stack(list(preds))
     return stacked.max(0)[0] if use_max else stacked.mean(0)

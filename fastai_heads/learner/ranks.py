@@ -23,8 +23,8 @@ def distrib_ctx(
     in_notebook: bool = False,  # fastai's: launched by accelerate's `notebook_launcher`
     **kwargs: Any,  # accelerate's `Accelerator`'s: `cpu=True`, …
 ) -> Iterator[Learner]:
-    """fastai's, on GPUs (nccl) and on CPUs (gloo). Within it, fits, validations and predictions are of all ranks
-    together, and every rank has the result; with one process it changes nothing.
+    """Train on several processes, on GPUs (nccl) or on CPUs (gloo). Within it, fits, validations and predictions are of
+    all ranks together, and every rank has the result. With one process it changes nothing.
 
     Every rank trains on batches of `bs`. A head's loss is that over the labels of all ranks, and a rank without
     one still takes part. The first rank prints and writes files, and the others read them: `path` has to be one
@@ -44,7 +44,7 @@ def to_distributed(
     sync_bn: bool = True,  # on GPUs, replace batch norms by `nn.SyncBatchNorm`, for good
     **kwargs: Any,  # accelerate's `Accelerator`'s
 ) -> Learner:
-    "fastai's: what `distrib_ctx` does at its start."
+    "Do what `distrib_ctx` does at its start."
     _need_accelerate()
     from fastai_heads.training.ranks.trainer import HeadsTrainer
 
@@ -55,7 +55,7 @@ def to_distributed(
 
 
 def detach_distributed(learn: Learner) -> Learner:
-    "fastai's: what `distrib_ctx` does at its end, also after an error."
+    "Do what `distrib_ctx` does at its end, also after an error."
     trainer = getattr(learn, "distributed_trainer", None)
     if trainer is not None:
         trainer.detach()
@@ -65,7 +65,7 @@ def detach_distributed(learn: Learner) -> Learner:
 
 
 def to_detach(learn: Learner, b: Any, cpu: bool = True, gather: bool = True) -> Any:
-    "fastai's; only batches of which every rank has a part are gathered."
+    "Take a batch out of the graph. Only batches of which every rank has a part are gathered."
     return Learner.to_detach(learn, b, cpu, gather and is_shared(learn))
 
 

@@ -19,11 +19,11 @@ class Targets(tuple):
     items."""
 
     def size(self, dim: int | None = None) -> Any:
-        "The first target's, as all have as many items."
+        "Give the first target's size, as all have as many items."
         return self[0].size() if dim is None else self[0].size(dim)
 
     def __getitem__(self, index: Any) -> Any:
-        "One target by its place; by a tensor, those items of every target."
+        "Give one target by its place; by a tensor, those items of every target."
         return Targets(t[index] for t in self) if isinstance(index, Tensor) else super().__getitem__(index)
 
 
