@@ -118,7 +118,7 @@ def test_every_name_is_taken_or_says_what_its_class_needs(name):
     ("value", "says"),
     [
         (lambda: as_strategy("CAGrad", 2), r"CAGrad needs c: pass `CAGrad\(c=…\)`"),
-        (lambda: as_strategy("Balance", 2), r"Balance needs an aggregator: pass `Balance\(UPGrad\(\)\)`"),
+        (lambda: as_strategy("Balance", 2), r"Balance needs aggregator: pass `Balance\(UPGrad\(\)\)`"),
         (lambda: as_strategy("Disjiont", 2), r"found 'Disjiont'\. Did you mean 'Disjoint'"),
         (lambda: Balance("UPgrad"), r"`aggregator` of Balance .* found 'UPgrad'\. Did you mean 'UPGrad'"),
         (lambda: Balance("UW"), r"`aggregator` of Balance .* found .*UW"),
