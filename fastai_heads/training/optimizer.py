@@ -1,7 +1,6 @@
 """A learning rate per head, under the groups that a user sees."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 from fastai.learner import Learner
@@ -95,44 +94,34 @@ def create_opt(
 ) -> _BaseOptimizer:
     """Make a learner's optimizer, or its strategy's, with a group per learning rate where heads have an `lr_mult`.
     Its steps are fused ones, unless `learn.fused` is false. What the strategy learns does not decay."""
-    strategy, maker = learn.strategy, learn.strategy.opt_maker(learn.opt_func)
-    own = strategy.own_opt or any(head.spec.lr_mult != 1 for head in learn.heads.values())
-    opt = _make_own(learn, maker) if own else _make_plain(learn, maker)
+    own = learn.strategy.own_opt or any(head.spec.lr_mult != 1 for head in learn.heads.values())
+    maker, groups = learn.strategy.opt_maker(learn.opt_func), learn.splitter(learn.model)
+    if isinstance(maker, OptimWrapper):
+        opt = _reuse(maker, own)
+    else:
+        keywords = getattr(learn.opt_func if own else maker, "keywords", {})
+        learn.lr = keywords.get("lr", learn.lr)  # as fastai takes the rate from those of a partial
+        maker = fuse(maker) if learn.fused else maker
+        opt = _make_own(learn, maker, groups) if own else maker(groups, lr=learn.lr)
     learned = get_model(learn.model)[1].strategy
     for param in learned.parameters() if learned is not None else ():
         opt.state[param]["do_wd"] = False
     return opt
 
 
-def _make_plain(learn: Learner, maker: Callable) -> _BaseOptimizer:
-    "Make what fastai makes."
-    _take_lr(learn, maker)
-    if isinstance(maker, OptimWrapper):
-        maker.clear_state()
-        return maker
-    return _fused(learn, maker)(learn.splitter(learn.model), lr=learn.lr)
-
-
-def _make_own(learn: Learner, maker: Callable) -> _BaseOptimizer:
-    "Make the strategy's own, or one with a learning rate for every head."
-    if isinstance(maker, OptimWrapper):
+def _reuse(opt: OptimWrapper, own: bool) -> OptimWrapper:
+    "Start an optimizer anew that a user has made already."
+    if own:
         raise HeadsError(
             "`opt_func` is an optimizer that is made already, which cannot keep the heads' `lr_mult` or states: "
             "pass what makes one, such as `partial(OptimWrapper, opt=torch.optim.AdamW)`."
         )
-    _take_lr(learn, learn.opt_func)
-    groups = split_by_rate(learn.splitter(learn.model), learn.heads)
-    return learn.strategy.make_opt(_fused(learn, maker), groups, learn.heads, learn.lr)
+    opt.clear_state()
+    return opt
 
 
-def _take_lr(learn: Learner, maker: Callable) -> None:
-    "Take the learner's rate from the keywords of a partial, as fastai does."
-    if isinstance(maker, partial):
-        learn.lr = maker.keywords.get("lr", learn.lr)
-
-
-def _fused(learn: Learner, maker: Callable) -> Callable:
-    return fuse(maker) if learn.fused else maker
+def _make_own(learn: Learner, maker: Callable, groups: Sequence[Sequence[nn.Parameter]]) -> _BaseOptimizer:
+    return learn.strategy.make_opt(maker, split_by_rate(groups, learn.heads), learn.heads, learn.lr)
 
 
 def split_by_rate(
