@@ -39,6 +39,7 @@ from fastai_heads.model import body_and_heads
 from fastai_heads.running import compiled_in_place, in_eval
 from fastai_heads.training.bound import BoundHead, BoundHeads
 from fastai_heads.training.callbacks import are_callbacks, check_callbacks
+from fastai_heads.training.conflict_record import ConflictRecord
 from fastai_heads.training.loss import CombinedLoss
 from fastai_heads.training.mixing import Targets
 from fastai_heads.training.monitors import HeadsMonitor
@@ -61,6 +62,8 @@ class MultiHeadLearner(Learner):
 
     Made by `multihead_learner`. `learn.heads` holds the heads, by name and by attribute. A method that is not written
     out here is a function of the learner, in the module that bears its name."""
+
+    conflict: ConflictRecord | None = None  # what a `ConflictRecorder` saw of the last fit
 
     fit_one_cycle = settings.checked(Learner.fit_one_cycle)
     fit_flat_cos = settings.checked(Learner.fit_flat_cos)
@@ -253,14 +256,14 @@ class MultiHeadLearner(Learner):
 
     def plot_conflict(self) -> Figure:
         "Draw what a `ConflictRecorder` saw: cosines between the heads' gradients, their norms, and shares of the step."
-        return draw_conflict(getattr(self, "conflict", None))
+        return draw_conflict(self.conflict)
 
     def plot_weights(
         self,
         ax: Axes | None = None,  # to draw on; None: a new figure
     ) -> Axes:
         "Draw the weight of each head after every step, as a `ConflictRecorder` saw them in a fit."
-        return draw_weights(getattr(self, "conflict", None), ax)
+        return draw_weights(self.conflict, ax)
 
     def _sample(self) -> tuple:
         "Give one item's inputs, where the model is. There is none where `export` has left no item."

@@ -201,7 +201,7 @@ def fitted(folder: Path, ranks: int, strategy: Callable[[], Any], cbs=(), **kwar
 
 def conflict(learn: MultiHeadLearner) -> torch.Tensor:
     "Return the record that a `ConflictRecorder` of the fit has made."
-    seen = getattr(learn, "conflict", None)
+    seen = learn.conflict
     return torch.empty(0) if seen is None else numbers([*seen.cosines.ravel(), *seen.shares.ravel()])
 
 
