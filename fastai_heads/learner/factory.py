@@ -19,6 +19,7 @@ from fastai_heads.errors import HeadsError, did_you_mean
 from fastai_heads.heads.spec import HeadSpec
 from fastai_heads.learner.arguments import check_settings
 from fastai_heads.learner.learner import MultiHeadLearner
+from fastai_heads.learner.settings import accept_trial
 from fastai_heads.learner.specs import rename_targets, resolve_heads, state_targets
 from fastai_heads.learner.trial import run_trial
 from fastai_heads.model import Trunk, multihead_model
@@ -91,7 +92,7 @@ def multihead_learner(
         _add_transforms(dls, body)
     trial = run_trial(model, dls, specs)
     learn = MultiHeadLearner(dls, model, trial.measured(specs), targets, strategy, fused=fused, **learner_kwargs)
-    learn.accept(trial, metrics)
+    accept_trial(learn, trial, metrics)
     if body.weights:
         learn.freeze()
     return learn

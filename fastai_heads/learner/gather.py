@@ -13,8 +13,8 @@ from torch import Tensor
 from fastai_heads.errors import HeadsError
 from fastai_heads.head_tuple import HeadTuple
 from fastai_heads.training.bound import BoundHead, BoundHeads
-from fastai_heads.training.joint import joined_target, speaks
 from fastai_heads.training.loss import CombinedLoss
+from fastai_heads.training.ranks.joint import gather_target, speaks
 
 __all__ = ["ConstantOrder", "GatherHeads"]
 
@@ -41,7 +41,7 @@ class GatherHeads(GatherPredsCallback):
             return
         answers = tuple(head.answer(pred) for head, pred in zip(self.learn.heads.values(), self.pred))
         aligned = (partial(self.learn.heads.align, target) for target in self.learn.data_targets)
-        targs = tuple(joined_target(self.learn, *pair) for pair in zip(aligned, self.yb))
+        targs = tuple(gather_target(self.learn, *pair) for pair in zip(aligned, self.yb))
         preds, targs = self.learn.to_detach(answers), to_detach(targs, gather=False)
         if self.with_preds:
             self.preds.append(preds)

@@ -132,7 +132,8 @@ def head_learner(
     learn: Learner,  # a `MultiHeadLearner`
     name: str,  # of the head
 ) -> Learner:  # fastai's own, with one target
-    "Make a plain `Learner` over one head. Every tool of fastai that knows one target works on it, on the same weights."
+    """Make a plain fastai `Learner` over the same weights with one head and one target: `ClassificationInterpretation`,
+    `show_results`, hooks on its `model[0]`, `lr_find`, `export`, and `fit`, which trains that head and the body."""
     head = learn.heads[name]
     body, heads = get_model(learn.model)
     module = head.module if len(heads.reads[name]) == 1 else OnTuple(head.module)

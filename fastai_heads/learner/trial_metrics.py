@@ -16,6 +16,7 @@ from fastai_heads.learner.trial import Trial
 from fastai_heads.learner.trial_sizes import first_line
 from fastai_heads.training.bound import BoundHead
 from fastai_heads.training.metrics import HeadMetric, fits_task, metric_name, told_by_kind
+from fastai_heads.training.step import take_losses
 
 __all__ = ["check_metrics", "fitting_metrics", "shared_metrics"]
 
@@ -131,7 +132,7 @@ def _after_batch(learn: Learner, trial: Trial) -> Iterator[None]:
     learn.xb, learn.yb, learn.pred = trial.inputs, trial.targets, tuple(trial.preds.values())
     learn.training, learn.dl = False, learn.dls.valid
     try:
-        learn.take_losses()
+        take_losses(learn)
         yield
     finally:
         for name in names:

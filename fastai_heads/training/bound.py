@@ -1,6 +1,6 @@
 """A head in a learner: its spec, its target, its task, and what may change while training."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, ItemsView, Iterator, Mapping, Sequence, ValuesView
 from html import escape
 from typing import Any
 from weakref import ref
@@ -268,6 +268,14 @@ class BoundHeads(Mapping[str, BoundHead]):
 
     def __len__(self) -> int:
         return len(self._by_name)
+
+    def values(self) -> ValuesView[BoundHead]:
+        "List the heads, as every training step asks for them: `Mapping`'s own looks each of them up."
+        return self._by_name.values()
+
+    def items(self) -> ItemsView[str, BoundHead]:
+        "List names and heads."
+        return self._by_name.items()
 
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *self.names]

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from fastai_heads.data.decode import dls_of_target, select_targets
 from fastai_heads.tasks.task import Answer, Task
 from fastai_heads.training.bound import BoundHead
-from fastai_heads.training.joint import is_joined, joined, joined_target, over_counts, seen_loss, seen_measure
+from fastai_heads.training.ranks.joint import gather_items, gather_target, is_shared, over_counts
+from fastai_heads.training.step import read_loss, read_measure
 from fastai_heads.training.wrapped_metrics import TagsMetric, TorchMetric, as_metric, metric_name
 
 __all__ = ["HeadMetric", "HeadValidLoss", "distinct", "fits_task", "head_metrics", "metric_name", "told_by_kind"]
@@ -72,8 +73,8 @@ class HeadMetric(Metric):
             self._add_loss(learn)
             return
         preds = learn.pred if isinstance(learn.pred, tuple | list) else (learn.pred,)
-        targ = joined_target(learn, self.head.task.align, learn.yb[self.head.target.index])
-        pred = joined(learn, self.head.answer(preds[self.place]))
+        targ = gather_target(learn, self.head.task.align, learn.yb[self.head.target.index])
+        pred = gather_items(learn, self.head.answer(preds[self.place]))
         mask = self.head.labelled(targ)
         if not mask.any() and len(mask):
             return
@@ -83,7 +84,7 @@ class HeadMetric(Metric):
     def _add_loss(self, learn: Learner) -> None:
         if learn.loss.ndim:
             return
-        total, count = seen_measure(learn, self.head, self.place)
+        total, count = read_measure(learn, self.head, self.place)
         self.metric.total += total
         self.metric.count = 1 if self.head.sums else self.metric.count + count
 
@@ -135,7 +136,7 @@ class HeadValidLoss(Metric):
         "Add a batch; losses per item (`get_preds(with_loss=True)`) are none."
         if learn.loss.ndim:
             return
-        total, count = (to_detach(part, gather=False).double() for part in seen_measure(learn, self.head, self.place))
+        total, count = (to_detach(part, gather=False).double() for part in read_measure(learn, self.head, self.place))
         self.total, self.count = self.total + total, self.count + count
 
     @property
@@ -152,7 +153,7 @@ class _OneHead:
         self.learn, self.head, self.pred, self.y = learn, metric.head, pred, targ
         self.loss_func = metric.head.loss_func
         self._place, self._mask = metric.place, mask
-        if is_joined(learn):  # the items are those of all ranks already
+        if is_shared(learn):  # the items are those of all ranks already
             self.to_detach = partial(to_detach, gather=False)
 
     @property
@@ -161,11 +162,11 @@ class _OneHead:
 
     @property
     def loss(self) -> Tensor:
-        return seen_loss(self.learn, self._place)
+        return read_loss(self.learn, self._place)
 
     @property
     def xb(self) -> tuple[Tensor, ...]:
-        inputs = joined(self.learn, tuple(self.learn.xb))
+        inputs = gather_items(self.learn, tuple(self.learn.xb))
         return inputs if self._mask.all() else tuple(x[self._mask.to(x.device)] for x in inputs)
 
     @property

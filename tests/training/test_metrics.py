@@ -85,7 +85,7 @@ class Run:
     "Batches as a learner holds them after a step, and one prediction and target by themselves."
 
     def __init__(self, batches, bonus=0):
-        self.batches, self.bonus, self.training = batches, bonus, False
+        self.batches, self.bonus, self.training, self.dl = batches, bonus, False, None
 
     def on(self, metric):
         metric.reset()

@@ -22,7 +22,8 @@ from fastai_heads.heads import BoxHead, ClassificationHead, MultiLabelHead, Poin
 from fastai_heads.learner import multihead_learner
 from fastai_heads.tasks.own import OwnTask
 from fastai_heads.training.loss import CombinedLoss
-from fastai_heads.training.mixing import Targets, batch_losses, blended_loss
+from fastai_heads.training.mixing import Targets, blended_loss
+from fastai_heads.training.step import batch_losses
 
 UNMIXED = {"centre": PointHead(mix=False), "box": BoxHead(mix=False)}
 MIXERS = pytest.mark.parametrize("mixer", [MixUp, CutMix])
