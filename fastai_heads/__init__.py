@@ -21,7 +21,6 @@ from fastai_heads.heads import (
     CustomHead,
     DetectionHead,
     HeadSpec,
-    MeanAP,
     MultiLabelHead,
     PointHead,
     RegressionHead,
@@ -30,6 +29,7 @@ from fastai_heads.heads import (
 )
 from fastai_heads.learner import MultiHeadLearner, multihead_learner
 from fastai_heads.model import Trunk
+from fastai_heads.tasks import MeanAP, Task
 from fastai_heads.training import Balance, ConflictRecorder, Disjoint, HeadsMonitor, LossWeightScheduler, Strategy
 from fastai_heads.view import HeadsInterpretation, show_targets
 
@@ -63,6 +63,7 @@ __all__ = [
     "SegmentationHead",
     "Strategy",
     "TapShape",
+    "Task",
     "Trunk",
     "compare_to_single",
     "cut_body",

@@ -15,8 +15,8 @@ from fastai_heads.errors import HeadsError
 from fastai_heads.heads.defaults import default_head, has_default
 from fastai_heads.heads.regression import RegressionHead
 from fastai_heads.heads.spec import HeadSpec, TapShape
-from fastai_heads.learner.resolve import find_target, fitted, in_code
 from fastai_heads.learner.settings import bind_strategy, check_strategy
+from fastai_heads.learner.specs import find_target, fit_spec, in_code
 from fastai_heads.learner.trial import Trial, run_trial
 from fastai_heads.learner.trial_metrics import check_metrics
 from fastai_heads.model import read_by
@@ -112,7 +112,7 @@ def _fit_spec(
         raise HeadsError(f"`head` is a spec such as `ClassificationHead()`, found {spec!r}.{hint}")
     wanted = find_target(name, spec.target if target is None else target, learn.data_targets)
     _check_fits(learn, name, spec, wanted)
-    return fitted(name, spec, wanted, learn.dls), wanted
+    return fit_spec(name, spec, wanted, learn.dls), wanted
 
 
 def _check_fits(learn: Learner, name: str, spec: HeadSpec, target: Target) -> None:
@@ -162,8 +162,7 @@ def _restandardize(
     "Take the mean and deviation of a head's last layer and of its loss anew."
     if not isinstance(head.spec, RegressionHead) or head.spec.standardize is False:
         return
-    head.spec = fitted(head.name, replace(head.spec, standardize=True), head.target, dls)
+    head.spec = fit_spec(head.name, replace(head.spec, standardize=True), head.target, dls)
     unit = head.module.layers[-1]
     for name, values in zip(("mean", "deviation"), head.spec.standardize):
         getattr(unit, name).copy_(torch.tensor(values))
-    head.loss_func = head.spec.loss_func()

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from fastai_heads.bodies.contract import Body
 from fastai_heads.data.decode import dls_of_target
 from fastai_heads.head_tuple import HeadTuple
-from fastai_heads.heads.custom import CustomHead
 from fastai_heads.model import Heads, run_trunk
 from fastai_heads.training.bound import BoundHead, BoundHeads
 from fastai_heads.training.loss import CombinedLoss
@@ -52,7 +51,7 @@ class BodyToHead(nn.Module):
         return found[0] if len(found) == 1 else found
 
     def groups(self) -> list[list[nn.Parameter]]:
-        "The body's parameter groups."
+        "Return the body's parameter groups."
         return self.body.groups()
 
 
@@ -71,7 +70,7 @@ class ItemLosses(TensorBase):
     "Losses of items, of which those without a label rank last: fastai's `Interpretation` asks for the `topk`."
 
     def topk(self, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> tuple[Tensor, Tensor]:
-        "As of every tensor, for which NaN is the largest."
+        "Return the largest or smallest losses. For a plain tensor NaN is the largest."
         plain = self.as_subclass(Tensor)
         last = float("-inf") if largest else float("inf")
         places = plain.masked_fill(plain.isnan(), last).topk(k, dim, largest, sorted)[1]
@@ -139,8 +138,7 @@ def head_learner(
     body, heads = get_model(learn.model)
     module = head.module if len(heads.reads[name]) == 1 else OnTuple(head.module)
     alone = BoundHead(name, head.spec, replace(head.target, index=0), heads)
-    showing = head.target.kind in ("regression", "detection") or isinstance(head.spec, CustomHead)
-    cls = ShowingLearner if showing else Learner
+    cls = Learner if head.task.shown_by_fastai else ShowingLearner
     view = cls(
         dls_of_target(learn.dls, head.target.index),
         nn.Sequential(BodyToHead(body, heads, name), module),
@@ -160,12 +158,12 @@ def head_learner(
 def split_view(
     model: nn.Sequential,  # of a `head_learner`
 ) -> list[list[nn.Parameter]]:  # the body's groups, and one for trunks and head
-    "The parameter groups of one head's learner."
+    "Split the parameters of one head's learner."
     return [*model[0].groups(), [*model[0].trunks.parameters(), *model[1].parameters()]]
 
 
 def _needed_trunks(heads: Heads, reads: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    "The trunks before a head, each after those that it reads, with what they read."
+    "Return the trunks before a head, each after those that it reads, with what they read."
     needed, wanted = {}, set(reads)
     for trunk in reversed(list(heads.trunk_reads)):
         if wanted & set(heads.trunk_gives[trunk]):
@@ -186,6 +184,6 @@ class _Unprefixed(HeadMetric):
 
 
 def _settings(learn: Learner) -> dict[str, Any]:
-    "What the user chose for training, save, and looks."
+    "Return what the user chose for training and for saving."
     names = ("opt_func", "lr", "path", "model_dir", "wd", "wd_bn_bias", "train_bn", "moms")
     return {name: getattr(learn, name) for name in names}

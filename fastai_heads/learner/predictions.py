@@ -169,7 +169,7 @@ def tta(
 def _averaged(learn: Learner, heads: str | Sequence[str] | None) -> tuple[str, ...]:
     "List the heads that test-time augmentation averages."
     wanted = None if heads is None else names_in(heads, "heads", learn.heads.names, "head")
-    still = [name for name, head in learn.heads.items() if not head.spec.moves_with_image]
+    still = [name for name, head in learn.heads.items() if not head.task.moves_with_image]
     chosen = learn.heads.names if wanted is None else tuple(wanted)
     moving = [name for name in chosen if name not in still]
     if moving:

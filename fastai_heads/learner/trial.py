@@ -40,7 +40,7 @@ class Trial:
         self,
         specs: Specs,  # name → (fitted spec, its target)
     ) -> dict[str, tuple[HeadSpec, Target]]:
-        "The specs with the number of outputs of the modules that decide it themselves."
+        "Return the specs, with the outputs counted of modules that decide it themselves."
         return {name: (_measured(spec, self.preds[name]), target) for name, (spec, target) in specs.items()}
 
     def check(
@@ -60,7 +60,7 @@ def run_trial(
     dls: DataLoaders,  # with a training set of one item at least
     specs: Specs,  # name → (fitted spec, its target), in head order
 ) -> Trial:
-    """A few training items through the network, in evaluation mode. Its mode, buffers and device, and the state of
+    """Send a few training items through the network, in evaluation mode. Its mode, buffers and device, and the state of
     every random generator, are as before. Raises `HeadsError` naming the part that cannot take what it is given, or
     the head whose output is not what its target needs."""
     network = get_model(model)
@@ -72,7 +72,7 @@ def run_trial(
             preds = _forward(network, inputs, specs)
     found = dict(zip(network[1].names, preds, strict=True))
     for name, (spec, target) in specs.items():
-        check_output(name, spec, target, found[name], len(inputs[0]))
+        check_output(name, spec, spec.task(target), found[name], len(inputs[0]))
     return Trial(inputs, targets, found)
 
 
@@ -99,7 +99,7 @@ def _batch(dls: DataLoaders, specs: Specs) -> tuple[Any, ...]:
 
 
 def _uncollated(dls: DataLoaders, items: Sequence[Any], places: Sequence[int], error: Exception) -> str:
-    "Why items make no batch: most often as their images are not of one size."
+    "Say why items make no batch: most often as their images are not of one size."
     shapes = [tuple(item[0].shape) if isinstance(item[0], Tensor) else () for item in items]
     other = next((i for i, shape in enumerate(shapes) if shape != shapes[0]), None)
     if other is None:
@@ -123,7 +123,7 @@ def _places(dls: DataLoaders, specs: Specs, n: int) -> list[int]:
 
 
 def _is_blank(label: Any) -> bool:
-    "Whether an encoded label is that of an item without one."
+    "Tell whether an encoded label is that of an item without one."
     if not isinstance(label, Tensor):
         return False
     values = label.as_subclass(Tensor)
@@ -134,7 +134,7 @@ def _is_blank(label: Any) -> bool:
 
 
 def _forward(network: nn.Sequential, inputs: tuple[Any, ...], specs: Specs) -> tuple[Any, ...]:
-    "The predictions. An error says which part it comes from; a compiled network is not compiled for this."
+    "Return the predictions. An error says which part it comes from; a compiled network is not compiled for this."
     with _watched(network) as entered:
         try:
             return network.forward(*inputs)
@@ -162,7 +162,7 @@ def _watched(network: nn.Sequential) -> Iterator[list[tuple[str, str]]]:
 def _misfit(
     entered: Sequence[tuple[str, str]], network: nn.Sequential, inputs: tuple, specs: Specs, error: Exception
 ) -> str:
-    "Which part cannot take what it is given, and what that is."
+    "Say which part cannot take what it is given, and what that is."
     body, heads = network
     kind, name = entered[0] if entered else ("body", "")
     if kind == "body":
@@ -182,7 +182,7 @@ def _misfit(
 
 
 def _remedy(spec: HeadSpec, reads: Sequence[TapShape]) -> str:
-    "The nearest module that takes what is read."
+    "Say which module takes what is read."
     if len(reads) > 1:
         return f" It is called with {len(reads)} tensors, in the order of `tap`."
     n_out, channels = spec.n_out or "…", reads[0].channels

@@ -97,7 +97,7 @@ def check_mixing(
     names = [_name(cb) for cb in cbs if _is_handler(cb)]
     if len(names) > 1:
         raise HeadsError(f"`cbs`: {' and '.join(names)} cannot both blend the images of a batch. Pass one of them.")
-    fixed = [head for head in heads.values() if head.spec.mix and not head.spec.blends]
+    fixed = [head for head in heads.values() if head.spec.mix and not head.task.blends]
     if names and fixed:
         which = " or ".join(f"{head.name!r} ({head.target.kind})" for head in fixed)
         raise HeadsError(f"`cbs`: {names[0]} cannot blend the target of {which}. {_remedy(*fixed)}.")

@@ -91,7 +91,7 @@ def loss_count(
     targs: tuple[Tensor, ...],  # one per target
     loss: Tensor,  # the head's, a scalar
 ) -> Tensor:  # a scalar
-    """Return what a head's loss of a batch is a mean of: see `HeadSpec.loss_count`. Where images are blended, and where
+    """Return what a head's loss of a batch is a mean of: see `Task.loss_count`. Where images are blended, and where
     a loss is of nothing that adds up, it is images."""
     plain = find_blend(loss_func) is None
     count = head.loss_count(pred, targs[head.target.index], loss) if plain else None

@@ -10,8 +10,6 @@ from fastai.learner import Learner
 from fastai.torch_core import rank_distrib
 from torch import Tensor
 
-from fastai_heads.data.detection import same_count
-from fastai_heads.data.targets import Target
 from fastai_heads.training.bound import BoundHead
 from fastai_heads.training.ranks.exchange import sum_over_ranks
 
@@ -100,10 +98,10 @@ def gather_items(
 
 def gather_target(
     learn: Learner,  # within a batch
-    target: Target,  # which target it is
+    align: Callable[[list[Tensor]], list[Tensor]],  # brings the ranks' parts to shapes that can be joined
     targ: Tensor,  # (B, …) of this rank
 ) -> Tensor:
-    "Join the items of all ranks. Of boxes the ranks have their own number of rows."
+    "Join the target of the items of all ranks."
     if not is_shared(learn):
         return targ
-    return learn.dl.join(targ.detach(), same_count if target.kind == "detection" else list)
+    return learn.dl.join(targ.detach(), align)

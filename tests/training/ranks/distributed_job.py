@@ -34,12 +34,12 @@ from fastai_heads.heads import (
     BoxHead,
     ClassificationHead,
     DetectionHead,
-    MeanAP,
     MultiLabelHead,
     RegressionHead,
     SegmentationHead,
 )
 from fastai_heads.learner import MultiHeadLearner, multihead_learner
+from fastai_heads.tasks.mean_ap import MeanAP
 from fastai_heads.training.conflict_recorder import ConflictRecorder
 from fastai_heads.training.ranks import exchange
 from fastai_heads.training.strategies import Balance, Disjoint
