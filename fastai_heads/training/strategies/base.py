@@ -25,8 +25,8 @@ class Strategy(ABC):
 
     A subclass defines `label`, `weights` and `objective`, which makes one scalar of `self.losses(learn)`. For every
     training batch the learner calls `predict`, `objective` and `backward`, in this order. The other methods are events:
-    they do nothing until a subclass overrides them. A strategy that learns while training keeps what it learns in a module, which `module` makes. This module is
-    saved with the heads."""
+    they do nothing until a subclass overrides them. A strategy that learns while training keeps what it learns in a
+    module, which `module` makes. This module is saved with the heads."""
 
     fields: ClassVar[tuple[str, ...]] = ()  # what may be set on one of a class that names them itself
 
