@@ -18,7 +18,7 @@ _SIDES = (32, 64, 96, 128, 192, 256, 384, 512)  # of images that are tried where
 def first_line(
     error: Exception,
 ) -> str:
-    "What an error says, in short and without a full stop."
+    "Return what an error says, in short and without a full stop."
     text = str(error).strip().split("\n")[0].strip()
     return (text or type(error).__name__).rstrip(".")
 
