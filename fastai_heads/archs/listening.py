@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from fastai_heads.archs.places import Cells, Place, View, leaves, sight
-from fastai_heads.archs.probe import fits, paused
+from fastai_heads.archs.probe import fits
 from fastai_heads.errors import HeadsError
+from fastai_heads.modes import evaluate
 
 __all__ = ["Event", "Seen", "run_once"]
 
@@ -138,7 +139,7 @@ def run_once(
     for side in (*SIDES, *_on_paper(net, n_in)):
         x = torch.rand(2, n_in, side, side, generator=torch.Generator().manual_seed(0)).to(p.device, p.dtype)
         try:
-            with torch.no_grad(), paused(net), _listening(net, x) as seen:
+            with evaluate(net), _listening(net, x) as seen:
                 seen.out = net(x)
             return seen
         except MISFITS as e:

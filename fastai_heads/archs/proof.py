@@ -5,10 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fastai_heads.archs.probe import on_meta, paused
+from fastai_heads.archs.probe import on_meta
 from fastai_heads.archs.records import FEATURES, PRE_LOGITS, Measured, Network
 from fastai_heads.archs.surgery import get_path, snapshot
 from fastai_heads.errors import HeadsError
+from fastai_heads.modes import evaluate
 
 __all__ = ["apply_classifier", "cut_off", "logits_from_taps", "loses_nothing"]
 
@@ -119,7 +120,7 @@ def _run(network: Network, x: Tensor, taps: tuple[str, ...]) -> dict[str, Tensor
     "Run to the taps in evaluation mode; random numbers are drawn alike each time, and none of the caller's."
     if x.is_meta:
         return on_meta(network.net, x.shape, lambda n, z: network.cut.run(n, z, taps))
-    with torch.no_grad(), paused(network.net), torch.random.fork_rng(_devices(x)):
+    with evaluate(network.net), torch.random.fork_rng(_devices(x)):
         torch.manual_seed(0)
         return network.cut.run(network.net, x, taps)
 

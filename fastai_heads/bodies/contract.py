@@ -116,6 +116,17 @@ class Body(nn.Module, ABC):
             return None
         raise HeadsError(f"`tap={level.stride}`: {self.arch} has no map. Its taps: {', '.join(self.taps)}.")
 
+    def stride_after(
+        self,
+        stride: int | None,  # of a tap
+        before: Tensor,  # what the tap gives for a sample
+        after: Tensor,  # what was made of it
+    ) -> int | None:
+        "Tell the stride of what is made of a tap, None for what is no map or made of none."
+        if stride is None or before.ndim != 4 or after.ndim != 4:
+            return None
+        return max(1, round(stride * before.shape[-1] / after.shape[-1]))
+
     def tap_also(
         self,
         tap: str | int,  # a tap's name, or a stride

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fastai_heads.archs.records import Level
 from fastai_heads.bodies.contract import Body
 from fastai_heads.bodies.image import cut_body
+from fastai_heads.build import build_model
 from fastai_heads.data.given import check_columns, check_loaders
 from fastai_heads.data.inspect import inspect_data
 from fastai_heads.data.targets import Target
@@ -21,8 +22,8 @@ from fastai_heads.learner.arguments import check_settings
 from fastai_heads.learner.learner import MultiHeadLearner
 from fastai_heads.learner.resolve import renamed_targets, resolve_heads, stated_targets
 from fastai_heads.learner.trial import run_trial
-from fastai_heads.model import Trunk, multihead_model
 from fastai_heads.names import check_name
+from fastai_heads.trunks import Trunk
 
 __all__ = ["multihead_learner"]
 
@@ -86,7 +87,7 @@ def multihead_learner(
     trunks = _check_trunks(trunk or {}, specs)
     body = _body(arch, _needed_taps(specs, trunks), pretrained, weights, n_in, dict(body_kwargs or {}))
     inputs = _check_inputs(data.sample_inputs, body)
-    model = multihead_model(body, {name: spec for name, (spec, _) in specs.items()}, trunks, inputs)
+    model = build_model(body, {name: spec for name, (spec, _) in specs.items()}, trunks, inputs)
     if normalize:
         _add_transforms(dls, body)
     trial = run_trial(model, dls, specs)

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fastai_heads.model import Heads
-from fastai_heads.running import in_eval
+from fastai_heads.model import MultiHeadModel
+from fastai_heads.modes import evaluate
 
 __all__ = ["first_line", "why_too_small"]
 
@@ -33,10 +33,10 @@ def why_too_small(
     body, heads = network
 
     def why(name: str, *shape: int) -> str:
-        one = Heads({name: heads[name]}, {name: heads.reads[name]})
-        one.trunks, one.trunk_reads, one.trunk_gives = heads.trunks, heads.trunk_reads, heads.trunk_gives
+        one = MultiHeadModel(body, heads.only(name))
         try:
-            in_eval(nn.Sequential(body, one), torch.zeros(1, image.shape[1], *shape, device=image.device))
+            with evaluate(one):
+                one(torch.zeros(1, image.shape[1], *shape, device=image.device))
         except _MISFITS as found:
             return first_line(found)
         return ""

@@ -14,7 +14,7 @@ from fastai_heads.data.digits import digits_dls
 from fastai_heads.errors import HeadsError
 from fastai_heads.heads import ClassificationHead, RegressionHead
 from fastai_heads.learner import MultiHeadLearner, multihead_learner
-from fastai_heads.model import Trunk
+from fastai_heads.trunks import Trunk
 
 STATS = ResNet18_Weights.DEFAULT.transforms()
 
