@@ -28,5 +28,5 @@ def build_model(
         try:
             heads.add(name, spec.build(tuple(heads.shapes[tap] for tap in reads)), reads)
         except HeadsError as error:
-            raise HeadsError(f"`heads[{name!r}]`: {error}") from error.__cause__
+            raise error.within(f"`heads[{name!r}]`", head=name) from error.__cause__
     return MultiHeadModel(body, heads)

@@ -6,8 +6,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from fastai_heads.archs.listening import MISFITS, Event, Seen
+from fastai_heads.archs.listening import Event, Seen
 from fastai_heads.archs.places import Enough, Item, Place, catch, leaves
+from fastai_heads.errors import MISFITS
 from fastai_heads.modes import evaluate
 
 __all__ = ["Exchange", "exchanging"]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fastai_heads.archs.records import TapPoint
 from fastai_heads.archs.touched import Touched, touched
+from fastai_heads.errors import MISFITS
 from fastai_heads.modes import evaluate
 
 __all__ = ["fits", "measure_taps", "on_meta", "ran", "reached", "stand_ins", "touched_by"]
@@ -121,7 +122,7 @@ def fits(
     with evaluate(net):
         try:
             _call(net, shape, lambda n, x: n(x) is None, "meta")
-        except (*CANNOT_ON_META, IndexError, AssertionError, ZeroDivisionError):
+        except MISFITS:
             return False
     return True
 

@@ -131,15 +131,15 @@ def _trunk_of(tap: str | int | Level, trunks: Mapping[str, Trunk]) -> str | None
 
 def _needed_taps(
     specs: Mapping[str, tuple[HeadSpec, Target]], trunks: Mapping[str, Trunk]
-) -> dict[str | int | Level, str]:  # tap → who reads it, for messages
-    readers = {f"heads[{name!r}]": spec.reads for name, (spec, _) in specs.items()}
-    readers |= {f"trunk[{name!r}]": trunk.reads for name, trunk in trunks.items()}
+) -> dict[str | int | Level, tuple[str, str | None]]:  # tap → (who reads it, for messages; the head)
+    readers = {(f"`heads[{name!r}]`", name): spec.reads for name, (spec, _) in specs.items()}
+    readers |= {(f"`trunk[{name!r}]`", None): trunk.reads for name, trunk in trunks.items()}
     return {tap: who for who, taps in reversed(readers.items()) for tap in taps if _trunk_of(tap, trunks) is None}
 
 
 def _body(
     arch: Any,
-    taps: Mapping[str | int | Level, str],
+    taps: Mapping[str | int | Level, tuple[str, str | None]],
     pretrained: bool,
     weights: Any,
     n_in: int,
@@ -154,8 +154,10 @@ def _body(
     try:
         return cut_body(arch, tuple(taps), pretrained=pretrained, weights=weights, n_in=n_in, **body_kwargs)
     except HeadsError as error:
-        who = [reader for tap, reader in taps.items() if f"`tap={tap!r}`" in str(error)]
-        raise HeadsError(f"`{who[0]}`: {error}" if who else str(error)) from None
+        if error.tap not in taps:
+            raise
+        place, head = taps[error.tap]
+        raise error.within(place, head=head) from None
 
 
 def _check_inputs(inputs: tuple[Tensor, ...], body: Body) -> tuple[Tensor, ...]:

@@ -12,10 +12,10 @@ from fastai.torch_core import get_model, no_random, to_device
 from torch import Tensor, nn
 
 from fastai_heads.data.targets import Target
-from fastai_heads.errors import HeadsError
+from fastai_heads.errors import HeadsError, first_line
 from fastai_heads.heads.spec import HeadSpec, TapShape
 from fastai_heads.learner.trial_losses import check_decoding, check_loss, check_output
-from fastai_heads.learner.trial_sizes import first_line, why_too_small
+from fastai_heads.learner.trial_sizes import why_too_small
 from fastai_heads.model import Heads
 from fastai_heads.modes import evaluate, keep_buffers
 from fastai_heads.training.bound import BoundHead

@@ -5,22 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from fastai_heads.errors import MISFITS, first_line
 from fastai_heads.model import MultiHeadModel
 from fastai_heads.modes import evaluate
 
-__all__ = ["first_line", "why_too_small"]
+__all__ = ["why_too_small"]
 
-_MISFITS = (RuntimeError, ValueError, IndexError, TypeError, AssertionError)
-"What torch raises for shapes that do not fit."
 _SIDES = (32, 64, 96, 128, 192, 256, 384, 512)  # of images that are tried where a size cannot be taken
-
-
-def first_line(
-    error: Exception,
-) -> str:
-    "What an error says, in short and without a full stop."
-    text = str(error).strip().split("\n")[0].strip()
-    return (text or type(error).__name__).rstrip(".")
 
 
 def why_too_small(
@@ -37,7 +28,7 @@ def why_too_small(
         try:
             with evaluate(one):
                 one(torch.zeros(1, image.shape[1], *shape, device=image.device))
-        except _MISFITS as found:
+        except MISFITS as found:
             return first_line(found)
         return ""
 
