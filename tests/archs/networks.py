@@ -467,6 +467,11 @@ def by_cell(x: Tensor) -> Tensor:
     return x.flatten(2).transpose(1, 2).contiguous()
 
 
+def tokens_first(x: Tensor) -> Tensor:
+    "A map as tokens (N, B, C)."
+    return by_cell(x).transpose(0, 1).contiguous()
+
+
 WRITTEN: dict[str, Written] = {
     "lenet": Written(LeNet, 16, 4, lambda n, m: F.relu(n.fc2(F.relu(n.fc1(m.flatten(1))))), lambda n, v: n.fc3(v), 64),
     "mnist": Written(Mnist, 12, 2, lambda n, m: F.relu(n.fc1(m.flatten(1))),
@@ -478,8 +483,7 @@ WRITTEN: dict[str, Written] = {
     "dense": Written(Dense, 20, 2, lambda n, m: F.adaptive_avg_pool2d(F.relu(m), 1).flatten(1),
                      lambda n, v: n.classifier(v)),
     "class_token": Written(ClassToken, 16, 8, None, lambda n, v: n.head(v)),
-    "sequence_first": Written(SequenceFirst, 16, 8,
-                              lambda n, m: n.norm(by_cell(m).transpose(0, 1).contiguous().mean(0)),
+    "sequence_first": Written(SequenceFirst, 16, 8, lambda n, m: n.norm(tokens_first(m).mean(0)),
                               lambda n, v: n.head(v)),
     "mixer": Written(Mixer, 12, 8, lambda n, m: by_cell(m).mean(1), lambda n, v: n.fc(v)),
     "channels_last": Written(ChannelsLast, 12, 4, lambda n, m: m.permute(0, 2, 3, 1).contiguous().mean((1, 2)),
