@@ -14,13 +14,12 @@ from torchvision.ops import FeaturePyramidNetwork
 from fastai_heads.archs.records import TapPoint
 from fastai_heads.bodies.contract import Body
 from fastai_heads.bodies.image import cut_body
-from fastai_heads.build import build_model
 from fastai_heads.errors import HeadsError
 from fastai_heads.heads.classification import ClassificationHead
 from fastai_heads.heads.custom import CustomHead
 from fastai_heads.heads.pooled import PooledHead
 from fastai_heads.heads.spec import HeadSpec
-from fastai_heads.model import Heads, MultiHeadModel, body_and_heads
+from fastai_heads.model import Heads, MultiHeadModel, body_and_heads, build_model
 from fastai_heads.modes import evaluate
 from fastai_heads.trunks import Trunk
 

@@ -18,7 +18,7 @@ PACKAGE = "fastai_heads"
 ROOT = Path(__file__).parents[1]
 
 LEAVES = {"errors", "names", "head_tuple"}
-NETWORK = {"modes", "archs", "data", "bodies", "heads", "model"}
+NETWORK = {"modes", "archs", "data", "bodies", "heads", "trunks", "model"}
 # What a layer may import, besides itself. A new file or folder directly under fastai_heads/ gets its row here.
 LAYERS = {
     "errors": set(),
@@ -29,12 +29,11 @@ LAYERS = {
     "data": {*LEAVES},
     "bodies": {*LEAVES, "modes", "archs"},
     "heads": {*LEAVES, "archs", "data"},
-    "model": {*LEAVES, "modes", "archs", "data", "bodies", "heads"},
-    "trunks": {*LEAVES, *NETWORK},
-    "build": {*LEAVES, *NETWORK, "trunks"},
+    "trunks": {*LEAVES, "modes", "archs", "data", "bodies", "heads"},
+    "model": {*LEAVES, "modes", "archs", "data", "bodies", "heads", "trunks"},
     "training": {*LEAVES, *NETWORK},
     "view": {*LEAVES, *NETWORK, "training"},
-    "learner": {*LEAVES, *NETWORK, "trunks", "build", "training", "view"},
+    "learner": {*LEAVES, *NETWORK, "training", "view"},
     "compare": {*LEAVES, *NETWORK, "training", "view", "learner"},
 }
 ANYTHING = {"__init__", "__main__", "demo"}  # the doors: may import every layer, no layer imports them

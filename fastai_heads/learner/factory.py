@@ -7,12 +7,11 @@ from typing import Any
 
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
-from torch import Tensor, nn
+from torch import nn
 
 from fastai_heads.archs.records import Level
 from fastai_heads.bodies.contract import Body
 from fastai_heads.bodies.image import cut_body
-from fastai_heads.build import build_model
 from fastai_heads.data.given import check_columns, check_loaders
 from fastai_heads.data.inspect import inspect_data
 from fastai_heads.data.targets import Target
@@ -22,6 +21,7 @@ from fastai_heads.learner.arguments import check_settings
 from fastai_heads.learner.learner import MultiHeadLearner
 from fastai_heads.learner.resolve import renamed_targets, resolve_heads, stated_targets
 from fastai_heads.learner.trial import run_trial
+from fastai_heads.model import build_model
 from fastai_heads.names import check_name
 from fastai_heads.trunks import Trunk
 
@@ -86,11 +86,11 @@ def multihead_learner(
     specs = resolve_heads(heads, targets, dls)
     trunks = _check_trunks(trunk or {}, specs)
     body = _body(arch, _needed_taps(specs, trunks), pretrained, weights, n_in, dict(body_kwargs or {}))
-    inputs = _check_inputs(data.sample_inputs, body)
-    model = build_model(body, {name: spec for name, (spec, _) in specs.items()}, trunks, inputs)
+    body.check_inputs(data.sample.inputs())
     if normalize:
-        _add_transforms(dls, body)
-    trial = run_trial(model, dls, specs)
+        data.add_transforms(body.transforms())
+    model = build_model(body, {name: spec for name, (spec, _) in specs.items()}, trunks, data.sample.inputs())
+    trial = run_trial(model, data.sample.batch(), specs)
     learn = MultiHeadLearner(dls, model, trial.measured(specs), targets, strategy, fused=fused, **learner_kwargs)
     learn.accept(trial, metrics)
     if body.weights:
@@ -158,16 +158,3 @@ def _body(
             raise
         place, head = taps[error.tap]
         raise error.within(place, head=head) from None
-
-
-def _check_inputs(inputs: tuple[Tensor, ...], body: Body) -> tuple[Tensor, ...]:
-    "Give one item's inputs, which the body can take; else a `HeadsError`."
-    body.check_inputs(inputs)
-    return tuple(x.cpu() for x in inputs)
-
-
-def _add_transforms(dls: DataLoaders, body: Body) -> None:
-    "Treat batches as those were that the weights in use saw, unless the data does so already."
-    for transform in body.transforms():
-        if not any(isinstance(f, type(transform)) for f in dls.after_batch.fs):
-            dls.add_tfms([transform], "after_batch")

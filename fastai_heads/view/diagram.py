@@ -13,7 +13,7 @@ from matplotlib.patches import FancyBboxPatch
 from matplotlib.textpath import TextPath
 from torch import Tensor, nn
 
-from fastai_heads.model import Heads, MultiHeadModel, run_trunks
+from fastai_heads.model import Heads, MultiHeadModel
 from fastai_heads.modes import evaluate
 from fastai_heads.training.bound import BoundHead
 from fastai_heads.training.loss import loss_name
@@ -75,7 +75,7 @@ def _measure_shapes(model: MultiHeadModel, inputs: Sequence[Tensor]) -> dict[str
     heads = model.heads
     with evaluate(model):
         taps = model.body(*inputs)
-        tensors, preds = run_trunks(heads.trunks, heads.trunk_reads, heads.trunk_gives, taps), heads(taps)
+        tensors, preds = heads.run_trunks(taps), heads(taps)
     found = {f"tap {name}": tensor for name, tensor in tensors.items()}
     found |= {f"head {name}": pred for name, pred in zip(heads.names, preds)}
     found["input"] = inputs[0]
