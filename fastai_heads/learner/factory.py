@@ -86,10 +86,11 @@ def multihead_learner(
     specs = resolve_heads(heads, targets, dls)
     trunks = _check_trunks(trunk or {}, specs)
     body = _body(arch, _needed_taps(specs, trunks), pretrained, weights, n_in, dict(body_kwargs or {}))
-    body.check_inputs(data.sample.inputs())
+    inputs = data.sample.inputs()
+    body.check_inputs(inputs)
+    model = build_model(body, {name: spec for name, (spec, _) in specs.items()}, trunks, inputs)
     if normalize:
         data.add_transforms(body.transforms())
-    model = build_model(body, {name: spec for name, (spec, _) in specs.items()}, trunks, data.sample.inputs())
     trial = run_trial(model, data.sample.batch(), specs)
     learn = MultiHeadLearner(dls, model, trial.measured(specs), targets, strategy, fused=fused, **learner_kwargs)
     learn.accept(trial, metrics)
