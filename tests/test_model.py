@@ -394,6 +394,7 @@ def test_the_model_has_names_takes_any_number_of_inputs_and_measures_trunks():
     (out,) = model(*inputs)
     assert torch.equal(out, nn.functional.avg_pool2d(inputs[1][..., ::4, ::4], 2))
     assert list(model[:1](*inputs)) == ["v", "m"], "a part of it is a network, too"
+    assert body.size_of(inputs) == "(2, 2), (2, 3, 16, 16)" and not list(body.other_sizes(inputs))
 
 
 def test_files_that_a_plain_sequential_wrote_load(body, sample):

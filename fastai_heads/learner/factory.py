@@ -69,7 +69,7 @@ def multihead_learner(
     metrics: Any = None,  # a metric or a list of them, for every head that can take it and whose spec names none
     **learner_kwargs: Any,  # fastai's `Learner`'s: opt_func, lr, cbs, path, model_dir, wd, wd_bn_bias, train_bn, moms
 ) -> MultiHeadLearner:
-    """A learner with one pretrained body and a head per target.
+    """Make a learner with one pretrained body and a head per target.
 
     With `heads=None` every target of `dls` gets the head of its kind. A list renames the targets in order. In a dict,
     `spec.target` says which target a head predicts (by default the one that bears its name), targets not named get
@@ -125,7 +125,7 @@ def _check_trunks(trunks: Mapping[str, Trunk], specs: Mapping[str, tuple[HeadSpe
 
 
 def _trunk_of(tap: str | int | Level, trunks: Mapping[str, Trunk]) -> str | None:
-    "The trunk that a tap is, or is a level of."
+    "Find the trunk that a tap is, or is a level of."
     names = (tap, tap.rpartition(".")[0]) if isinstance(tap, str) else ()
     return next((name for name in names if name in trunks), None)
 
@@ -146,7 +146,7 @@ def _body(
     n_in: int,
     body_kwargs: dict[str, Any],
 ) -> Body:
-    "The body, with every tap that is read. An error about a tap says who reads it."
+    "Cut the body, with every tap that is read. An error about a tap says who reads it."
     if isinstance(arch, nn.Module) and (not pretrained or weights is not None):
         what = "weights" if weights is not None else "pretrained=False"
         raise HeadsError(f"`{what}` cannot be used: `arch` is a {type(arch).__name__} that is built already.")

@@ -22,7 +22,7 @@ from fastai_heads.training.metrics import HeadMetric, HeadValidLoss
 from fastai_heads.training.recorder import HeadTrainLoss
 from fastai_heads.trunks import PREFIX, Trunks
 from fastai_heads.view.decoded import decode_heads
-from fastai_heads.view.show import show_samples
+from fastai_heads.view.show import pick_image, show_samples
 
 __all__ = ["head_learner"]
 
@@ -133,7 +133,7 @@ class ShowingLearner(Learner):
         n_inp = self.dls.n_inp
         outs = decode_heads(dl, tuple(batch[:n_inp]), heads, (decoded,), max_n)
         targets = [HeadTuple(item[n_inp:], [head.name for head in heads]) for item in samples]
-        return show_samples([item[0] for item in samples], targets, [item[-1] for item in outs], **kwargs)
+        return show_samples([pick_image(item) for item in samples], targets, [item[-1] for item in outs], **kwargs)
 
 
 def head_learner(
@@ -182,6 +182,6 @@ class _Unprefixed(HeadMetric):
 
 
 def _settings(learn: Learner) -> dict[str, Any]:
-    "What the user chose for training, save, and looks."
+    "List what the user chose for training, save, and looks."
     names = ("opt_func", "lr", "path", "model_dir", "wd", "wd_bn_bias", "train_bn", "moms")
     return {name: getattr(learn, name) for name in names}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from fastai.torch_core import get_model, no_random
+from fastai.torch_core import find_bs, get_model, no_random
 from torch import Tensor, nn
 
 from fastai_heads.data.targets import Target
@@ -15,7 +15,7 @@ from fastai_heads.errors import HeadsError, first_line
 from fastai_heads.heads.spec import HeadSpec, TapShape
 from fastai_heads.learner.trial_losses import check_decoding, check_loss, check_output
 from fastai_heads.learner.trial_sizes import why_too_small
-from fastai_heads.model import Heads
+from fastai_heads.model import Heads, MultiHeadModel
 from fastai_heads.modes import evaluate, keep_buffers
 from fastai_heads.training.bound import BoundHead
 
@@ -67,7 +67,7 @@ def run_trial(
             preds = _forward(network, inputs, specs)
     found = dict(zip(network[1].names, preds, strict=True))
     for name, (spec, target) in specs.items():
-        check_output(name, spec, target, found[name], len(inputs[0]))
+        check_output(name, spec, target, found[name], find_bs(inputs))
     return Trial(inputs, targets, found)
 
 
@@ -78,7 +78,7 @@ def _measured(spec: HeadSpec, pred: Tensor) -> HeadSpec:
 # the network
 
 
-def _forward(network: nn.Sequential, inputs: tuple[Any, ...], specs: Specs) -> tuple[Any, ...]:
+def _forward(network: MultiHeadModel, inputs: tuple[Any, ...], specs: Specs) -> tuple[Any, ...]:
     "Give the predictions. An error says which part it comes from; a compiled network is not compiled for this."
     with _watched(network) as entered:
         try:
@@ -90,7 +90,7 @@ def _forward(network: nn.Sequential, inputs: tuple[Any, ...], specs: Specs) -> t
 
 
 @contextmanager
-def _watched(network: nn.Sequential) -> Iterator[list[tuple[str, str]]]:
+def _watched(network: MultiHeadModel) -> Iterator[list[tuple[str, str]]]:
     "Note which part was entered last: ('body', ''), ('trunk', name) or ('head', name)."
     body, heads = network
     parts = {("body", ""): body} | {("trunk", name): heads.trunk(name) for name in heads.trunk_reads}
@@ -105,19 +105,19 @@ def _watched(network: nn.Sequential) -> Iterator[list[tuple[str, str]]]:
 
 
 def _misfit(
-    entered: Sequence[tuple[str, str]], network: nn.Sequential, inputs: tuple, specs: Specs, error: Exception
+    entered: Sequence[tuple[str, str]], network: MultiHeadModel, inputs: tuple, specs: Specs, error: Exception
 ) -> str:
     "Say which part cannot take what it is given, and what that is."
     body, heads = network
     kind, name = entered[0] if entered else ("body", "")
     if kind == "body":
-        return f"`arch`: {body.arch} cannot take inputs of {_sides(inputs)}: {first_line(error)}."
+        return f"`arch`: {body.arch} cannot take inputs of {body.size_of(inputs)}: {first_line(error)}."
     if kind == "trunk":
         reads = _described(heads, heads.trunk_reads[name])
         return f"`trunk[{name!r}]` cannot take what it reads, {reads}: {first_line(error)}."
     spec, _ = specs[name]
     if len(heads.reads[name]) > 1 and not hasattr(spec, "module"):
-        return why_too_small([n for n in specs if len(heads.reads[n]) > 1], network, inputs[0], error)
+        return why_too_small([n for n in specs if len(heads.reads[n]) > 1], network, inputs, error)
     field = "module" if hasattr(spec, "module") else "tap"
     reads = heads.reads[name]
     return (
@@ -142,10 +142,6 @@ def _described(heads: Heads, reads: Sequence[str]) -> str:
     return ", ".join(
         f"{s.name!r} (B, {s.channels})" if s.stride is None else f"{s.name!r} (B, {s.channels}, H, W)" for s in shapes
     )
-
-
-def _sides(inputs: tuple[Any, ...]) -> str:
-    return ", ".join(str(tuple(x.shape)) if isinstance(x, Tensor) else type(x).__name__ for x in inputs)
 
 
 @contextmanager
