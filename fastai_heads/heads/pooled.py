@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fastai_heads.errors import HeadsError, did_you_mean
 from fastai_heads.heads.spec import HeadSpec, TapShape, is_number
 
-__all__ = ["POOLS", "NumbersSpec", "PooledHead", "PooledSpec"]
+__all__ = ["POOLS", "PooledHead", "PooledSpec"]
 
 POOLS: dict[str, tuple[Callable[[], nn.Module], int]] = {  # name → (the pool of a map, its width per channel)
     "concat": (AdaptiveConcatPool2d, 2),
@@ -79,13 +79,8 @@ class PooledSpec(HeadSpec):
         self.check("ps", fits, f"one dropout in [0, 1) or one for each of its {layers} linear layers")
         self.check("init", self.init is None or callable(self.init), "a function of a weight, or None")
 
-    @property
-    def output_shape(self) -> tuple[int | None, ...]:
-        "As many numbers as `n_out`."
-        return (self.n_out,)
-
     def build(self, taps: tuple[TapShape, ...]) -> nn.Module:
-        "fastai's head on one tap; a vector is not pooled. A map needs a `pool`."
+        "Make fastai's head on one tap; a vector is not pooled. A map needs a `pool`."
         if len(taps) > 1:
             levels = ", ".join(repr(tap.name) for tap in taps)
             raise HeadsError(f"`tap={self.tap!r}` of {self.label}: a pooled head reads one of its levels: {levels}.")
@@ -101,7 +96,7 @@ class PooledSpec(HeadSpec):
         return head
 
     def head_kwargs(self) -> dict:
-        "The options of `create_head` that the spec fixes, in the form that it takes them."
+        "Return the options of `create_head` that the spec fixes, in the form that it takes them."
         return {
             "lin_ftrs": None if self.lin_ftrs is None else list(self.lin_ftrs),
             "ps": self.ps if is_number(self.ps) else list(self.ps),
@@ -112,18 +107,7 @@ class PooledSpec(HeadSpec):
         }
 
 
-@dataclass(frozen=True, kw_only=True)
-class NumbersSpec(PooledSpec):
-    "A pooled head of real numbers. Its loss sees targets in the shape of the predictions, whatever the block's axes."
-
-    def train_loss(self, loss_func: Callable, pred: Tensor, targ: Tensor) -> Tensor:
-        return super().train_loss(loss_func, pred, targ.reshape(pred.shape))
-
-    def item_loss(self, loss_func: Callable, pred: Tensor, targ: Tensor) -> Tensor:
-        return super().item_loss(loss_func, pred, targ.reshape(pred.shape))
-
-
 def _numbers(value: object) -> list | None:
-    "A list of finite numbers as one, anything else as None."
+    "Return finite numbers as a list, anything else as None."
     listed = isinstance(value, Sequence | L) and not isinstance(value, str)
     return list(value) if listed and all(is_number(v) for v in value) else None

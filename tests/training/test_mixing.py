@@ -16,11 +16,14 @@ from torch import nn
 from torchvision import models
 
 from fastai_heads.data.digits import digits_dls
+from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError
-from fastai_heads.heads import BoxHead, ClassificationHead, CustomHead, MultiLabelHead, PointHead, RegressionHead
+from fastai_heads.heads import BoxHead, ClassificationHead, MultiLabelHead, PointHead, RegressionHead
 from fastai_heads.learner import multihead_learner
+from fastai_heads.tasks.own import OwnTask
 from fastai_heads.training.loss import CombinedLoss
-from fastai_heads.training.mixing import Targets, batch_losses, blended_loss
+from fastai_heads.training.mixing import Targets, blended_loss
+from fastai_heads.training.step import batch_losses
 
 UNMIXED = {"centre": PointHead(mix=False), "box": BoxHead(mix=False)}
 MIXERS = pytest.mark.parametrize("mixer", [MixUp, CutMix])
@@ -194,8 +197,9 @@ def test_two_ways_of_mixing_at_once_are_refused(learner):
 @pytest.mark.parametrize("spec", [ClassificationHead, MultiLabelHead, RegressionHead, PointHead, BoxHead])
 def test_what_blends_is_a_fact_of_the_kind(spec):
     geometry = spec in (PointHead, BoxHead)
-    assert spec.blends is spec().blends is not geometry and spec().mix
-    assert CustomHead(nn.Identity(), like=spec()).blends is not geometry
+    assert spec.predicts.blends is not geometry and spec().mix
+    target = Target("it", 0, "unknown", 4)
+    assert OwnTask(target, 4, abs, spec.predicts(target, 4)).blends is not geometry
     with pytest.raises(HeadsError, match=f"`mix` of {spec.__name__} is True or False, found 'no'"):
         spec(mix="no")
 

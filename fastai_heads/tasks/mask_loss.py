@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastai_heads.data.missing import IGNORE_PIXEL
-from fastai_heads.heads.decoders import smp
+from fastai_heads.tasks.smp import smp
 
 __all__ = ["MASK_LOSSES", "MODES", "WEIGHTED", "MaskLoss"]
 

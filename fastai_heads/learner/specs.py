@@ -13,16 +13,17 @@ from fastai_heads.errors import HeadsError, did_you_mean
 from fastai_heads.heads.defaults import default_head, has_default
 from fastai_heads.heads.spec import HeadSpec
 from fastai_heads.names import check_name
+from fastai_heads.tasks.task import Task
 
 __all__ = [
     "check_deciding",
     "find_target",
-    "fitted",
+    "fit_spec",
     "in_code",
-    "named_specs",
-    "renamed_targets",
+    "name_specs",
+    "rename_targets",
     "resolve_heads",
-    "stated_targets",
+    "state_targets",
 ]
 
 HeadsArg = Sequence[str] | Mapping[str, HeadSpec | None] | None
@@ -33,14 +34,14 @@ def resolve_heads(
     targets: Sequence[Target],  # of the data
     dls: DataLoaders,  # for the labels
 ) -> dict[str, tuple[HeadSpec, Target]]:  # name → (fitted spec, its target), in head order
-    "Names, specs and targets brought together. Raises `HeadsError` for whatever does not fit."
+    "Bring names, specs and targets together. Raises `HeadsError` for whatever does not fit."
     found: dict[str, tuple[HeadSpec, Target]] = {}
-    for name, (spec, target) in named_specs(heads, targets).items():
-        found[name] = fitted(name, spec, target, dls), target
+    for name, (spec, target) in name_specs(heads, targets).items():
+        found[name] = fit_spec(name, spec, target, dls), target
     return found
 
 
-def stated_targets(
+def state_targets(
     heads: HeadsArg,  # as for `multihead_learner`
 ) -> dict[str, Stated]:  # name → what its head says of a target, in order
     "Gather what the heads say of their targets, for data that does not tell; auxiliary heads say nothing."
@@ -53,11 +54,12 @@ def stated_targets(
 def _stated(spec: HeadSpec | None) -> Stated:
     kinds = sorted(getattr(spec, "kinds", frozenset()) - {"unknown"})
     kind = kinds[0] if len(kinds) == 1 else "unknown"
-    n_out = 4 if kind == "box" else getattr(spec, "n_out", None)
+    own, kinds_own = getattr(spec, "n_out", None), getattr(spec, "predicts", Task).n_out
+    n_out = kinds_own if own is None else own
     return Stated(kind, n_out, getattr(spec, "ignore_index", None))
 
 
-def renamed_targets(
+def rename_targets(
     heads: HeadsArg,  # as for `multihead_learner`
     targets: Sequence[Target],  # of the data
 ) -> tuple[Target, ...]:
@@ -68,13 +70,13 @@ def renamed_targets(
     return tuple(replace(t, name=name) for t, name in zip(targets, heads))
 
 
-def fitted(
+def fit_spec(
     name: str,  # of the head
     spec: HeadSpec,  # as written
     target: Target,  # what it predicts
     dls: DataLoaders,  # for the labels
 ) -> HeadSpec:
-    "The spec fitted to its target; an error says which head it is of."
+    "Return the spec fitted to its target; an error says which head it is of."
     try:
         return spec.fit(target, lambda: target_labels(dls, target.index))
     except HeadsError as error:
@@ -82,18 +84,18 @@ def fitted(
 
 
 def _head_that_fits(spec: HeadSpec, target: Target) -> str:
-    "The nearest right answer where a head is of another kind than its target."
+    "Say the nearest right answer where a head is of another kind than its target."
     if not spec.kinds or target.kind in spec.kinds or not has_default(target):
         return ""
     fields = {} if spec.target is None else {"target": spec.target}
     return f" Did you mean `{in_code(default_head(target), **fields)}`?"
 
 
-def named_specs(
+def name_specs(
     heads: HeadsArg,  # as for `multihead_learner`
     targets: Sequence[Target],  # of the data
 ) -> dict[str, tuple[HeadSpec, Target]]:  # name → (spec as written, its target)
-    "What stands where, before a spec is fitted to its target."
+    "Return what stands where, before a spec is fitted to its target."
     if heads is None:
         found = {t.name: (default_head(t), t) for t in targets}
     elif isinstance(heads, Mapping):
@@ -155,7 +157,7 @@ def find_target(
     wanted: str | int | None,  # the target's name or index; None: the head's own name
     targets: Sequence[Target],  # of the data
 ) -> Target:
-    "The target of one head: by name, by index, or the one that bears the head's own name."
+    "Find the target of one head: by name, by index, or the one that bears the head's own name."
     names = [t.name for t in targets]
     if isinstance(wanted, int) and not isinstance(wanted, bool):
         if not 0 <= wanted < len(targets):
@@ -228,7 +230,7 @@ def _not_a_spec(name: str, found: object) -> str:
 def check_deciding(
     found: Mapping[str, tuple[HeadSpec, Target]],  # name → (spec, its target)
 ) -> None:
-    "One head decodes a target; any further head on it is auxiliary."
+    "Refuse a second head that decodes a target: any further head on it is auxiliary."
     deciding: dict[str, str] = {}
     for name, (spec, target) in found.items():
         if spec.train_only:

@@ -1,4 +1,4 @@
-"""The job of `test_distributed.py`. Two processes run it, and one to compare: `torchrun … distributed_job.py FOLDER`.
+"""The job of `test_trainer.py`. Two processes run it, and one to compare: `torchrun … distributed_job.py FOLDER`.
 
 Training is in float64. The network has neither batch norm nor dropout, so that two ranks together equal one process."""
 
@@ -34,14 +34,15 @@ from fastai_heads.heads import (
     BoxHead,
     ClassificationHead,
     DetectionHead,
-    MeanAP,
     MultiLabelHead,
     RegressionHead,
     SegmentationHead,
 )
 from fastai_heads.learner import MultiHeadLearner, multihead_learner
-from fastai_heads.training import across
+from fastai_heads.model import MultiHeadModel
+from fastai_heads.tasks.mean_ap import MeanAP
 from fastai_heads.training.conflict_recorder import ConflictRecorder
+from fastai_heads.training.ranks import exchange
 from fastai_heads.training.strategies import Balance, Disjoint
 from fastai_heads.view.interpret import HeadsInterpretation
 
@@ -201,7 +202,7 @@ def fitted(folder: Path, ranks: int, strategy: Callable[[], Any], cbs=(), **kwar
 
 def conflict(learn: MultiHeadLearner) -> torch.Tensor:
     "Return the record that a `ConflictRecorder` of the fit has made."
-    seen = getattr(learn, "conflict", None)
+    seen = learn.conflict
     return torch.empty(0) if seen is None else numbers([*seen.cosines.ravel(), *seen.shares.ravel()])
 
 
@@ -318,7 +319,7 @@ def refused(folder: Path) -> dict[str, Any]:
     except ArithmeticError as error:
         found["failed"] = str(error)
     found["as before"] = (
-        type(learn.model) is nn.Sequential
+        type(learn.model) is MultiHeadModel
         and learn.dls.loaders == before
         and learn.logger is logger
         and learn.ranks == 1
@@ -354,20 +355,20 @@ def alone(folder: Path) -> bool:
 
 def told() -> dict[str, Any]:
     "Exchange tensors of unlike type, size and shape between the ranks."
-    from fastai_heads.training.distributed import gathered
+    from fastai_heads.training.ranks.exchange import gather_tensors
 
     rank = rank_distrib()
-    across.train_together(True)
-    across._BUCKET = 3  # numbers
+    exchange.train_together(True)
+    exchange._BUCKET = 3  # numbers
     mean = [torch.full((3,), rank * 1.0), torch.full((1, 2), rank + 1.0).double(), torch.full((1,), 2.0 + rank)]
-    across.mean_over_ranks(mean)
+    exchange.mean_over_ranks(mean)
     size = rank + 1
     return {
         "mean": mean,
-        "sum": int(across.sum_over_ranks(torch.tensor(rank))),
-        "first": across.from_first_rank(torch.tensor([rank, rank + 5])).tolist(),
-        "gathered": gathered(torch.tensor([[True, False]] * 2)[:size, :size]),
-        "empty": gathered(torch.zeros(rank, 2)),
+        "sum": int(exchange.sum_over_ranks(torch.tensor(rank))),
+        "first": exchange.from_first_rank(torch.tensor([rank, rank + 5])).tolist(),
+        "gathered": gather_tensors(torch.tensor([[True, False]] * 2)[:size, :size]),
+        "empty": gather_tensors(torch.zeros(rank, 2)),
     }
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from fastai.losses import CrossEntropyLossFlat
 
-from fastai_heads.heads.mask_loss import MaskLoss
+from fastai_heads.tasks.mask_loss import MaskLoss
 
 
 def batch(mode: str, ignored: bool = True) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["from_first_rank", "mean_over_ranks", "sum_over_ranks", "train_together", "world"]
+__all__ = ["from_first_rank", "gather_tensors", "mean_over_ranks", "sum_over_ranks", "train_together", "world"]
 
 _BUCKET = 1 << 23
 "Numbers that are sent at once."
@@ -66,6 +66,24 @@ def from_first_rank(
     return tensor
 
 
+def gather_tensors(
+    tensor: Tensor,  # without a graph, of the same type and number of axes on every rank, of any shape
+) -> list[Tensor]:  # one per rank, in order
+    "Give every rank's tensor to every rank."
+    if world() == 1:
+        return [tensor]
+    plain = tensor.as_subclass(Tensor).contiguous()
+    shapes = [
+        tuple(s.tolist()) for s in _gather_alike(torch.tensor(plain.shape, dtype=torch.long, device=plain.device))
+    ]
+    sizes = [torch.Size(shape).numel() for shape in shapes]
+    flat = plain.new_zeros(max(sizes))
+    flat[: plain.numel()] = plain.view(-1)
+    sent = flat.byte() if flat.dtype == torch.bool else flat
+    parts = [part[:n].view(shape).to(plain.dtype) for part, n, shape in zip(_gather_alike(sent), sizes, shapes)]
+    return [part.as_subclass(type(tensor)) for part in parts]
+
+
 def _buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
     "Group tensors of one type in lists of some million numbers."
     found: list[list[Tensor]] = []
@@ -78,3 +96,9 @@ def _buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
             found[-1].append(tensor)
             size += tensor.numel()
     return found
+
+
+def _gather_alike(tensor: Tensor) -> list[Tensor]:
+    parts = [torch.empty_like(tensor) for _ in range(world())]
+    dist.all_gather(parts, tensor)
+    return parts

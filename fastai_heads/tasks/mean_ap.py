@@ -1,6 +1,7 @@
 """Mean average precision of detections, by torchmetrics."""
 
 from importlib.util import find_spec
+from numbers import Real
 from typing import Any
 
 import torch
@@ -8,7 +9,6 @@ from fastai.learner import Learner, Metric
 from torch import Tensor
 
 from fastai_heads.errors import HeadsError
-from fastai_heads.heads.spec import is_number
 
 __all__ = ["MeanAP", "has_torchmetrics"]
 
@@ -40,7 +40,7 @@ class MeanAP(Metric):
                 "`MeanAP` needs torchmetrics with pycocotools, which are not installed: "
                 "`pip install 'fastai_heads[detection]'`."
             )
-        if iou is not None and not (is_number(iou, least=0) and iou <= 1):
+        if iou is not None and (not isinstance(iou, Real) or isinstance(iou, bool) or not 0 <= iou <= 1):
             raise HeadsError(f"`iou` of MeanAP is a number from 0 to 1, or None, found {iou!r}.")
         self.iou = iou
         self.reset()

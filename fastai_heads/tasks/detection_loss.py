@@ -1,6 +1,5 @@
 """The outputs of a detector in one tensor, and torchvision's own code that makes losses and detections of them."""
 
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -16,13 +15,13 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 
 from fastai_heads.data.detection import NO_BOX, to_pixels
 
-__all__ = ["DetectionLoss", "Detector", "Level", "anchor_generator", "pack"]
+__all__ = ["DetectionLoss", "Grid", "anchor_generator", "pack"]
 
 _PARTS = {"retinanet": ("cls_logits", "bbox_regression"), "fcos": ("cls_logits", "bbox_regression", "bbox_ctrness")}
 
 
 @dataclass(frozen=True)
-class Level:
+class Grid:
     "One map of the pyramid."
 
     height: int  # cells
@@ -47,7 +46,7 @@ def anchor_generator(
 
 def pack(
     outputs: Mapping[str, Tensor],  # of torchvision's head, (B, A, …) each
-    levels: Sequence[Level],  # of the pyramid
+    levels: Sequence[Grid],  # of the pyramid
     size: tuple[int, int],  # height and width of the images
 ) -> Tensor:  # (B, 1 + levels + A, C) float32
     """Pack all that a loss and detections need into one tensor, which fastai can detach, move and index. The first row
@@ -60,10 +59,10 @@ def pack(
     return torch.cat([first.expand(len(flat), -1, -1), flat], 1)
 
 
-def _unpack(kind: str, pred: Tensor) -> tuple[dict[str, Tensor], list[Level], tuple[int, int]]:
+def _unpack(kind: str, pred: Tensor) -> tuple[dict[str, Tensor], list[Grid], tuple[int, int]]:
     "Give back what `pack` was given: the outputs by name, the levels, the size of the images."
     height, width, n = map(int, pred[0, 0, :3].tolist())
-    levels = [Level(*map(int, row)) for row in pred[0, 1 : 1 + n, :3].tolist()]
+    levels = [Grid(*map(int, row)) for row in pred[0, 1 : 1 + n, :3].tolist()]
     widths = [pred.shape[2] - 4, 4] if kind == "retinanet" else [pred.shape[2] - 5, 4, 1]
     # each gets memory of its own, as in torchvision: the last bit of a vectorised operation depends on that
     parts = (part.contiguous() for part in pred[:, 1 + n :].split(widths, 2))
@@ -144,7 +143,7 @@ class DetectionLoss:
             rows[: len(one["labels"]), 5] = one["scores"]
         return answer
 
-    def _anchors(self, pred: Tensor, levels: Sequence[Level], size: tuple[int, int]) -> tuple[Tensor, list[int]]:
+    def _anchors(self, pred: Tensor, levels: Sequence[Grid], size: tuple[int, int]) -> tuple[Tensor, list[int]]:
         "Make the anchors of one image, and count how many each level has."
         make = anchor_generator(self.kind, [v.stride for v in levels], self.scale, self.ratios)
         nothing = pred.new_empty(1)
@@ -165,23 +164,3 @@ def _boxes(targ: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
     "Turn one item's target into torchvision's form: boxes in pixels, without the padding."
     there = targ[targ[:, 4] >= 0]
     return {"boxes": to_pixels(there[:, :4], *size), "labels": there[:, 4].long()}
-
-
-class Detector(nn.Module):
-    """A feature pyramid, then torchvision's head on every level. It reads maps and their images, and answers as `pack`
-    does."""
-
-    def __init__(
-        self,
-        pyramid: nn.Module,  # {name: map} → {name: map}, all of one width
-        head: nn.Module,  # of torchvision: maps → its outputs
-        strides: Sequence[int],  # of the pyramid's levels
-    ):
-        super().__init__()
-        self.pyramid, self.head, self.strides = pyramid, head, tuple(strides)
-
-    def forward(self, *taps: Tensor) -> Tensor:
-        *maps, images = taps
-        found = list(self.pyramid(OrderedDict((str(i), m) for i, m in enumerate(maps))).values())
-        levels = [Level(*f.shape[-2:], stride) for f, stride in zip(found, self.strides)]
-        return pack(self.head(found), levels, tuple(images.shape[-2:]))

@@ -14,6 +14,7 @@ from fastai_heads.errors import HeadsError
 
 __all__ = [
     "counted",
+    "loss_modules",
     "loss_over",
     "mean_of_counted",
     "measured_count",
@@ -21,6 +22,7 @@ __all__ = [
     "own_reduction",
     "unreduced",
     "without_gaps",
+    "zero_of",
 ]
 
 
@@ -90,13 +92,10 @@ def loss_over(
     loss_func: Callable,  # (pred, target) → a scalar
     pred: Tensor,  # (B, C)
     targ: Tensor,  # (B, C), NaN where a tag is missing
-    whole: Callable[[Callable, Tensor, Tensor], Tensor],  # the head's own way, where no tag is
+    known: Tensor,  # (B, C) bool, from `counted`, not everywhere True
 ) -> Tensor:  # a scalar
     """Reduce a loss over the tags that are there. A loss without `reduction` is given these alone, (N,); if it
     cannot take them, `HeadsError`."""
-    known = counted(loss_func, targ)
-    if known.all():
-        return whole(loss_func, pred, targ)
     if hasattr(loss_func, "reduction") or _takes_reduction(loss_func):
         values = unreduced(loss_func)(pred, without_gaps(targ, known)).view(targ.shape)[known]
         return values.sum() if own_reduction(loss_func) == "sum" else values.mean()
@@ -110,10 +109,9 @@ def loss_over(
 
 
 def measured_count(
-    item_loss: Callable[[Callable, Tensor, Tensor], Tensor],  # a head's, by which its loss sees a target
-    loss_func: Callable,  # of the head
-    pred: Tensor,  # (B, …) labelled items
-    targ: Tensor,  # (B, …) their targets
+    items: Callable[[Callable], Tensor],  # gives the items' losses by a loss, as the task takes it
+    loss_func: Callable,  # of the task
+    targ: Tensor,  # (B, …) labelled items' targets
     loss: Tensor,  # a scalar, the loss of the batch
 ) -> Tensor:  # a scalar
     """Measure what the value of a loss is a mean of: its numbers, its pixels, the sum of their weights.
@@ -125,7 +123,7 @@ def measured_count(
         return known.sum()
     heard = _Heard(loss_func)
     try:
-        item_loss(heard, pred, targ)
+        items(heard)
     except HeadsError:  # it gives one number whatever it is asked
         return known.sum()
     if heard.values is None or heard.values.ndim == 0:
@@ -138,6 +136,22 @@ def measured_count(
     if (total - loss.double() * whole).abs() <= near or not (found.isfinite() and found > 0):
         return whole
     return found
+
+
+def loss_modules(
+    loss_func: Callable,  # a fastai or torch loss, or one that wraps another as `.loss_func`
+) -> list[nn.Module]:  # outermost first
+    "Return the modules inside a loss, whose tensors must stand on the predictions' device."
+    found = [loss_func] if isinstance(loss_func, nn.Module) else []
+    inner = loss_func.func if isinstance(loss_func, BaseLoss) else getattr(loss_func, "loss_func", None)
+    return found + (loss_modules(inner) if inner is not None else [])
+
+
+def zero_of(
+    pred: Tensor,  # (B, …) a prediction
+) -> Tensor:  # a scalar
+    "Return a zero that keeps the graph: every parameter gets a gradient (of zero) also where nothing is labelled."
+    return pred.flatten()[:0].sum()
 
 
 class _Heard:
@@ -173,7 +187,7 @@ def _takes_reduction(loss_func: Callable) -> bool:
 
 
 def _inside(loss_func: Callable) -> Iterator[Any]:
-    "A loss and those that it wraps, outermost first."
+    "Yield a loss and those that it wraps, outermost first."
     while loss_func is not None:
         yield loss_func
         wrapped = loss_func.func if isinstance(loss_func, BaseLoss | partial) else None
@@ -181,7 +195,7 @@ def _inside(loss_func: Callable) -> Iterator[Any]:
 
 
 def _attribute(loss_func: Callable, name: str) -> Any:
-    "What a loss, one that it wraps, or the keywords of a `partial` say; None where none does."
+    "Return what a loss, one that it wraps, or the keywords of a `partial` say; None where none does."
     for part in _inside(loss_func):
         found = part.keywords.get(name) if isinstance(part, partial) else getattr(part, name, None)
         if found is not None:
@@ -191,7 +205,7 @@ def _attribute(loss_func: Callable, name: str) -> Any:
 
 @contextmanager
 def _kept(loss_func: Callable) -> Iterator[None]:
-    "A loss may note what it has seen, which `LossMetric` reads; a further look at it leaves no trace."
+    "Leave no trace of a further look at a loss, which may note what it has seen for `LossMetric`."
     before = [(part, dict(vars(part))) for part in _inside(loss_func) if hasattr(part, "__dict__")]
     try:
         yield

@@ -9,8 +9,8 @@ from fastai_heads.errors import HeadsError
 from fastai_heads.training.strategies.balance import Balance
 from fastai_heads.training.strategies.base import Strategy, WeightedSum
 from fastai_heads.training.strategies.bridge import classes_by_name
+from fastai_heads.training.strategies.choose import as_strategy
 from fastai_heads.training.strategies.disjoint import Disjoint
-from fastai_heads.training.strategies.resolve import as_strategy
 from fastai_heads.training.strategies.scalarized import Scalarized
 
 
@@ -118,7 +118,7 @@ def test_every_name_is_taken_or_says_what_its_class_needs(name):
     ("value", "says"),
     [
         (lambda: as_strategy("CAGrad", 2), r"CAGrad needs c: pass `CAGrad\(c=…\)`"),
-        (lambda: as_strategy("Balance", 2), r"Balance needs an aggregator: pass `Balance\(UPGrad\(\)\)`"),
+        (lambda: as_strategy("Balance", 2), r"Balance needs aggregator: pass `Balance\(UPGrad\(\)\)`"),
         (lambda: as_strategy("Disjiont", 2), r"found 'Disjiont'\. Did you mean 'Disjoint'"),
         (lambda: Balance("UPgrad"), r"`aggregator` of Balance .* found 'UPgrad'\. Did you mean 'UPGrad'"),
         (lambda: Balance("UW"), r"`aggregator` of Balance .* found .*UW"),

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from fastai_heads.errors import HeadsError
-from fastai_heads.training.conflict import ConflictRecord, step_shares
+from fastai_heads.training.conflict_record import ConflictRecord, step_shares
 from fastai_heads.training.conflict_recorder import ConflictRecorder
-from fastai_heads.view.conflict import draw_conflict, draw_weights
+from fastai_heads.view.conflict_charts import draw_conflict, draw_weights
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from fastai_heads.heads import (
     RegressionHead,
 )
 from fastai_heads.learner import multihead_learner
-from fastai_heads.learner.resolve import named_specs
+from fastai_heads.learner.specs import name_specs
 
 TARGETS = (
     Target("digit", 0, "category", 10, tuple("0123456789")),
@@ -29,7 +29,7 @@ DIGIT, INK, BOX = TARGETS
 
 
 def kinds(heads):
-    return [(name, type(spec), target.name) for name, (spec, target) in named_specs(heads, TARGETS).items()]
+    return [(name, type(spec), target.name) for name, (spec, target) in name_specs(heads, TARGETS).items()]
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_every_form_of_heads(heads, expected):
 )  # fmt: skip
 def test_heads_and_targets_that_contradict_each_other(heads, says):
     with pytest.raises(HeadsError, match=says):
-        named_specs(heads, TARGETS)
+        name_specs(heads, TARGETS)
 
 
 @pytest.mark.parametrize(
@@ -96,9 +96,9 @@ def test_heads_and_targets_that_contradict_each_other(heads, says):
 )  # fmt: skip
 def test_a_bad_name_gets_a_good_one(name, better):
     with pytest.raises(HeadsError, match=rf"`heads`: the name .* Did you mean '{better}'"):
-        named_specs({name: ClassificationHead(target=0)}, TARGETS)
+        name_specs({name: ClassificationHead(target=0)}, TARGETS)
     with pytest.raises(HeadsError, match=f"Did you mean '{better}'"):
-        named_specs([name, "b", "c"], TARGETS)
+        name_specs([name, "b", "c"], TARGETS)
 
 
 # on real data

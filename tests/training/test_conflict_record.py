@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fastai_heads.training.conflict import ConflictRecord, step_shares
+from fastai_heads.training.conflict_record import ConflictRecord, step_shares
 
 ROWS = np.array([[3.0, 0.0, 4.0], [0.0, 2.0, 0.0], [-3.0, 0.0, -4.0]])
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fastai_heads.errors import HeadsError
-from fastai_heads.training.conflict import ConflictRecord
+from fastai_heads.training.conflict_record import ConflictRecord
 
 __all__ = ["draw_conflict", "draw_weights"]
 

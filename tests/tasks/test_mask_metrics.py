@@ -6,7 +6,7 @@ import pytest
 import torch
 from fastai.metrics import Dice, DiceMulti, JaccardCoeff, JaccardCoeffMulti, foreground_acc
 
-from fastai_heads.heads.mask_metrics import BoundaryF1, ForegroundAccuracy, MaskDice, MaskIoU, boundary
+from fastai_heads.tasks.mask_metrics import BoundaryF1, ForegroundAccuracy, MaskDice, MaskIoU, boundary
 
 
 def measured(metric, *batches):

@@ -15,7 +15,7 @@ def codes_of(
     mode: str = "multiclass",  # 'multiclass': the largest; 'binary', 'multilabel': those above `threshold`
     threshold: float = 0.5,  # a probability
 ) -> Tensor:  # (B, H, W) codes; (B, C, H, W) of 0 and 1 for several labels
-    "The masks that logits stand for."
+    "Return the masks that logits stand for."
     if mode == "multiclass":
         return pred.argmax(1)
     return thresholded(pred.sigmoid(), mode, threshold)
@@ -26,7 +26,7 @@ def thresholded(
     mode: str,  # 'binary' or 'multilabel'
     threshold: float,  # above it, a pixel is of the code
 ) -> Tensor:  # (B, H, W), or (B, C, H, W)
-    "Where codes do not exclude each other: 0 and 1."
+    "Return 0 and 1, where codes do not exclude each other."
     above = (probability > threshold).long()
     return above.squeeze(1) if mode == "binary" else above
 
@@ -50,7 +50,7 @@ class _MaskMetric(Metric):
         self.counts = None
 
     def accumulate(self, learn: Learner) -> None:
-        "One batch more."
+        "Count a batch."
         targ = learn.y.as_subclass(Tensor).long()
         counts = self.counted(
             codes_of(learn.pred.as_subclass(Tensor), self.mode, self.threshold), targ, learn.pred.shape[1]
@@ -83,7 +83,7 @@ class MaskDice(_MaskMetric):
         return self.mean(overlap, pred + targ, pred + targ > 0)
 
     def mean(self, overlap: Tensor, both: Tensor, there: Tensor) -> float | None:
-        "Of the codes that are there."
+        "Average over the codes that are there."
         return (2 * overlap[there] / both[there]).mean().item() if there.any() else None
 
 
@@ -151,7 +151,7 @@ class BoundaryF1(_MaskMetric):
 def boundary(
     mask: Tensor,  # (B, 1, H, W) codes
 ) -> Tensor:  # (B, 1, H, W) bool
-    "The pixels that have a neighbour, of eight, of another code."
+    "Find the pixels that have a neighbour, of eight, of another code."
     x = mask.float()
     return F.max_pool2d(x, 3, 1, 1) != -F.max_pool2d(-x, 3, 1, 1)
 

@@ -11,7 +11,7 @@ from fastai.data.load import DataLoader
 
 from . import distributed_job as job
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 MORE = [f"{name}, accumulated and clipped" for name in ("sum", "UPGrad", "UPGrad over taps", "Disjoint, Adam")]
 RECORDED = ["sum, recorded", "UPGrad, recorded"]
 TRAINED = [*job.SOME, *MORE, *RECORDED, "SGD", "shuffled", "dropped"]
@@ -178,7 +178,7 @@ def test_what_cannot_be_is_refused(found):
     ("n", "bs", "ranks"), [(1, 4, 2), (2, 4, 3), (8, 4, 2), (9, 4, 2), (10, 4, 3), (23, 4, 2), (30, 1, 4)]
 )
 def test_the_ranks_have_parts_of_the_batches_of_one_process(n, bs, ranks, drop_last):
-    from fastai_heads.training.distributed import RanksDL
+    from fastai_heads.training.ranks.loader import RanksDL
 
     data = DataLoader(list(range(n)), bs=bs, drop_last=drop_last)
     loaders = [RanksDL(data, rank=rank, world_size=ranks, device="cpu") for rank in range(ranks)]
