@@ -1,4 +1,4 @@
-"""The proof that a cut lost nothing: the arch's own classifier, applied to the taps, gives the arch's own logits."""
+"""A cut loses nothing: the arch's own classifier, applied to the taps, gives the arch's own logits."""
 
 from dataclasses import dataclass
 
