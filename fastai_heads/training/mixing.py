@@ -11,7 +11,7 @@ from torch import Tensor
 from fastai_heads.errors import HeadsError
 from fastai_heads.training.bound import BoundHead, BoundHeads
 
-__all__ = ["Targets", "blend_losses", "blended_loss", "blended_targets", "check_mixing", "find_blend"]
+__all__ = ["Targets", "blend_loss", "blend_losses", "check_mixing", "find_blend", "find_others"]
 
 
 class Targets(tuple):
@@ -35,7 +35,7 @@ def find_blend(
     return owner if isinstance(owner, MixHandler) else None
 
 
-def blended_targets(
+def find_others(
     blend: MixHandler,  # of a batch
 ) -> tuple[Tensor, ...]:  # one per target
     "Return the targets of the images that were blended in: `MixUp` and `CutMix` keep them in different ways."
@@ -48,14 +48,14 @@ def blend_losses(
     targs: tuple[Tensor, ...],  # one per target
 ) -> tuple[Tensor, ...]:  # one per head
     "Return each head's loss of blended images, not weighted."
-    others = blended_targets(blend)
+    others = find_others(blend)
     return tuple(
-        blended_loss(head, pred, targs[head.target.index], others[head.target.index], blend.lam)
+        blend_loss(head, pred, targs[head.target.index], others[head.target.index], blend.lam)
         for head, pred in blend.old_lf.pairs(preds)
     )
 
 
-def blended_loss(
+def blend_loss(
     head: BoundHead,  # whose loss it is
     pred: Tensor,  # (B, …) its prediction for the blended images
     targ: Tensor,  # (B, …) the target of the images

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastai_heads.training.bound import BoundHead
 from fastai_heads.training.loss import CombinedLoss
-from fastai_heads.training.mixing import blend_losses, blended_targets, find_blend
+from fastai_heads.training.mixing import blend_losses, find_blend, find_others
 from fastai_heads.training.ranks.exchange import sum_over_ranks
 from fastai_heads.training.ranks.joint import JointBatch, SharedLoader
 
@@ -80,7 +80,7 @@ def count_labels(
 
 def _count_label(loss_func: Callable, head: BoundHead, targs: tuple[Tensor, ...]) -> Tensor:
     blend = find_blend(loss_func)
-    sides = [targs] if blend is None else [targs, blended_targets(blend)]
+    sides = [targs] if blend is None else [targs, find_others(blend)]
     return torch.stack([head.labelled(side[head.target.index]) for side in sides]).any(0).sum()
 
 

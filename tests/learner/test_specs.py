@@ -158,17 +158,18 @@ def frame(scenes, table):
 
 
 def test_names_come_from_columns_and_what_had_to_change_is_said(frame):
-    columns = ["digit", "class", "type", "eye colour", "2nd", "count"]
+    columns = ["digit", "class", "type", "eye colour", "2nd", "items"]
+    frame["items"] = frame.digit
     dls = block(columns, n_inp=1).dataloaders(frame, bs=8, num_workers=0)
     with pytest.warns(HeadsWarning) as caught:
         learn = multihead_learner(dls, "test_resnet", pretrained=False)
-    assert learn.heads.names == ("digit", "class_", "type_", "eye_colour", "_2nd", "count_")
+    assert learn.heads.names == ("digit", "class_", "type_", "eye_colour", "_2nd", "items_")
     said = [str(w.message) for w in caught if w.category is HeadsWarning]
     assert "the target of column 'eye colour' is named 'eye_colour'" in said
     assert len(said) == 5
     preds, _ = learn.get_preds()
     assert torch.equal(preds.eye_colour, preds["eye_colour"]) and torch.equal(preds.class_, preds[1])
-    assert learn.heads.count_.vocab == (1,)
+    assert learn.heads.items_.vocab == learn.heads.digit.vocab
 
 
 def test_data_that_swallowed_a_target_is_refused(frame):
@@ -195,7 +196,7 @@ def test_data_of_two_images_is_refused(frame):
         getters=[ColReader("image"), ColReader("image"), ColReader("digit")],
         splitter=ColSplitter("is_valid"),
     )
-    with pytest.raises(HeadsError, match=r"`dls` has 2 inputs \(`n_inp`\), and a body takes one image"):
+    with pytest.raises(HeadsError, match=r"`dls` has 2 inputs \(`n_inp`\), and this body takes one image"):
         multihead_learner(two.dataloaders(frame, bs=8, num_workers=0), "test_resnet", pretrained=False)
 
 

@@ -1,11 +1,11 @@
 """What a batch is over all ranks of a distributed run: losses, labels, items. One process is the whole."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from fastai.data.load import DataLoader
 from fastai.learner import Learner
 from fastai.torch_core import rank_distrib
 from torch import Tensor
@@ -35,24 +35,22 @@ class JointBatch:
     labels: Tensor  # (K,) how many items have a label
 
 
-class SharedLoader(ABC):
-    "A data loader of which every rank has a part. The parts of the ranks' n-th batches are one batch."
+class SharedLoader:
+    """A data loader of which every rank has a part. The parts of the ranks' n-th batches are one batch.
 
-    dl: Any  # the data loader of the whole data
+    It is no `ABC`: the `__slots__` of that one keep fastai's `store_attr` from its work."""
+
+    dl: DataLoader  # of the whole data
+    own_items: int  # how many items of the current batch are this rank's, and no other's
     joint: JointBatch | None = None  # what the current batch is over all ranks, once its losses are known
 
-    @property
-    @abstractmethod
-    def own_items(self) -> int:
-        "How many items of the current batch are this rank's, and no other's."
-
-    @abstractmethod
     def join(
         self,
         tensor: Tensor,  # (B, …) of the current batch, without a graph
         alike: Callable[[list[Tensor]], list[Tensor]] = list,  # gives the ranks' tensors one shape, but for the items
     ) -> Tensor:  # one row per item, the same on all ranks
         "Join the items of all ranks, in order."
+        raise NotImplementedError
 
 
 def join_batch(

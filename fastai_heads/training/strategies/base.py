@@ -23,10 +23,10 @@ __all__ = ["LeafStrategy", "Strategy", "StrategyCallback", "WeightedSum"]
 class Strategy(ABC):
     """The way in which the losses of the heads become one step. It is the base of every strategy, also of your own.
 
-    A subclass defines `label`, `weights` and `objective`. For every training batch the learner calls `predict`,
-    `objective` and `backward`, in this order. The other methods are events: they do nothing until a subclass overrides
-    them. A strategy that learns while training keeps what it learns in a module, which `module` makes. This module is
-    saved with the heads."""
+    A subclass defines `label`, `weights` and `objective`, which makes one scalar of `self.losses(learn)`. For every
+    training batch the learner calls `predict`, `objective` and `backward`, in this order. The other methods are events:
+    they do nothing until a subclass overrides them. A strategy that learns while training keeps what it learns in a
+    module, which `module` makes. This module is saved with the heads."""
 
     fields: ClassVar[tuple[str, ...]] = ()  # what may be set on one of a class that names them itself
 

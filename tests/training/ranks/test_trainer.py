@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fastai.data.load import DataLoader
 
 from . import distributed_job as job
 
@@ -15,7 +14,6 @@ ROOT = Path(__file__).parents[3]
 MORE = [f"{name}, accumulated and clipped" for name in ("sum", "UPGrad", "UPGrad over taps", "Disjoint, Adam")]
 RECORDED = ["sum, recorded", "UPGrad, recorded"]
 TRAINED = [*job.SOME, *MORE, *RECORDED, "SGD", "shuffled", "dropped"]
-SIZES = [(1, 4, 2), (2, 4, 3), (8, 4, 2), (9, 4, 2), (10, 4, 3), (23, 4, 2), (30, 1, 4)]  # items, batch size, ranks
 OF_IMAGES = "GradDrop over taps"  # draws for every number of every image
 
 
@@ -171,24 +169,6 @@ def test_what_cannot_be_is_refused(found):
     for rank in found.ranks:
         assert "find the rate in a run with one process" in rank["refused"]["lr_find"]
         assert "the last of 3 training batches (18 items, `bs=4`) holds one item" in rank["refused"]["one image"]
-
-
-@pytest.mark.parametrize("drop_last", [False, True])
-@pytest.mark.parametrize(
-    ("n", "bs", "ranks"), [(1, 4, 2), (2, 4, 3), (8, 4, 2), (9, 4, 2), (10, 4, 3), (23, 4, 2), (30, 1, 4)]
-)
-def test_the_ranks_have_parts_of_the_batches_of_one_process(n, bs, ranks, drop_last):
-    from fastai_heads.training.ranks.loader import RanksDL
-
-    data = DataLoader(list(range(n)), bs=bs, drop_last=drop_last)
-    loaders = [RanksDL(data, rank=rank, world_size=ranks, device="cpu") for rank in range(ranks)]
-    batches = [[(b.tolist(), dl.own_items, dl.items) for b in dl] for dl in loaders]
-    assert {len(dl) for dl in loaders} == {len(b) for b in batches}
-    wanted = [b.tolist() for b in DataLoader(list(range(n)), bs=bs * ranks, drop_last=drop_last)]
-    joined = [[i for part, own, _ in parts for i in part[:own]] for parts in zip(*batches)]
-    assert joined == wanted
-    for parts, whole in zip(zip(*batches), wanted):
-        assert len({len(part) for part, _, _ in parts}) == 1 and {items for _, _, items in parts} == {len(whole)}
 
 
 def test_outside_of_the_context_a_rank_trains_alone(found):
