@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from fastai_heads.archs.records import TapPoint
 from fastai_heads.archs.touched import Touched, touched
+from fastai_heads.errors import MISFITS
+from fastai_heads.modes import evaluate
 
-__all__ = ["fits", "measure_taps", "on_meta", "paused", "ran", "reached", "stand_ins", "touched_by"]
+__all__ = ["fits", "measure_taps", "on_meta", "ran", "reached", "stand_ins", "touched_by"]
 
 T = TypeVar("T")
 SAME_SHAPE = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.modules.dropout._DropoutNd)
@@ -28,7 +30,7 @@ def on_meta(
     every_layer: bool = False,  # run layers of known shapes too, as for code in which a class may be another's child
 ) -> T:  # what `fn` gave; its tensors have shapes and no values
     "Runs `fn(net, x)` in evaluation mode on the meta device, on real numbers where that fails."
-    with torch.no_grad(), paused(net):
+    with evaluate(net):
         try:
             with nullcontext() if every_layer else shapes_only(net):
                 return _call(net, shape, fn, "meta")
@@ -42,10 +44,10 @@ def reached(
     fn: Callable[[nn.Module, Tensor], Sequence[Tensor]],  # what to run
     params: Collection[str],  # names of the parameters in question
 ) -> frozenset[str]:  # those from which a gradient path leads to what `fn` gives
-    "Which parameters take part in what `fn` computes."
+    "Find which parameters take part in what `fn` computes."
     if not params:
         return frozenset()
-    with torch.enable_grad(), paused(net):
+    with evaluate(net), torch.enable_grad():
         try:
             return _call(net, shape, lambda n, x: _with_gradient(n, fn(n, x), params), "meta", params)
         except CANNOT_ON_META:
@@ -117,10 +119,10 @@ def fits(
     shape: tuple[int, ...],  # of the input, batch included
 ) -> bool:
     "Tell whether the network takes such an input, on the meta device alone."
-    with torch.no_grad(), paused(net):
+    with evaluate(net):
         try:
             _call(net, shape, lambda n, x: n(x) is None, "meta")
-        except (*CANNOT_ON_META, IndexError, AssertionError, ZeroDivisionError):
+        except MISFITS:
             return False
     return True
 
@@ -162,19 +164,6 @@ def touched_by(
 
 
 @contextmanager
-def paused(net: nn.Module) -> Iterator[None]:
-    "Evaluation mode inside, every module's own mode after."
-    modes = {m: m.training for m in net.modules()}
-    net.eval()
-    try:
-        yield
-    finally:
-        net.train()  # modules that cache in evaluation mode clear that cache here
-        for m, mode in modes.items():
-            vars(m)["training"] = mode
-
-
-@contextmanager
 def ran(net: nn.Module) -> Iterator[dict[str, None]]:
     "Collects the paths of the modules whose forward is called inside, in the order in which they are first called."
     paths: dict[str, None] = {}
@@ -196,7 +185,7 @@ def measure_taps(
     shape: tuple[int, ...],  # of the input, batch included
     params: Mapping[str, int],  # numbers in the body that ends at a tap, where known
 ) -> tuple[TapPoint, ...]:
-    "Width and stride of every tap."
+    "Give width and stride of every tap."
     found, stride, side = [], 1, shape[-1]
     for name, module in taps:
         s = shapes[name]
@@ -212,9 +201,9 @@ def next_stride(
     side: int,  # of this map
     image_side: int,
 ) -> int:
-    """The stride of a map: the whole step from the map before, as 299 pixels to 8 are 37.4, but 299 → 149 → 74 → 37
-    → 17 → 8 are five halvings. Where the maps are not one after another (two branches), the step is near neither one
-    nor two, and the image's side counts."""
+    """Work out the stride of a map: the whole step from the map before, as 299 pixels to 8 are 37.4, but 299 → 149 → 74
+    → 37 → 17 → 8 are five halvings. Where the maps are not one after another (two branches), the step is near neither
+    one nor two, and the image's side counts."""
     ratio = before / side if before >= side else side / before
     if 1.2 < ratio < 1.6:
         return round(image_side / side)

@@ -27,6 +27,7 @@ class Body(nn.Module, ABC):
     taps: tuple[str, ...]  # canonical names of the taps in use, in the order of `forward`
     removed: tuple[Removed, ...] = ()  # what of the arch was taken off
     left_out: tuple[Removed, ...] = ()  # trained layers among them that no tap in use needs
+    input_names: tuple[str, ...] = ("input",)  # what `forward` takes is called, in messages and in the diagram
 
     @abstractmethod
     def forward(self, *inputs: Tensor) -> dict[str, Tensor]:
@@ -71,7 +72,8 @@ class Body(nn.Module, ABC):
         "Set `taps`, and the named `nn.Identity` that each of them passes, which can be hooked."
         self.taps = self.tap_names(taps)
         if not self.taps:
-            raise HeadsError(f"`taps` is empty. Taps of {self.arch}: {', '.join(p.name for p in self.points)}.")
+            known = ", ".join(p.name for p in self.points)
+            raise HeadsError(f"`taps` is empty. Taps of {self.arch}: {known}.", parameter="taps")
         self.tap_modules = nn.ModuleDict({tap_key(tap): nn.Identity() for tap in self.taps})
 
     def through_taps(
@@ -99,7 +101,9 @@ class Body(nn.Module, ABC):
             return tap
         raise HeadsError(
             f"`tap={tap!r}`, which {self.arch} does not have.{did_you_mean(tap, names)} "
-            f"Taps of {self.arch}: {', '.join(names)}."
+            f"Taps of {self.arch}: {', '.join(names)}.",
+            parameter="tap",
+            tap=tap,
         )
 
     @property
@@ -114,7 +118,33 @@ class Body(nn.Module, ABC):
         "Find the tap that a level is, or is made of. A body without maps has none."
         if level.optional:
             return None
-        raise HeadsError(f"`tap={level.stride}`: {self.arch} has no map. Its taps: {', '.join(self.taps)}.")
+        message = f"`tap={level.stride}`: {self.arch} has no map. Its taps: {', '.join(self.taps)}."
+        raise HeadsError(message, parameter="tap", tap=level)
+
+    def size_of(
+        self,
+        inputs: tuple[Tensor, ...],  # of a batch
+    ) -> str:
+        "Say in a message how large inputs are."
+        return ", ".join(str(tuple(x.shape)) if isinstance(x, Tensor) else type(x).__name__ for x in inputs)
+
+    def other_sizes(
+        self,
+        inputs: tuple[Tensor, ...],  # of a batch, which the network cannot take
+    ) -> Iterable[tuple[Tensor, ...]]:  # each a batch of one
+        "Make inputs of other sizes to try instead, the nearest first. A body that takes one size alone has none."
+        return ()
+
+    def stride_after(
+        self,
+        stride: int | None,  # of a tap
+        before: Tensor,  # what the tap gives for a sample
+        after: Tensor,  # what was made of it
+    ) -> int | None:
+        "Tell the stride of what is made of a tap, None for what is no map or made of none."
+        if stride is None or before.ndim != 4 or after.ndim != 4:
+            return None
+        return max(1, round(stride * before.shape[-1] / after.shape[-1]))
 
     def tap_also(
         self,
@@ -125,7 +155,9 @@ class Body(nn.Module, ABC):
         if name not in self.taps:
             raise HeadsError(
                 f"`tap={tap!r}`: this body of {self.arch} was made for {', '.join(self.taps)}. "
-                "Read one of those, or make the learner again with all its heads."
+                "Read one of those, or make the learner again with all its heads.",
+                parameter="tap",
+                tap=tap,
             )
         return name
 

@@ -1,7 +1,7 @@
 """The body of an image: an arch, cut and tapped, that gives a tensor for every place that a head reads."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from typing import Any
 
@@ -11,17 +11,19 @@ from torch import Tensor, nn
 
 from fastai_heads.archs.points import Parts, all_taps, parts_of, sort_out
 from fastai_heads.archs.probe import on_meta
-from fastai_heads.archs.proof import cut_off
+from fastai_heads.archs.proof.equality import cut_off
 from fastai_heads.archs.records import FEATURES, INPUT, PRE_LOGITS, Level, Measured, Network, Removed, TapPoint
 from fastai_heads.archs.source import Request, find_network
 from fastai_heads.bodies.contract import Body, tap_key
-from fastai_heads.errors import HeadsError
+from fastai_heads.errors import MISFITS, HeadsError, first_line
 
 __all__ = ["ImageBody", "cut_body"]
 
 
 class ImageBody(Body):
     "A network up to the furthest tap in use. Its parameters keep the arch's own names under `net.`."
+
+    input_names = ("image",)
 
     def __init__(
         self,
@@ -46,7 +48,7 @@ class ImageBody(Body):
         self._fits: dict[tuple[int, ...], str] = {}
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        "The tensor at every tap, in the order of `taps`."
+        "Give the tensor at every tap, in the order of `taps`."
         found = self.cut.run(self.net, x, self.taps)
         found[INPUT] = x
         return self.through_taps(found)
@@ -68,8 +70,8 @@ class ImageBody(Body):
         self,
         level: Level,  # a stride
     ) -> str | None:  # its canonical name; None for an optional level that the arch does not have
-        """The tap that a level is, or is made of: the deepest at that stride; of an arch with one stride the last map,
-        for two halvings or doublings at most; else the nearest within a factor of 2 (strides no powers of 2)."""
+        """Find the tap that a level is, or is made of: the deepest at that stride; of an arch with one stride the last
+        map, for two halvings or doublings at most; else the nearest within a factor of 2 (strides no powers of 2)."""
         inner = self._inner
         exact = [p.name for p in inner if p.stride == level.stride]
         if self.one_stride and not level.optional and 0.25 <= level.stride / inner[0].stride <= 4:
@@ -78,27 +80,30 @@ class ImageBody(Body):
             return exact[-1] if exact else None
         near = [p for p in inner if level.stride / 2 < p.stride < level.stride * 2]
         if not near:
-            return self.tap_name(level.stride)  # says which strides there are
+            raise self._no_stride(level.stride, level)
         return min(reversed(near), key=lambda p: abs(math.log2(p.stride / level.stride))).name
 
     def tap_name(
         self,
         tap: str | int,  # a tap's name, or a stride
     ) -> str:
-        "The canonical name: of a stride, the deepest inner tap that has it."
+        "Find the canonical name: of a stride, the deepest inner tap that has it."
         known = {p.name for p in (*self.points, *self.unlisted)}
         inner = [p for p in self.points if p.name not in _NOT_INNER]
         if isinstance(tap, int) and not isinstance(tap, bool):
             at = [p.name for p in inner if p.stride == tap]
             if at:
                 return at[-1]
-            strides = ", ".join(str(s) for s in sorted({p.stride for p in inner}))
-            raise HeadsError(f"`tap={tap}`: {self.arch} has no tap at that stride. Its strides: {strides}.")
-        if tap == PRE_LOGITS and tap not in known:
-            raise HeadsError(f"`tap={tap!r}`: {self.arch} has none: {self.cut.no_vector}.")
-        if tap == FEATURES and tap not in known:
-            raise HeadsError(f"`tap={tap!r}`: {self.cut.no_features}.")
+            raise self._no_stride(tap, tap)
+        if tap in (PRE_LOGITS, FEATURES) and tap not in known:
+            why = f"{self.arch} has none: {self.cut.no_vector}" if tap == PRE_LOGITS else self.cut.no_features
+            raise HeadsError(f"`tap={tap!r}`: {why}.", parameter="tap", tap=tap)
         return super().tap_name(tap)
+
+    def _no_stride(self, stride: int, tap: int | Level) -> HeadsError:
+        strides = ", ".join(str(s) for s in sorted({p.stride for p in self.points if p.name not in _NOT_INNER}))
+        message = f"`tap={stride}`: {self.arch} has no tap at that stride. Its strides: {strides}."
+        return HeadsError(message, parameter="tap", tap=tap)
 
     @property
     def min_size(self) -> int:
@@ -136,14 +141,32 @@ class ImageBody(Body):
                 f"the smallest side that it takes is {self.min_size}. ({why})"
             )
 
+    def size_of(
+        self,
+        inputs: tuple[Tensor, ...],  # one batch of images
+    ) -> str:
+        "Say how many pixels images have."
+        height, width = inputs[0].shape[-2:]
+        return f"{height}×{width} pixels"
+
+    def other_sizes(
+        self,
+        inputs: tuple[Tensor, ...],  # one batch of images, which the network cannot take
+    ) -> Iterator[tuple[Tensor, ...]]:  # each a batch of one
+        "Make larger square images, of zeros."
+        _, channels, height, width = inputs[0].shape
+        for side in () if self.input_size else _SIDES:
+            if side > min(height, width):
+                yield (inputs[0].new_zeros(1, channels, side, side),)
+
     def _misfit(self, shape: tuple[int, ...]) -> str:
-        "Why images of that shape cannot be taken, '' if they can."
+        "Say why images of that shape cannot be taken, '' if they can."
         if shape not in self._fits:
             try:
                 on_meta(self.net, shape, lambda net, x: self.cut.run(net, x, self.taps) and None)
                 self._fits[shape] = ""
-            except (RuntimeError, AssertionError, ValueError, IndexError, ZeroDivisionError) as e:
-                self._fits[shape] = str(e).strip().split("\n")[0] or type(e).__name__
+            except MISFITS as e:
+                self._fits[shape] = first_line(e)
         return self._fits[shape]
 
     def tap_also(
@@ -159,24 +182,27 @@ class ImageBody(Body):
             on_meta(
                 self.net, self._shape, lambda net, x: found.append(self.cut.run(net, x, taps).get(name, x).shape[1])
             )
-        except (RuntimeError, AssertionError, ValueError, IndexError, KeyError, AttributeError):
+        except MISFITS:
             found = []
         if name != INPUT and found != [self.point(name).channels]:
             raise HeadsError(
                 f"`tap={tap!r}`: this body of {self.arch} ends before it, at {', '.join(self.taps)}. "
-                "Read one of those, or make the learner again with all its heads."
+                "Read one of those, or make the learner again with all its heads.",
+                parameter="tap",
+                tap=tap,
             )
         self.taps, self.tap_modules[tap_key(name)] = taps, nn.Identity()
         return name
 
     def groups(self) -> list[list[nn.Parameter]]:
-        "The parameters in two groups, early and late; for archs that fastai knows, fastai's split."
+        "List the parameters in two groups, early and late; for archs that fastai knows, fastai's split."
         return self.cut.groups(self.net)
 
     def extra_repr(self) -> str:
         return f"arch={self.arch!r}, taps={self.taps}, n_in={self.n_in}"
 
 
+_SIDES = (32, 64, 96, 128, 192, 256, 384, 512)  # of images that are tried where a size cannot be taken
 _NOT_INNER = frozenset({"input", "features", "pre_logits"})
 
 
@@ -190,7 +216,7 @@ def cut_body(
     grad_checkpointing: bool = False,  # compute activations again in the backward pass, to save memory
     **arch_kwargs: Any,  # for the arch
 ) -> ImageBody:
-    "The arch without what the taps do not need."
+    "Cut an arch: give it without what the taps do not need."
     taps = (taps,) if isinstance(taps, str | int) or not isinstance(taps, Iterable) else tuple(taps)
     if isinstance(arch, ImageBody):
         return _recut(arch, taps)
@@ -202,10 +228,10 @@ def cut_body(
 
 
 def _measured(network: Network, arch_kwargs: dict[str, Any]) -> Measured:
-    "The taps; an error of the run names the size of the images and what the arch was built with."
+    "Measure the taps; an error of the run names the size of the images and what the arch was built with."
     try:
         return network.cut.measure(network.net, network.shape)
-    except (RuntimeError, AssertionError, ValueError) as e:
+    except MISFITS as e:
         if not arch_kwargs:
             raise
         given = ", ".join(f"{k}={v!r}" for k, v in arch_kwargs.items())

@@ -88,8 +88,9 @@ def input_names(
     "Name the inputs: by the getter's column, else 'image' or 'input'."
     ds, names = dls.train_ds, []
     for tl in ds.tls[: ds.n_inp]:
+        column = _column(tl)
         kind = "image" if opens_image(tl) else "input"
-        names.append(usable_name(_column(tl) or kind, names))
+        names.append(usable_name(kind if column is None else column, names))
     return tuple(names)
 
 

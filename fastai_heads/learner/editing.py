@@ -7,9 +7,9 @@ import torch
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.torch_core import get_model
-from torch import nn
 
 from fastai_heads.archs.records import Level
+from fastai_heads.data.sample import draw_sample
 from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError
 from fastai_heads.heads.defaults import default_head, has_default
@@ -19,10 +19,11 @@ from fastai_heads.learner.settings import bind_strategy, check_strategy
 from fastai_heads.learner.specs import find_target, fit_spec, in_code
 from fastai_heads.learner.trial import Trial, run_trial
 from fastai_heads.learner.trial_metrics import check_metrics
-from fastai_heads.model import read_by
+from fastai_heads.model import MultiHeadModel
 from fastai_heads.names import check_name
 from fastai_heads.training.bound import BoundHead, BoundHeads
 from fastai_heads.training.metrics import HeadMetric, head_metrics
+from fastai_heads.trunks import read_by
 
 __all__ = ["add_head", "drop_head", "set_dls"]
 
@@ -86,7 +87,8 @@ def set_dls(
 
 def _try_heads(learn: Learner, heads: Sequence[BoundHead]) -> Trial:
     "Send a few items through the network and these heads."
-    return run_trial(learn.model, learn.dls, {head.name: (head.spec, head.target) for head in heads})
+    batch = draw_sample(learn.dls, learn.data_targets).batch()
+    return run_trial(learn.model, batch, {head.name: (head.spec, head.target) for head in heads})
 
 
 def _set_heads(learn: Learner, heads: Mapping[str, BoundHead]) -> None:
@@ -139,7 +141,7 @@ def _check_fits(learn: Learner, name: str, spec: HeadSpec, target: Target) -> No
 
 
 def _add_module(
-    model: nn.Sequential,  # (body, heads)
+    model: MultiHeadModel,
     name: str,  # of the new head
     spec: HeadSpec,  # fitted
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
-from torch import Tensor, nn
+from torch import nn
 
 from fastai_heads.archs.records import Level
 from fastai_heads.bodies.contract import Body
@@ -22,8 +22,9 @@ from fastai_heads.learner.learner import MultiHeadLearner
 from fastai_heads.learner.settings import accept_trial
 from fastai_heads.learner.specs import rename_targets, resolve_heads, state_targets
 from fastai_heads.learner.trial import run_trial
-from fastai_heads.model import Trunk, multihead_model
+from fastai_heads.model import build_model
 from fastai_heads.names import check_name
+from fastai_heads.trunks import Trunk
 
 __all__ = ["multihead_learner"]
 
@@ -69,7 +70,7 @@ def multihead_learner(
     metrics: Any = None,  # a metric or a list of them, for every head that can take it and whose spec names none
     **learner_kwargs: Any,  # fastai's `Learner`'s: opt_func, lr, cbs, path, model_dir, wd, wd_bn_bias, train_bn, moms
 ) -> MultiHeadLearner:
-    """A learner with one pretrained body and a head per target.
+    """Make a learner with one pretrained body and a head per target.
 
     With `heads=None` every target of `dls` gets the head of its kind. A list renames the targets in order. In a dict,
     `spec.target` says which target a head predicts (by default the one that bears its name), targets not named get
@@ -86,11 +87,12 @@ def multihead_learner(
     specs = resolve_heads(heads, targets, dls)
     trunks = _check_trunks(trunk or {}, specs)
     body = _body(arch, _needed_taps(specs, trunks), pretrained, weights, n_in, dict(body_kwargs or {}))
-    inputs = _check_inputs(data.sample_inputs, body)
-    model = multihead_model(body, {name: spec for name, (spec, _) in specs.items()}, trunks, inputs)
+    inputs = data.sample.inputs()
+    body.check_inputs(inputs)
+    model = build_model(body, {name: spec for name, (spec, _) in specs.items()}, trunks, inputs)
     if normalize:
-        _add_transforms(dls, body)
-    trial = run_trial(model, dls, specs)
+        data.add_transforms(body.transforms())
+    trial = run_trial(model, data.sample.batch(), specs)
     learn = MultiHeadLearner(dls, model, trial.measured(specs), targets, strategy, fused=fused, **learner_kwargs)
     accept_trial(learn, trial, metrics)
     if body.weights:
@@ -124,28 +126,28 @@ def _check_trunks(trunks: Mapping[str, Trunk], specs: Mapping[str, tuple[HeadSpe
 
 
 def _trunk_of(tap: str | int | Level, trunks: Mapping[str, Trunk]) -> str | None:
-    "The trunk that a tap is, or is a level of."
+    "Find the trunk that a tap is, or is a level of."
     names = (tap, tap.rpartition(".")[0]) if isinstance(tap, str) else ()
     return next((name for name in names if name in trunks), None)
 
 
 def _needed_taps(
     specs: Mapping[str, tuple[HeadSpec, Target]], trunks: Mapping[str, Trunk]
-) -> dict[str | int | Level, str]:  # tap → who reads it, for messages
-    readers = {f"heads[{name!r}]": spec.reads for name, (spec, _) in specs.items()}
-    readers |= {f"trunk[{name!r}]": trunk.reads for name, trunk in trunks.items()}
+) -> dict[str | int | Level, tuple[str, str | None]]:  # tap → (who reads it, for messages; the head)
+    readers = {(f"`heads[{name!r}]`", name): spec.reads for name, (spec, _) in specs.items()}
+    readers |= {(f"`trunk[{name!r}]`", None): trunk.reads for name, trunk in trunks.items()}
     return {tap: who for who, taps in reversed(readers.items()) for tap in taps if _trunk_of(tap, trunks) is None}
 
 
 def _body(
     arch: Any,
-    taps: Mapping[str | int | Level, str],
+    taps: Mapping[str | int | Level, tuple[str, str | None]],
     pretrained: bool,
     weights: Any,
     n_in: int,
     body_kwargs: dict[str, Any],
 ) -> Body:
-    "The body, with every tap that is read. An error about a tap says who reads it."
+    "Cut the body, with every tap that is read. An error about a tap says who reads it."
     if isinstance(arch, nn.Module) and (not pretrained or weights is not None):
         what = "weights" if weights is not None else "pretrained=False"
         raise HeadsError(f"`{what}` cannot be used: `arch` is a {type(arch).__name__} that is built already.")
@@ -154,18 +156,7 @@ def _body(
     try:
         return cut_body(arch, tuple(taps), pretrained=pretrained, weights=weights, n_in=n_in, **body_kwargs)
     except HeadsError as error:
-        who = [reader for tap, reader in taps.items() if f"`tap={tap!r}`" in str(error)]
-        raise HeadsError(f"`{who[0]}`: {error}" if who else str(error)) from None
-
-
-def _check_inputs(inputs: tuple[Tensor, ...], body: Body) -> tuple[Tensor, ...]:
-    "Give one item's inputs, which the body can take; else a `HeadsError`."
-    body.check_inputs(inputs)
-    return tuple(x.cpu() for x in inputs)
-
-
-def _add_transforms(dls: DataLoaders, body: Body) -> None:
-    "Treat batches as those were that the weights in use saw, unless the data does so already."
-    for transform in body.transforms():
-        if not any(isinstance(f, type(transform)) for f in dls.after_batch.fs):
-            dls.add_tfms([transform], "after_batch")
+        if error.tap not in taps:
+            raise
+        place, head = taps[error.tap]
+        raise error.within(place, head=head) from None

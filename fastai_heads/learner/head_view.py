@@ -14,19 +14,20 @@ from torch import Tensor, nn
 from fastai_heads.bodies.contract import Body
 from fastai_heads.data.decode import dls_of_target
 from fastai_heads.head_tuple import HeadTuple
-from fastai_heads.model import Heads, run_trunk
+from fastai_heads.model import Heads, MultiHeadModel
 from fastai_heads.training.bound import BoundHead, BoundHeads
 from fastai_heads.training.loss import CombinedLoss
 from fastai_heads.training.metrics import HeadMetric, HeadValidLoss
 from fastai_heads.training.recorder import HeadTrainLoss
+from fastai_heads.trunks import PREFIX, Trunks
 from fastai_heads.view.decoded import decode_heads
-from fastai_heads.view.show import show_samples
+from fastai_heads.view.show import pick_image, show_samples
 
 __all__ = ["head_learner"]
 
 
-class BodyToHead(nn.Module):
-    "The body and the trunks that one head needs: images to the tensor that the head takes."
+class BodyToHead(Trunks):
+    "The body and the trunks that one head needs: the inputs to what the head takes."
 
     def __init__(
         self,
@@ -34,25 +35,30 @@ class BodyToHead(nn.Module):
         heads: Heads,  # whose trunks are shared
         name: str,  # of the head
     ):
-        super().__init__()
-        self.body, self.reads = body, heads.reads[name]
-        self.trunk_reads = _needed_trunks(heads, self.reads)
-        self.trunk_gives = heads.trunk_gives
-        self.trunks = nn.ModuleDict({trunk: heads.trunk(trunk) for trunk in self.trunk_reads})
+        alone = heads.only(name)
+        super().__init__({trunk: alone.trunk(trunk) for trunk in alone.trunk_reads}, alone.trunk_reads)
+        self.body, self.reads, self.trunk_gives = body, alone.reads[name], alone.trunk_gives
+        self.register_load_state_dict_pre_hook(_rename_trunks)
 
     def forward(
         self,
-        x: Tensor,  # (B, C, H, W)
+        *inputs: Tensor,  # what the body takes
     ) -> Tensor | tuple[Tensor, ...]:  # what the head takes; a tuple for a head on several taps
-        tensors = self.body(x)
-        for trunk, reads in self.trunk_reads.items():
-            tensors |= run_trunk(self.trunks[trunk], reads, self.trunk_gives[trunk], tensors)
+        tensors = self.run_trunks(self.body(*inputs))
         found = tuple(tensors[tap] for tap in self.reads)
         return found[0] if len(found) == 1 else found
 
     def groups(self) -> list[list[nn.Parameter]]:
-        "Return the body's parameter groups."
+        "List the body's parameter groups."
         return self.body.groups()
+
+
+def _rename_trunks(view: BodyToHead, state: dict[str, Any], prefix: str, *_args: Any) -> None:
+    "Let files load in which a trunk has its bare name, as a view once wrote it."
+    for name in view.trunk_reads:
+        bare = f"{prefix}trunks.{name}."
+        for key in [key for key in state if key.startswith(bare)]:
+            state[f"{prefix}trunks.{PREFIX}{name}.{key.removeprefix(bare)}"] = state.pop(key)
 
 
 class OnTuple(nn.Module):
@@ -123,9 +129,10 @@ class ShowingLearner(Learner):
         decoded = self.get_preds(dl=[batch], with_decoded=True)[2]
         heads = tuple(self.loss_func.heads.values())
         samples = dl.decode_batch(batch, max_n=max_n)
-        outs = decode_heads(dl, (batch[0],), heads, (decoded,), max_n)
-        targets = [HeadTuple(item[1:], [head.name for head in heads]) for item in samples]
-        return show_samples([item[0] for item in samples], targets, [item[-1] for item in outs], **kwargs)
+        n_inp = self.dls.n_inp
+        outs = decode_heads(dl, tuple(batch[:n_inp]), heads, (decoded,), max_n)
+        targets = [HeadTuple(item[n_inp:], [head.name for head in heads]) for item in samples]
+        return show_samples([pick_image(item) for item in samples], targets, [item[-1] for item in outs], **kwargs)
 
 
 def head_learner(
@@ -141,7 +148,7 @@ def head_learner(
     cls = Learner if head.task.shown_by_fastai else ShowingLearner
     view = cls(
         dls_of_target(learn.dls, head.target.index),
-        nn.Sequential(BodyToHead(body, heads, name), module),
+        MultiHeadModel(BodyToHead(body, heads, name), module),
         loss_func=OneHeadLoss(BoundHeads({name: alone})),
         metrics=_metrics(alone, [m for m in learn.metrics if isinstance(m, HeadMetric) and m.head is head]),
         splitter=split_view,
@@ -156,20 +163,10 @@ def head_learner(
 
 
 def split_view(
-    model: nn.Sequential,  # of a `head_learner`
+    model: MultiHeadModel,  # of a `head_learner`
 ) -> list[list[nn.Parameter]]:  # the body's groups, and one for trunks and head
     "Split the parameters of one head's learner."
     return [*model[0].groups(), [*model[0].trunks.parameters(), *model[1].parameters()]]
-
-
-def _needed_trunks(heads: Heads, reads: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    "Return the trunks before a head, each after those that it reads, with what they read."
-    needed, wanted = {}, set(reads)
-    for trunk in reversed(list(heads.trunk_reads)):
-        if wanted & set(heads.trunk_gives[trunk]):
-            needed[trunk] = heads.trunk_reads[trunk]
-            wanted |= set(needed[trunk])
-    return dict(reversed(needed.items()))
 
 
 def _metrics(head: BoundHead, metrics: Sequence[HeadMetric]) -> list[Any]:

@@ -11,7 +11,7 @@ from fastai.callback.fp16 import AMPMode
 from fastai.callback.tracker import TrackerCallback
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner, Recorder
-from fastai.torch_core import distrib_barrier, get_model, to_device
+from fastai.torch_core import distrib_barrier, get_model
 from fastcore.basics import detuplify
 from fastcore.foundation import L
 from fastcore.xtras import join_path_file
@@ -20,13 +20,14 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from fastai_heads.data.loaders import with_test_dl
+from fastai_heads.data.sample import draw_sample
 from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsWarning
 from fastai_heads.heads.spec import HeadSpec
 from fastai_heads.learner import editing, predictions, ranks, settings
 from fastai_heads.learner.arguments import check_arguments
 from fastai_heads.learner.export import export
-from fastai_heads.learner.guards import check_batches, sample_inputs
+from fastai_heads.learner.guards import check_batches
 from fastai_heads.learner.head_view import head_learner
 from fastai_heads.learner.weights import (
     check_load_arguments,
@@ -36,7 +37,7 @@ from fastai_heads.learner.weights import (
     load_what_fits,
 )
 from fastai_heads.model import body_and_heads
-from fastai_heads.running import compiled_in_place, in_eval
+from fastai_heads.modes import compile_in_place, evaluate
 from fastai_heads.training.bound import BoundHead, BoundHeads
 from fastai_heads.training.callbacks import are_callbacks, check_callbacks
 from fastai_heads.training.conflict_record import ConflictRecord
@@ -58,7 +59,7 @@ __all__ = ["MultiHeadLearner"]
 
 
 class MultiHeadLearner(Learner):
-    """fastai's `Learner` over `nn.Sequential(body, heads)`: every head trained, measured, predicted and shown.
+    """fastai's `Learner` over a `MultiHeadModel`: every head trained, measured, predicted and shown.
 
     Made by `multihead_learner`. `learn.heads` holds the heads, by name and by attribute. A method that is not written
     out here is a function of the learner, in the module that bears its name."""
@@ -94,7 +95,7 @@ class MultiHeadLearner(Learner):
     def __init__(
         self,
         dls: DataLoaders,  # with the targets that the specs were fitted to
-        model: nn.Sequential,  # from `multihead_model`
+        model: nn.Module,  # a `MultiHeadModel`, perhaps wrapped
         specs: Mapping[str, tuple[HeadSpec, Target]],  # name → (fitted spec, its target), in head order
         targets: Sequence[Target],  # every target of the data, in order, also those without a head
         strategy: Any = None,  # how the losses become one step, as for `multihead_learner`
@@ -142,7 +143,7 @@ class MultiHeadLearner(Learner):
 
     @model.setter
     def model(self, model: nn.Module) -> None:
-        self._model = compiled_in_place(model)
+        self._model = compile_in_place(model)
 
     @property
     def loss_func(self) -> CombinedLoss:
@@ -248,7 +249,8 @@ class MultiHeadLearner(Learner):
     def summary(self) -> Summary:
         "Tell what was removed from the pretrained network, what the body keeps, and what each head adds."
         inputs = self._sample()
-        return summarize(self, in_eval(self.model, *inputs) if inputs else None)
+        with evaluate(self.model):
+            return summarize(self, get_model(self.model)(*inputs) if inputs else None)
 
     def show_heads(self) -> Figure:
         "Draw the network: body, taps, trunks, heads, their shapes, parameters, losses, and what is frozen."
@@ -269,7 +271,7 @@ class MultiHeadLearner(Learner):
         "Give one item's inputs, where the model is. There is none where `export` has left no item."
         if not len(self.dls.train_ds):
             return ()
-        return to_device(sample_inputs(self.dls), next(self.model.parameters()).device)
+        return draw_sample(self.dls, n=1).inputs(device=next(self.model.parameters()).device)
 
     def load(
         self,

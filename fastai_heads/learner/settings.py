@@ -12,6 +12,8 @@ from fastai.learner import Learner, mk_metric
 from fastai.torch_core import get_model
 from fastcore.foundation import L
 
+from fastai_heads.data.inspect import Inspected
+from fastai_heads.data.sample import draw_sample
 from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError
 from fastai_heads.heads.spec import HeadSpec
@@ -79,7 +81,8 @@ def spread_metrics(
     bound = [m for m in L(metrics) if isinstance(m, HeadMetric)]
     given = [m for m in L(metrics) if not isinstance(m, HeadMetric)]
     if given:
-        trial = run_trial(learn.model, learn.dls, _specs(learn)) if len(learn.dls.train_ds) else None
+        batch = draw_sample(learn.dls, learn.data_targets).batch() if len(learn.dls.train_ds) else None
+        trial = None if batch is None else run_trial(learn.model, batch, _specs(learn))
         shared = shared_metrics(learn, trial, given)
         bound = [*bound, *shared] if bound else fitting_metrics(learn, shared, own_metrics(learn.heads))
     return L(bound).map(mk_metric)
@@ -103,14 +106,14 @@ def exchange_data(
 ) -> DataLoaders:  # one target for each head
     "Bind the heads to the targets of new data. Refuse data that does not fit; then nothing has changed."
     before = learn.data_targets
-    dls, targets = same_data(dls, before, learn.heads)
-    _bind_targets(learn, targets)
+    data = same_data(dls, before, learn.heads)
+    _bind_targets(learn, data.targets)
     try:
-        _try_data(learn, dls)
+        _try_data(learn, data)
     except HeadsError:
         _bind_targets(learn, before)
         raise
-    return dls
+    return data.dls
 
 
 def _bind_targets(learn: Learner, targets: Sequence[Target]) -> None:
@@ -119,12 +122,12 @@ def _bind_targets(learn: Learner, targets: Sequence[Target]) -> None:
         head.target = learn.data_targets[head.target.index]
 
 
-def _try_data(learn: Learner, dls: DataLoaders) -> None:
+def _try_data(learn: Learner, data: Inspected) -> None:
     "Refuse data that the network or a head cannot take. What was tried already, and data without items, is not."
-    if not len(dls.train_ds) or (learn.tried_dls is not None and learn.tried_dls() is dls):
+    if data.sample is None or (learn.tried_dls is not None and learn.tried_dls() is data.dls):
         return
-    run_trial(learn.model, dls, _specs(learn)).check(tuple(learn.heads.values()))
-    learn.tried_dls = ref(dls)
+    run_trial(learn.model, data.sample.batch(), _specs(learn)).check(tuple(learn.heads.values()))
+    learn.tried_dls = ref(data.dls)
 
 
 def _specs(learn: Learner) -> dict[str, tuple[HeadSpec, Target]]:

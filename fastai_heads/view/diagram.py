@@ -13,8 +13,8 @@ from matplotlib.patches import FancyBboxPatch
 from matplotlib.textpath import TextPath
 from torch import Tensor, nn
 
-from fastai_heads.model import Heads, named_maps, trunk_input
-from fastai_heads.running import in_eval
+from fastai_heads.model import Heads, MultiHeadModel
+from fastai_heads.modes import evaluate
 from fastai_heads.training.bound import BoundHead
 from fastai_heads.training.loss import loss_name
 from fastai_heads.view.texts import number
@@ -68,19 +68,17 @@ def draw_heads(
     return _draw_boxes(columns)
 
 
-def _measure_shapes(model: nn.Sequential, inputs: Sequence[Tensor]) -> dict[str, str]:
+def _measure_shapes(model: MultiHeadModel, inputs: Sequence[Tensor]) -> dict[str, str]:
     "Run the model on the inputs, and say the shape of every tap, trunk and prediction in words."
     if not len(inputs):
         return {}
-    heads: Heads = model[1]
-    tensors = dict(in_eval(model[0], *inputs))
-    preds = in_eval(heads, tensors)
-    for name, reads in heads.trunk_reads.items():
-        found = in_eval(heads.trunk(name), trunk_input(reads, tensors))
-        tensors |= named_maps(found, heads.trunk_gives[name])
+    heads = model.heads
+    with evaluate(model):
+        taps = model.body(*inputs)
+        tensors, preds = heads.run_trunks(taps), heads(taps)
     found = {f"tap {name}": tensor for name, tensor in tensors.items()}
     found |= {f"head {name}": pred for name, pred in zip(heads.names, preds)}
-    found["input"] = inputs[0]
+    found |= {f"input {name}": x for name, x in zip(model.body.input_names, inputs)}
     return {key: " × ".join(map(str, t.shape[1:])) or "1" for key, t in found.items() if isinstance(t, Tensor)}
 
 
@@ -89,11 +87,9 @@ def _body_boxes(learn: Learner, shapes: Mapping[str, str]) -> list[Box]:
     body, heads = get_model(learn.model)
     weights = body.weights or "not pretrained"
     state, color = _state(body)
-    image = shapes.get("input")
-    boxes = [
-        Box("input", 0, ("image", *([image] if image else []))),
-        Box("body", 1, (body.arch, weights, _params(body), state), ("input",), color),
-    ]
+    keys = {f"input {name}": name for name in body.input_names}
+    boxes = [Box(key, 0, (name, *([shapes[key]] if key in shapes else []))) for key, name in keys.items()]
+    boxes.append(Box("body", 1, (body.arch, weights, _params(body), state), tuple(keys), color))
     for tap in body.taps:
         stride = body.strides[tap]
         place = "a vector" if stride is None else f"stride {stride}"

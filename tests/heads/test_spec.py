@@ -25,8 +25,8 @@ from fastai_heads.heads.pooled import PooledSpec
 from fastai_heads.heads.regression import RegressionHead
 from fastai_heads.heads.spec import HeadSpec, TapShape
 from fastai_heads.learner.factory import multihead_learner
-from fastai_heads.model import Trunk
 from fastai_heads.tasks.task import Task
+from fastai_heads.trunks import Trunk
 
 TARGET = Target("it", 0, "unknown")
 SPECS = {

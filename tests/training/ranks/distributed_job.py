@@ -39,6 +39,7 @@ from fastai_heads.heads import (
     SegmentationHead,
 )
 from fastai_heads.learner import MultiHeadLearner, multihead_learner
+from fastai_heads.model import MultiHeadModel
 from fastai_heads.tasks.mean_ap import MeanAP
 from fastai_heads.training.conflict_recorder import ConflictRecorder
 from fastai_heads.training.ranks import exchange
@@ -318,7 +319,7 @@ def refused(folder: Path) -> dict[str, Any]:
     except ArithmeticError as error:
         found["failed"] = str(error)
     found["as before"] = (
-        type(learn.model) is nn.Sequential
+        type(learn.model) is MultiHeadModel
         and learn.dls.loaders == before
         and learn.logger is logger
         and learn.ranks == 1

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from fastai_heads.archs import proof
 from fastai_heads.archs.hooks import HooksCut
+from fastai_heads.archs.proof import equality
 from fastai_heads.archs.surgery import snapshot
 from fastai_heads.bodies.image import cut_body
 from fastai_heads.errors import HeadsError
@@ -56,7 +56,7 @@ def test_a_cut_that_changes_what_the_taps_give_is_refused(monkeypatch):
 
 
 def test_of_a_large_network_the_code_runs_without_values(monkeypatch):
-    monkeypatch.setattr(proof, "CHEAP", 0)
+    monkeypatch.setattr(equality, "CHEAP", 0)
     monkeypatch.setattr(HooksCut, "prune", lambda self, net, *args: setattr(net, "conv", nn.Identity()))
     with pytest.raises(HeadsError, match="Breaks does not work without"):
         cut_body(Breaks(), ("pre_logits",))

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from fastai_heads.archs.probe import measure_taps
-from fastai_heads.archs.proof import logits_from_taps
+from fastai_heads.archs.proof.equality import logits_from_taps
+from fastai_heads.archs.proof.shrunken import smaller
 from fastai_heads.archs.records import FEATURES, INPUT, PRE_LOGITS, Measured, Network
-from fastai_heads.archs.shrunken import smaller
 from fastai_heads.archs.source import Request, find_empty, find_network
 from fastai_heads.archs.surgery import get_path
 from fastai_heads.archs.timm_rows import NOT_EXPORTED, RESIZED

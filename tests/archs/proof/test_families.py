@@ -7,11 +7,11 @@ from timm.models._registry import _model_to_module
 from torchvision import models
 
 from benchmarks.sweep.training import training_step
-from fastai_heads.archs.checks import CHECKS, check_arch
 from fastai_heads.archs.points import cut_points
+from fastai_heads.archs.proof.checks import CHECKS, check_arch
+from fastai_heads.archs.proof.smallest import SMALLEST, SMALLEST_TORCHVISION
 from fastai_heads.archs.registry import _FAMILIES
 from fastai_heads.archs.segmentation_rows import SEGMENTATION
-from fastai_heads.archs.smallest import SMALLEST, SMALLEST_TORCHVISION
 from fastai_heads.archs.torchvision_rows import TORCHVISION
 from fastai_heads.bodies.image import ImageBody
 
