@@ -32,7 +32,7 @@ def times_in_turn(
     steps: Mapping[str, Callable[[], object]],  # the first is ours, the last is theirs
     rounds: int = ROUNDS,
 ) -> dict[str, list[float]]:  # name → processor seconds of each round
-    "Each step in each round, the first round uncounted. What else the machine does disturbs them alike."
+    "Time each step in each round, the first round uncounted. What else the machine does disturbs them alike."
     times: dict[str, list[float]] = {name: [] for name in steps}
     for i in range(rounds + 1):
         for name, step in steps.items():
@@ -43,7 +43,7 @@ def times_in_turn(
 
 
 def spread(ours: Sequence[float], theirs: Sequence[float]) -> str:
-    "The median of the rounds' ratios, and the middle half of them."
+    "Return the median of the rounds' ratios, and the middle half of them."
     ratios = [mine / other for mine, other in zip(ours, theirs)]
     low, middle, high = statistics.quantiles(ratios, n=4)
     return f"{middle:.2f} ({low:.2f} to {high:.2f})"
@@ -53,7 +53,7 @@ def optimizer_step(
     model: nn.Module,  # it is copied
     opt_func: Callable,
 ) -> Callable[[], None]:
-    "A step on gradients that stay as they are."
+    "Make a step on gradients that stay as they are."
     params = list(copy.deepcopy(model).parameters())
     for param in params:
         param.grad = torch.randn_like(param) / 100
@@ -64,7 +64,7 @@ def learner_step(
     learn: Learner,  # fastai's or ours
     batch: tuple,  # from its data
 ) -> Callable[[], None]:
-    "One training step, as its `fit` does it."
+    "Make one training step, as its `fit` does it."
     learn.remove_cb(learn.progress)
     learn.create_opt()
     learn.opt.set_hypers(lr=1e-4, wd=0.01)

@@ -17,12 +17,12 @@ __all__ = ["CutPoints", "Parts", "all_taps", "cut_points", "parts_of", "sort_out
 
 
 def all_taps(network: Network, measured: Measured) -> tuple[TapPoint, ...]:
-    "Every tap of an arch from the batch itself to the vector that the classifier reads."
+    "List every tap of an arch from the batch itself to the vector that the classifier reads."
     return (TapPoint(INPUT, "", network.n_in, 1, 0), *measured.taps)
 
 
 def parts_of(net: nn.Module) -> dict[str, nn.Module | nn.Parameter]:
-    "Every module and bare parameter by its path, in the network's order."
+    "List every module and bare parameter by its path, in the network's order."
     found: dict[str, nn.Module | nn.Parameter] = {}
     for path, module in net.named_modules():
         if path:
@@ -113,7 +113,7 @@ class CutPoints:
 
 
 def _new_head(channels: int) -> str:
-    "What fastai's `create_head` puts on a map."
+    "Describe what fastai's `create_head` puts on a map."
     with torch.device("meta"):
         one, two = (create_head(channels, n_out) for n_out in (1, 2))
     layers = sum(1 for m in one.modules() if not any(True for _ in m.children()))
@@ -136,7 +136,7 @@ def cut_points(
     n_in: int = 3,  # channels of the image
     **arch_kwargs: Any,  # for the arch
 ) -> CutPoints:
-    "What can be tapped in an arch and what a cut takes off, without weights and on the meta device where it can."
+    "Show what can be tapped in an arch and what a cut takes off, without weights and on the meta device where it can."
     network, measured = _on_paper(arch, n_in, arch_kwargs)
     before = parts_of(network.net)
     end = FEATURES if any(t.name == FEATURES for t in measured.taps) else measured.taps[-1].name
@@ -154,7 +154,7 @@ def cut_points(
 
 
 def _on_paper(arch: object, n_in: int, kwargs: dict[str, Any]) -> tuple[Network, Measured]:
-    "The network and its measures, without numbers if it can be built so."
+    "Find the network and measure it, without numbers if it can be built so."
     request = Request(arch, pretrained=False, n_in=n_in, kwargs=kwargs)
     try:
         network = find_empty(request)

@@ -30,7 +30,7 @@ def get_path(
     net: nn.Module,
     path: str,  # dotted, '' for the network itself
 ) -> nn.Module | nn.Parameter | None:
-    "The module or parameter at a path, None where there is none."
+    "Find the module or parameter at a path, None where there is none."
     found = net
     for name in filter(None, path.split(".")):
         found = getattr(found, name, None)
@@ -90,7 +90,7 @@ def blank(
 
 
 def with_parents(paths: Collection[str]) -> frozenset[str]:
-    "The paths and every path above one of them."
+    "List the paths and every path above one of them."
     return frozenset(path.rsplit(".", n)[0] for path in paths for n in range(path.count(".") + 1))
 
 
@@ -134,7 +134,7 @@ def snapshot(
 
 
 def _nothing(module: nn.Module) -> nn.Module:
-    "What stands where a module stood: an empty container for one, so that it can still be counted and sliced."
+    "Make what stands where a module stood: an empty container for one, so that it can still be counted and sliced."
     if isinstance(module, nn.ModuleList):
         return nn.ModuleList()
     return nn.Sequential() if isinstance(module, nn.Sequential) else nn.Identity()
@@ -144,7 +144,7 @@ def taken_off(
     before: dict[str, nn.Module | nn.Parameter],  # modules and parameters by path, of the whole network
     net: nn.Module,  # what is left of it
 ) -> tuple[Removed, ...]:
-    "What of the network is gone, the topmost module standing for all below it, in the network's order."
+    "List what of the network is gone. The topmost module stands for all below it, in the network's order."
     kept = {id(o) for o in (*net.modules(), *net.parameters())}
     gone: list[str] = []
     for path, thing in before.items():
@@ -155,7 +155,7 @@ def taken_off(
 
 
 def _whole(thing: nn.Module | nn.Parameter, kept: set[int]) -> bool:
-    "Whether nothing below it was kept either."
+    "Tell whether nothing below it was kept either."
     if isinstance(thing, nn.Parameter):
         return True
     return not any(id(m) in kept for m in thing.modules())

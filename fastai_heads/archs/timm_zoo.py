@@ -40,7 +40,7 @@ class TimmCut:
         return (*((n, n.partition("#")[0]) for n in self.levels), (FEATURES, "forward_features"), *head)
 
     def run(self, net: nn.Module, x: Tensor, taps: tuple[str, ...]) -> dict[str, Tensor]:
-        "Every tap asked for, in one pass."
+        "Give every tap asked for, in one pass."
         inner = [i for i, name in enumerate(self.levels) if name in taps]
         if not (FEATURES in taps or PRE_LOGITS in taps):
             if not inner:
@@ -61,7 +61,7 @@ class TimmCut:
         return found
 
     def _vector(self, net: nn.Module, out: Tensor | list[Tensor]) -> Tensor:
-        "What the classifier reads, after the batch norm that timm counts to its classifier."
+        "Give what the classifier reads, after the batch norm that timm counts to its classifier."
         x = net.forward_head(out, pre_logits=True)
         for path in self.tail:
             x = net.get_submodule(path)(x)
@@ -111,7 +111,7 @@ class TimmCut:
         return measured.map_modules | (measured.head_modules if PRE_LOGITS in taps else frozenset())
 
     def _settle(self, net: nn.Module, taps: tuple[str, ...], shape: tuple[int, ...]) -> None:
-        "Where the arch computes more than the taps need: norms without effect go, the rest is frozen."
+        "Settle what the arch computes more than the taps need: norms without effect go, the rest is frozen."
         every = [k for k, _ in net.named_parameters()]
         live = reached(net, shape, lambda n, x: list(self.run(n, x, taps).values()), every)
         idle_owners = {k.rpartition(".")[0] for k in every if k not in live}
@@ -125,7 +125,7 @@ class TimmCut:
                 p.requires_grad_(False)
 
     def add_checkpoints(self, net: nn.Module) -> "TimmCut":
-        "The same, computing activations again in the backward pass, which timm sets on the network."
+        "Compute activations again in the backward pass. timm sets this on the network."
         try:
             net.set_grad_checkpointing(True)
         except (AttributeError, AssertionError) as e:
@@ -133,7 +133,7 @@ class TimmCut:
         return self
 
     def groups(self, net: nn.Module) -> list[list[nn.Parameter]]:
-        "The parameters in two groups, early and late, by timm's own order of depth."
+        "List the parameters in two groups, early and late, by timm's own order of depth."
         if not hasattr(net, "group_matcher"):
             by_depth = [[p] for p in net.parameters()]
         else:
@@ -166,7 +166,7 @@ def as_map(
     out: Tensor | list[Tensor],  # of `forward_features`: NCHW, NHWC, tokens (B, prefix + H·W, C), (B, C, H·W), a list
     like: Tensor,  # the last level, NCHW
 ) -> Tensor:  # (B, C, H, W)
-    "The final map as NCHW, without the prefix tokens."
+    "Give the final map as NCHW, without the prefix tokens."
     if isinstance(out, list):  # a tensor per branch or stage, the last one's is the last level
         out = out[-1]
     height, width = like.shape[-2:]
@@ -200,7 +200,7 @@ def build_timm(
     n_in: int,  # channels of the image
     kwargs: dict,  # for timm.create_model
 ) -> Network:
-    "A timm network by name, with timm's own adaptation of the first layer to `n_in`."
+    "Build a timm network by name, with timm's own adaptation of the first layer to `n_in`."
     arch, _, tag = name.partition(".")
     if kwargs.get("features_only"):
         raise HeadsError(
@@ -222,7 +222,7 @@ def build_timm(
 
 
 def _only_size(arch: str) -> str:
-    "What size an arch takes that was refused another one."
+    "Say what size an arch takes that was refused another one."
     cfg = timm.get_pretrained_cfg(arch)
     fixed = cfg is not None and cfg.fixed_input_size
     return f"\n{arch} takes {'×'.join(map(str, cfg.input_size[1:]))} pixels only." if fixed else ""
@@ -248,7 +248,7 @@ def timm_network(
     n_in: int | None = None,  # None: what the network takes
     img_size: int | tuple[int, ...] | None = None,  # what it was built for; None: as the network or its weights say
 ) -> Network:
-    "What is to be known of a timm network before it is cut."
+    "Gather what is to be known of a timm network before it is cut."
     cfg = net.pretrained_cfg
     size = _image_side(net, cfg, img_size)
     cut = _cut_of(net)
@@ -302,7 +302,7 @@ def _cut_of(net: nn.Module) -> TimmCut:
 
 
 def _norm_of(module: nn.Module | None) -> str:
-    "The batch norm in timm's `NormLinear` classifiers, '' in other modules."
+    "Name the batch norm in timm's `NormLinear` classifiers. In other modules the name is ''."
     first = next(iter(module.named_children()), ("", None)) if module is not None else ("", None)
     return first[0] if isinstance(first[1], nn.BatchNorm1d) else ""
 

@@ -50,7 +50,7 @@ class Runs:
         self,
         **key: Any,  # column → value
     ) -> bool:
-        "Whether such a run is finished."
+        "Tell whether such a run is finished."
         return any(all(row[column] == value for column, value in key.items()) for row in self._rows)
 
     def add(
@@ -63,7 +63,7 @@ class Runs:
             _write(self.folder / "runs.csv", self.frame().to_csv(index=False))
 
     def frame(self) -> pd.DataFrame:
-        "All runs, a row each."
+        "Give all runs, a row each."
         return pd.DataFrame(self._rows)
 
 
@@ -71,7 +71,7 @@ _NAMES = {"strategy": str, "head": str}  # or pandas takes a head `nan` for a ga
 
 
 def _write(path: Path, text: str) -> None:
-    "In one step, so that whoever is killed meanwhile leaves the old file."
+    "Write in one step, so that whoever is killed meanwhile leaves the old file."
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     aside.write_text(text)
     aside.replace(path)

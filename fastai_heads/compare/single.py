@@ -30,7 +30,7 @@ __all__ = ["compare_to_single"]
 
 
 def default_strategies() -> dict[str, Any]:  # label → what `strategy=` takes
-    "What is compared where the user names nothing."
+    "List what is compared where the user names nothing."
     return {
         "sum": None,
         "UW": UW,
@@ -44,7 +44,7 @@ def one_cycle(
     learn: MultiHeadLearner,  # fresh
     epochs: int,  # the budget
 ) -> None:
-    "The default training."
+    "Train as by default."
     learn.fit_one_cycle(epochs)
 
 
@@ -133,7 +133,7 @@ class _Factory:
 
 
 def _checked(epochs: int, seeds: int | Sequence[int], strategies: Mapping[str, Any]) -> list[int]:
-    "The seeds, each once; refuses what cannot be run."
+    "List the seeds, each once. Refuse what cannot be run."
     if not _counts(epochs):
         raise HeadsError(f"`epochs` is a whole number of at least 1, found {epochs!r}.")
     found = list(range(seeds)) if _counts(seeds) else list(seeds) if isinstance(seeds, Sequence | range) else []
@@ -202,7 +202,7 @@ def _counts(value: object) -> bool:
 
 
 def _measures(learn: MultiHeadLearner, metrics: dict[str, str]) -> dict[str, Measure]:
-    "What each head that decodes a target is judged by: the metric asked for, else its first, else its loss."
+    "Say what each head that decodes a target is judged by: the metric asked for, else its first, else its loss."
     if len(learn.heads) < 2:
         raise HeadsError(f"`learn_factory` makes a learner with several heads, found {', '.join(learn.heads)} alone.")
     found = {}
@@ -224,7 +224,7 @@ def _metrics_of(learn: MultiHeadLearner, name: str) -> list[HeadMetric]:
 
 
 def _setup(learn: MultiHeadLearner, epochs: int) -> dict[str, Any]:
-    "What can be told of a comparison: runs of another one are not to be mixed with its."
+    "Describe a comparison: runs of another one are not to be mixed with its."
     heads = {name: f"{head!r}, loss weight {head.loss_weight:g}" for name, head in learn.heads.items()}
     return {
         "epochs": epochs,
@@ -238,7 +238,7 @@ def _setup(learn: MultiHeadLearner, epochs: int) -> dict[str, Any]:
 
 
 def _in_words(strategy: Any) -> str:
-    "What a strategy is, the same in every process."
+    "Say what a strategy is, the same in every process."
     return re.sub(r" at 0x[0-9a-f]+", "", strategy.__name__ if isinstance(strategy, type) else repr(strategy))
 
 
@@ -247,7 +247,7 @@ def _pairs(measures: Mapping[str, Measure], strategies: Mapping[str, Any]) -> li
 
 
 def _trained(make: _Factory, strategy: Any, run: _Run, epochs: int, fit: Callable) -> dict[str, Any]:
-    "What one training cost, and what came of it."
+    "Train once, and say what it cost and what came of it."
     learn = make(deepcopy(strategy), run.seed)
     if run.head != ALL:
         _leave_alone(learn, run.head)
@@ -269,7 +269,7 @@ def _leave_alone(learn: MultiHeadLearner, name: str) -> None:
 
 
 def _validated(learn: MultiHeadLearner) -> dict[str, float]:
-    "Every head's loss and metrics on the validation set, by the name of the table's column."
+    "Measure every head's loss and metrics on the validation set, by the name of the table's column."
     columns = ["loss", *(f"{name}_loss" for name in learn.heads), *(m.name for m in learn.metrics)]
     values = ["nan" if value is None else value for value in learn.validate()]
     return dict(zip(columns, map(float, values), strict=True))

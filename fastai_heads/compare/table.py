@@ -23,7 +23,7 @@ def delta_m(
     single: float,  # of the head trained alone
     higher_is_better: bool,  # which way the metric is better
 ) -> float:  # percent; above 0 the head gained
-    "The gain over the head alone, relative to it. Source: Maninis et al. 2019, eq. 4, for one task."
+    "Return the gain over the head alone, relative to it. Source: Maninis et al. 2019, eq. 4, for one task."
     if single == 0:
         return float("nan")
     return (1 if higher_is_better else -1) * (together - single) / abs(single) * 100
@@ -33,7 +33,7 @@ def tabulate(
     runs: pd.DataFrame,  # a row per run: strategy, head, seed, seconds, parameters, and each head's metric by its name
     measures: Mapping[str, Measure],  # head → what it is judged by
 ) -> pd.DataFrame:  # by (strategy, head): metric, mean, spread, runs, delta_m, cost, parameters
-    """What the heads alone, and every strategy, came to.
+    """Tabulate what the heads alone, and every strategy, came to.
 
     `spread` is the standard deviation over the seeds, `delta_m` percent, `cost` the mean seconds of a training against
     the sum of those of the heads alone, `parameters` a number. The row `all` of a strategy has the mean of its heads'
@@ -67,7 +67,7 @@ def _measured(values: pd.Series, measure: Measure) -> dict:
 def table_text(
     table: pd.DataFrame,  # from `tabulate`
 ) -> str:
-    "The table for people; what a row does not have stays empty."
+    "Write the table for people. What a row does not have stays empty."
     shown = pd.DataFrame(index=table.index)
     shown["metric"] = table["metric"].fillna("")
     shown["mean ± spread"] = [_spread(m, s) for m, s in zip(table["mean"], table["spread"])]

@@ -24,7 +24,7 @@ _NA = "#na#"  # the class that fastai adds to stand for no box
 def pad_boxes(
     samples: list,  # tuples in which boxes (n, 4) and their labels (n,) stand side by side, each n its own
 ) -> list:  # the same with one n, at least 1; added rows are boxes of nothing with label 0, fastai's '#na#'
-    """A `before_batch` for fastai's `BBoxBlock` and `BBoxLblBlock` beside any other blocks, where its own `bb_pad`
+    """Pad boxes, as a `before_batch`, for fastai's `BBoxBlock` and `BBoxLblBlock` beside any other blocks, where its own `bb_pad`
     takes an image, boxes and labels and nothing else: `block.dataloaders(items, before_batch=pad_boxes)`.
 
     `multihead_learner` makes one target of the two blocks, with one `DetectionHead`. Boxes are clipped to the image,
@@ -41,7 +41,7 @@ def pad_boxes(
 
 
 def _pairs(sample: list[Any]) -> list[int]:
-    "Where boxes stand before their labels."
+    "Find where boxes stand before their labels."
     return [i for i, o in enumerate(sample[:-1]) if isinstance(o, TensorBBox) and _is_labels(sample[i + 1])]
 
 
@@ -73,7 +73,8 @@ class ReadPair(ItemTransform):
 def joined_boxes(
     dls: DataLoaders,  # over fastai `Datasets`
 ) -> DataLoaders:  # one target where `BBoxBlock` and `BBoxLblBlock` stood; `dls` itself where there is no such pair
-    "The data with boxes and their labels as one target, as `DetectionBlock` makes it. Bad boxes are `HeadsError`s."
+    """Give the data with boxes and their labels as one target, as `DetectionBlock` makes it. Bad boxes are
+    `HeadsError`s."""
     train = getattr(dls, "train_ds", None)
     if not isinstance(train, Datasets) or not len(train):
         return dls
@@ -86,7 +87,7 @@ def joined_boxes(
 
 
 def _block_pairs(ds: Datasets) -> Iterator[int]:
-    "The places of `BBoxBlock`s that have their `BBoxLblBlock` behind them."
+    "Find the places of `BBoxBlock`s that have their `BBoxLblBlock` behind them."
     for i, (boxes, labels) in enumerate(zip(ds.tls, ds.tls[1:])):
         if i < ds.n_inp or not (_makes_boxes(boxes) and _makes_labels(labels)):
             continue
@@ -130,13 +131,13 @@ def _joined_lists(sets: list[Datasets], place: int) -> list[TfmdLists]:
 
 
 def _list_like(tl: TfmdLists, tfms: list[Transform]) -> TfmdLists:
-    "The same items through other transforms."
+    "List the same items through other transforms."
     types = [tl.types[0], *[tuple] * len(tfms)] if tl.types else None
     return TfmdLists(tl.items, tfms, do_setup=False, split_idx=tl.split_idx, types=types)
 
 
 def _joined(dl: TfmdDL, places: list[int], pairs: list[TfmdLists]) -> TfmdDL:
-    "A loader whose items hold each pair as one target."
+    "Make a loader whose items hold each pair as one target."
     ds, at = dl.dataset, dict(zip(places, pairs))
     second = {place + 1 for place in places}
     tls = [at.get(i, tl) for i, tl in enumerate(ds.tls) if i not in second]

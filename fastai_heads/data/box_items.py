@@ -36,7 +36,7 @@ class BoxesReader(ColReader):
 
 
 def _listed(cell: Any) -> list:
-    "A list from a cell."
+    "Make a list of a cell."
     if not isinstance(cell, str):
         return [] if is_missing(cell) else list(cell)
     try:
@@ -49,7 +49,7 @@ def _listed(cell: Any) -> list:
 def parse_boxes(
     item: Any,  # (boxes, labels)
 ) -> tuple[list[list[float]], list]:  # boxes as x1, y1, x2, y2 in pixels, and as many labels
-    "An item checked: every box has an area and a label. Raises `HeadsError`."
+    "Check an item: every box has an area and a label. Raises `HeadsError`."
     if not isinstance(item, tuple | list | L) or len(item) != 2:
         raise HeadsError(f"Expected (boxes, labels) of an image, such as ([[4, 2, 30, 28]], ['cat']), found {item!r}.")
     boxes, labels = (v.tolist() if hasattr(v, "tolist") else list(v) for v in item)
@@ -62,7 +62,7 @@ def row_name(
     items: TfmdLists,  # of a target or an input
     i: int,  # which item
 ) -> str:
-    "An item, for messages: its row and file, as far as they can be told."
+    "Name an item for messages: its row and file, as far as they can be told."
     held = items.items
     if isinstance(held, pd.DataFrame):
         row = held.iloc[i]

@@ -124,7 +124,7 @@ class MakeBoxes(TellsKind, ItemTransform):
         self,
         boxes: Tensor,  # (n, 4) in pixels, as encoded
     ) -> str:
-        "Which row has these boxes, for messages; '' where it is not known."
+        "Name the row that has these boxes, for messages. Where it is not known, the name is ''."
         name = self._rows.get(_key(boxes.tolist()), "")
         return f"{name}: " if name else ""
 
@@ -183,7 +183,7 @@ class BoxesInImage(ItemTransform):
 def is_pair(
     o: Any,  # an element of an item or of a batch
 ) -> bool:
-    "Whether it is boxes and their labels that are not joined yet."
+    "Tell whether it is boxes and their labels that are not joined yet."
     return isinstance(o, tuple | list) and len(o) == 2 and isinstance(o[1], BoxLabels)
 
 
@@ -203,7 +203,7 @@ def to_pixels(
 
 
 def pad_detections(samples: list):
-    "A `before_batch`: as many rows for every item of a `DetectionBlock`, one at least; clipped boxes without area go."
+    "Pad every item of a `DetectionBlock` to as many rows, one at least. Clipped boxes without area go."
     samples = [tuple(_tidy(o) if is_pair(o) else o for o in sample) for sample in samples]
     for place, o in enumerate(samples[0]):
         if is_pair(o):
@@ -221,7 +221,8 @@ def tidied(
     boxes: Tensor,  # (n, 4) of one item, from −1 to 1
     labels: Tensor,  # (n,)
 ) -> tuple[Tensor, Tensor]:  # plain tensors, as many rows or fewer
-    "The boxes that are left after the item's transforms, their corners in order (fastai's flip of an item swaps them)."
+    """Give the boxes that are left after the item's transforms, their corners in order (fastai's flip of an item swaps
+    them)."""
     boxes, labels = boxes.as_subclass(Tensor).view(-1, 4), labels.as_subclass(Tensor)
     boxes = torch.cat([torch.minimum(boxes[:, :2], boxes[:, 2:]), torch.maximum(boxes[:, :2], boxes[:, 2:])], 1)
     kept = (labels != NO_BOX) & ~_without_area(boxes.clamp(-1, 1))
@@ -278,7 +279,7 @@ def DetectionBlock(
     vocab: Iterable[Any] | None = None,  # the classes, in the order of their indices; None: of the training set, sorted
     clip: bool = False,  # cut off what stands out of the image; False: such a box is refused
 ) -> TransformBlock:
-    """A `TransformBlock` for boxes with labels: one target, beside any others, its item `(boxes, labels)`.
+    """Make a `TransformBlock` for boxes with labels: one target, beside any others, its item `(boxes, labels)`.
 
     Boxes are x1, y1, x2, y2 in pixels of the image as it is on disk, any number of them, none too. They move with the
     image and are clipped to it; what augmentation moves out is no box any more. A batch holds them as

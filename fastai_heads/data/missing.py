@@ -16,7 +16,7 @@ IGNORE_PIXEL = 255  # a mask's pixel without a label, segmentation's custom
 def _gaps(
     value: object,  # a label as the user holds it
 ) -> np.ndarray:  # one bool per number or part of it, flat
-    "Where a label is `None`, NaN, NaT or `pd.NA`."
+    "Find where a label is `None`, NaN, NaT or `pd.NA`."
     if isinstance(value, Tensor):
         value = value.detach().cpu().numpy()
     if isinstance(value, np.ndarray):
@@ -29,7 +29,7 @@ def _gaps(
 def missing_share(
     value: object,  # a label as the user holds it, before any transform
 ) -> float:  # 0 for a label, 1 for none, between them where some numbers are there and others not (`[3.0, nan]`)
-    "How much of a label is missing."
+    "Say how much of a label is missing."
     if isinstance(value, str):
         return float(not value.strip())
     gaps = _gaps(value)
@@ -39,7 +39,7 @@ def missing_share(
 def is_missing(
     value: object,  # a label as the user holds it, before any transform
 ) -> bool:
-    """Whether there is no label: `None`, NaN, `pd.NA`, a blank string, or a list, tuple or array of nothing else.
+    """Tell whether there is no label: `None`, NaN, `pd.NA`, a blank string, or a list, tuple or array of nothing else.
 
     An empty list is a label: no tag applies."""
     return missing_share(value) == 1.0
@@ -48,7 +48,7 @@ def is_missing(
 def labelled(
     target: Tensor,  # (B, …) one encoded target of a batch, from any block
 ) -> Tensor:  # (B,) bool, False where the item has no label
-    """Which items of a batch have a label.
+    """Tell which items of a batch have a label.
 
     Missing is: every value NaN (float targets); every value -100 (integers); every pixel 255 (masks: `TensorMask`, or
     integers with three axes or more, since fastai's loop drops the type before the loss)."""

@@ -85,7 +85,7 @@ class PartialReader(ColReader):
         cls,
         reader: ColReader,  # left as it is
     ) -> "PartialReader":
-        "The same reader, letting empty cells through."
+        "Make the same reader, which lets empty cells through."
         return cls(list(reader.cols), pref=reader.pref, suff=reader.suff, label_delim=reader.label_delim)
 
 
@@ -103,7 +103,7 @@ MissingMask._tensor_cls = TensorMissingMask
 def missing_like(
     example: Any,  # an encoded label
 ) -> Any:  # same type and shape
-    "The encoded label that says there is none. Raises `HeadsError` where the type has no value to spare for that."
+    "Make the encoded label that says there is none. Raises `HeadsError` where the type has no value to spare for that."
     if isinstance(example, PILMask):
         return MissingMask(Image.new("L", (1, 1), IGNORE_PIXEL))
     if isinstance(example, (tuple, list)):
@@ -117,7 +117,7 @@ def missing_like(
 
 
 def _renew(missing: Any) -> Any:
-    "A copy, because some of fastai's augmentations write into their input."
+    "Copy a label, because some of fastai's augmentations write into their input."
     if isinstance(missing, (tuple, list)):
         return type(missing)(_renew(o) for o in missing)
     return missing.clone() if isinstance(missing, Tensor) else MissingMask(missing.copy())
@@ -134,7 +134,7 @@ def _with_nan(tags: Any) -> Any:
 
 
 def _columns(tfms: Iterable) -> str:
-    "The columns that a target's getter reads, for messages; '' where it reads none by name."
+    "Name the columns that a target's getter reads, for messages. Where it reads none by name, the text is ''."
     return ", ".join(f"`{c}`" for f in tfms if isinstance(f, ColReader) for c in f.cols)
 
 
@@ -185,14 +185,14 @@ class Partial(ItemTransform):
             self.missing = missing_like(known[0])
 
     def _is_missing(self, o: Any) -> bool:
-        "Whether there is no label. Refuses a label that is there in part, but for tags of which each has its cell."
+        "Tell whether there is no label. Refuse a label that is there in part, but for tags of which each has its cell."
         share = missing_share(o)
         if 0 < share < 1 and not self._has(EncodedMultiCategorize):
             raise HeadsError(f"A label has some of its numbers and not others: {list(o)}. {self._whole_labels()}")
         return share == 1
 
     def _whole_labels(self) -> str:
-        "What to do about a label that is there in part."
+        "Say what to do about a label that is there in part."
         if self._has(MultiCategorize):
             return (
                 "A list of tags has no place for one that is not known: leave it out, or give every tag a column of "
@@ -213,7 +213,7 @@ class Partial(ItemTransform):
         return self.tfms(self._given(o))
 
     def _given(self, o: Any) -> Any:
-        "What the wrapped transforms are given of a label that is there."
+        "Give what the wrapped transforms take of a label that is there."
         return _with_nan(o) if self._has(EncodedMultiCategorize) else o
 
     def decodes(self, o):
@@ -278,7 +278,7 @@ class FillMissing(Transform):
 def PartialBlock(
     block: TransformBlock | Callable[[], TransformBlock],  # a target block, or a class or function that makes one
 ) -> TransformBlock:
-    """The same target block, for items of which some have no label: `None`, NaN, `pd.NA`, a blank string.
+    """Make the same block for items of which some have no label: `None`, NaN, `pd.NA`, a blank string.
 
     Vocabulary and number of outputs come from the labels that are there. A missing label is encoded as the same type
     and shape as any other: -100 for integers, NaN for floats (categories as one-hot, numbers, points, boxes), 255 in
@@ -308,7 +308,7 @@ class TakeNumbers(ItemTransform):
 
 
 def _from_text(tfms: Iterable[Transform]) -> list[Transform]:
-    "The transforms of a block, which take text for numbers."
+    "Give the transforms of a block, which take text for numbers."
     found = list(tfms)
     numbers = any(isinstance(f, RegressionSetup) or f is RegressionSetup for f in found)
     return [TakeNumbers(), *found] if numbers else found

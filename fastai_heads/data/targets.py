@@ -53,7 +53,7 @@ class Target:
 def dls_targets(
     dls: DataLoaders,  # fastai's, from a `DataBlock`, `Datasets` or an `ImageDataLoaders` factory
 ) -> tuple[Target, ...]:  # in the order of the blocks
-    """What the targets of `dls` are. Raises `HeadsError` for data without targets, or where `n_inp` counts a target
+    """Describe the targets of `dls`. Raises `HeadsError` for data without targets, or where `n_inp` counts a target
     among the inputs. A name that had to be changed is reported as a `HeadsWarning`."""
     ds = getattr(dls, "train_ds", None)
     if not isinstance(ds, Datasets):
@@ -124,7 +124,7 @@ def _describe(tl: TfmdLists, index: int, taken: Sequence[str], dls: DataLoaders)
 
 
 def _transforms(tl: TfmdLists) -> list[Transform]:
-    "The transforms of a target, with those inside a `Partial` in its place."
+    "List the transforms of a target, with those inside a `Partial` in its place."
     found: list[Transform] = []
     for f in tl.tfms.fs:
         found += list(f.tfms.fs) if isinstance(f, Partial) else [f]
@@ -167,7 +167,7 @@ def _mask_codes(dls: DataLoaders) -> tuple | None:
 
 
 def _column(tl: TfmdLists) -> str | None:
-    "The one column that a target is read from; None for several, or for a getter without a column."
+    "Find the one column that a target is read from. It is None for several, or for a getter without a column."
     part = step_of(tl, PlainPart)
     if part is not None:
         return part.part
@@ -182,6 +182,6 @@ def _column(tl: TfmdLists) -> str | None:
 
 
 def _flat(pipeline: Pipeline) -> list[Transform]:
-    "All transforms; of two blocks that became one target those of the boxes."
+    "List all transforms. Of two blocks that became one target these are those of the boxes."
     inner = ((f.boxes if isinstance(f, ReadPair) else f) for f in pipeline.fs)
     return [g for f in inner for g in (_flat(f) if isinstance(f, Pipeline) else [f])]

@@ -39,14 +39,14 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_size(value: Any) -> bool:
-    "A number of at least 0, also one that stands in a tensor."
+    "Tell whether it is a number of at least 0, also one that stands in a tensor."
     single = isinstance(value, Tensor | np.ndarray) and value.size == 1 if isinstance(value, np.ndarray) else False
     single = single or (isinstance(value, Tensor) and value.numel() == 1)
     return is_number(value.item() if single else value, least=0)
 
 
 def _are_sizes(value: Any) -> bool:
-    "A number, or one for each group."
+    "Tell whether it is such a number, or one for each group."
     listed = isinstance(value, list | tuple | L | np.ndarray) and not isinstance(value, str)
     return all(map(_is_size, value)) if listed and np.ndim(value) else _is_size(value)
 
@@ -164,7 +164,7 @@ def _check(given: Mapping[str, Any], rules: Mapping[str, Rule], where: str) -> N
 
 
 def _nearest(name: str, value: Any) -> str:
-    "A call that works, where it can be told."
+    "Propose a call that works, where it can be told."
     if name == "opt_func" and isinstance(value, str):
         return did_you_mean(value, _OPTIMIZERS, 1) or did_you_mean(value.capitalize(), _OPTIMIZERS, 1)
     if name == "opt_func" and isinstance(value, type):
@@ -174,7 +174,7 @@ def _nearest(name: str, value: Any) -> str:
 
 
 def _as_number(value: Any) -> str | None:
-    "The text of a number, where a text holds one."
+    "Give the text of a number, where a text holds one."
     if not isinstance(value, str):
         return None
     try:

@@ -116,7 +116,7 @@ def load_what_fits(
 
 
 def _part(key: str) -> str:
-    "Which part of a network a tensor belongs to, for people: 'the body', 'trunk neck', 'head digit'."
+    "Say which part of a network a tensor belongs to, for people: 'the body', 'trunk neck', 'head digit'."
     place, _, rest = key.partition(".")
     if place == "0":
         return "the body"

@@ -70,7 +70,7 @@ class Layout:
         self,
         i: int,  # which sample
     ) -> tuple[float, float]:
-        "The upper left corner of a sample's cell, from the lower left of the figure."
+        "Find the upper left corner of a sample's cell, from the lower left of the figure."
         row, col = divmod(i, self.ncols)
         return _GAP + col * self.cell[0], self.whole[1] - _GAP - self.head - row * self.cell[1]
 
@@ -79,7 +79,7 @@ class Layout:
         i: int,  # which sample
         place: int,  # which of its panels
     ) -> tuple[float, float, float, float]:  # left, bottom, width, height as shares of the figure
-        "Where a panel lies."
+        "Say where a panel lies."
         left, top = self.corner(i)
         left, bottom = left + place * (self.size[0] + _GAP), top - self.above - self.size[1]
         width, height = self.whole
@@ -159,7 +159,7 @@ def _grid(n: int, options: GridOptions, cell: float) -> tuple[int, int]:
 
 
 def _height_by_width(image: Any) -> float:
-    "Of a tensor (C, H, W) or a PIL image; 1 where it does not tell."
+    "Divide the height of a tensor (C, H, W) or a PIL image by its width. Where it does not tell, the answer is 1."
     if hasattr(image, "ndim"):
         return image.shape[-2] / image.shape[-1] if image.ndim >= 2 else 1.0
     size = getattr(image, "size", None)
