@@ -24,8 +24,8 @@ _NA = "#na#"  # the class that fastai adds to stand for no box
 def pad_boxes(
     samples: list,  # tuples in which boxes (n, 4) and their labels (n,) stand side by side, each n its own
 ) -> list:  # the same with one n, at least 1; added rows are boxes of nothing with label 0, fastai's '#na#'
-    """Pad boxes, as a `before_batch`, for fastai's `BBoxBlock` and `BBoxLblBlock` beside any other blocks, where its own `bb_pad`
-    takes an image, boxes and labels and nothing else: `block.dataloaders(items, before_batch=pad_boxes)`.
+    """Pad boxes, as a `before_batch`, for fastai's `BBoxBlock` and `BBoxLblBlock` beside any other blocks. Its own
+    `bb_pad` takes an image, boxes and labels and nothing else: `block.dataloaders(items, before_batch=pad_boxes)`.
 
     `multihead_learner` makes one target of the two blocks, with one `DetectionHead`. Boxes are clipped to the image,
     and what has no area left goes."""
