@@ -131,7 +131,7 @@ def test_what_is_recorded_is_what_one_works_out_by_hand(learner, strategy):
             assert np.allclose(record.norms[at], norms, rtol=1e-5)
             assert np.allclose(record.cosines[at], rows @ rows.T / norms.outer(norms), atol=1e-5)
             weights = torch.tensor(record.weights[at])
-            assert torch.allclose(weights @ rows, step, rtol=1e-4, atol=1e-5 * step.abs().max())
+            assert torch.allclose(weights @ rows, step, rtol=1e-4, atol=5e-5 * step.abs().max())  # in float32
             assert np.allclose(record.shares[at], weights * (rows @ step) / (step @ step), atol=1e-4)
         assert record.shares[at].sum() == pytest.approx(1)
 
