@@ -63,7 +63,9 @@ def make_learner(
 ) -> MultiHeadLearner:
     "Make a learner with many heads on one target. The first head decodes it, and the others are auxiliary."
     heads = {f"head{i}": ClassificationHead(target="digit", train_only=i > 0) for i in range(n)}
-    return multihead_learner(dls, ARCH, heads, pretrained=False, strategy=strategy, opt_func=opt_func, wd=WD, fused=False)
+    return multihead_learner(
+        dls, ARCH, heads, pretrained=False, strategy=strategy, opt_func=opt_func, wd=WD, fused=False
+    )
 
 
 def learner_step(

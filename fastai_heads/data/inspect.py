@@ -1,11 +1,14 @@
 """One look at the data before a learner is made: what it holds, and whatever in it would not train."""
 
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from fastai.data.core import DataLoaders, TfmdDL
+from fastai.data.transforms import Normalize
 from fastai.torch_core import no_random
 from fasttransform import Transform
+from torch import Tensor
 
 from fastai_heads.data.bbox_blocks import joined_boxes
 from fastai_heads.data.box_items import row_name
@@ -20,7 +23,7 @@ from fastai_heads.data.plain import PlainDatasets, Stated, from_plain
 from fastai_heads.data.sample import Sample, draw_sample
 from fastai_heads.data.targets import Target, dls_targets, input_names
 from fastai_heads.data.watched import scaler_of, watch
-from fastai_heads.errors import HeadsError
+from fastai_heads.errors import HeadsError, HeadsWarning
 
 __all__ = ["Inspected", "inspect_data"]
 
@@ -40,9 +43,29 @@ class Inspected:
         self,
         transforms: Sequence[Transform],  # for batches
     ) -> None:
-        "Treat batches as those were that the weights in use saw, save where the data does so already."
+        """Treat batches as those were that the weights in use saw, save where the data does so already. Images of a
+        plain `Dataset` are taken as they are, as its own transforms made them."""
+        if isinstance(self.dls.train_ds, PlainDatasets):
+            _check_normalized(self, transforms)
+            return
         known = self.dls.after_batch.fs
         self.dls.add_tfms([t for t in transforms if not any(isinstance(f, type(t)) for f in known)], "after_batch")
+
+
+def _check_normalized(data: Inspected, transforms: Sequence[Transform]) -> None:
+    "Say what is missing where images of a plain `Dataset` lie between 0 and 1, and the weights saw normalised ones."
+    wanted = next((f for f in transforms if isinstance(f, Normalize)), None)
+    images = data.sample.inputs(None)[0]
+    if wanted is None or not isinstance(images, Tensor) or images.min() < 0 or images.max() > 1:
+        return
+    mean, std = ([round(float(v), 3) for v in part.flatten()] for part in (wanted.mean, wanted.std))
+    warnings.warn(
+        "images of a plain Dataset are taken as they are: those of `dls` lie between 0 and 1, and the weights in use "
+        f"saw normalised ones. End the Dataset's transforms with `torchvision.transforms.Normalize({mean}, {std})`, "
+        "or pass `normalize=False`.",
+        HeadsWarning,
+        stacklevel=4,
+    )
 
 
 def inspect_data(

@@ -5,10 +5,12 @@ import pytest
 import torch
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
+from fastai.data.transforms import Normalize
 from fastai.learner import load_learner
 from torch.utils.data import Dataset, IterableDataset
 
-from fastai_heads.errors import HeadsError
+from fastai_heads.data.inspect import inspect_data
+from fastai_heads.errors import HeadsError, HeadsWarning
 from fastai_heads.heads import BoxHead, ClassificationHead, MultiLabelHead, PointHead, RegressionHead
 from fastai_heads.learner import multihead_learner
 from fastai_heads.learner.specs import state_targets
@@ -195,3 +197,17 @@ def test_what_heads_say_of_their_targets():
         "left": ("unknown", None),
     }
     assert state_targets(None) == state_targets(["a"]) == {}
+
+
+def test_images_that_are_not_normalised_are_said_to_be_so(recwarn):
+    wanted = Normalize.from_stats([0.5, 0.4, 0.3], [0.25, 0.2, 0.1])
+    data = inspect_data(from_dsets(Pictures(12), Pictures(8)), state_targets(HEADS))
+    with pytest.warns(
+        HeadsWarning, match=r"lie between 0 and 1.*Normalize\(\[0\.5, 0\.4, 0\.3\], \[0\.25, 0\.2, 0\.1\]\)"
+    ):
+        data.add_transforms([wanted])
+    assert not any(isinstance(f, Normalize) for f in data.dls.after_batch.fs)
+    recwarn.clear()
+    images = torch.randn(3, 32, 32)
+    inspect_data(from_dsets(Pictures(12, image=images), Pictures(8)), state_targets(HEADS)).add_transforms([wanted])
+    assert not recwarn.list
