@@ -24,7 +24,7 @@ LAYERS = {
     "head_tuple": {"errors", "names"},
     "archs": {*LEAVES},
     "data": {*LEAVES},
-    "bodies": {*LEAVES, "archs"},
+    "bodies": {*LEAVES, "archs", "data"},
     "heads": {*LEAVES, "archs", "data"},
     "model": {*LEAVES, "archs", "data", "bodies", "heads"},
     "training": {*LEAVES, "archs", "data", "bodies", "heads", "model"},

@@ -51,6 +51,10 @@ class Body(nn.Module, ABC):
         "Tell (B,) which items of a batch are the stand-ins of missing ones. An image of NaN is one."
         return inputs[0].flatten(1).isnan().any(1)
 
+    def blank(self, *inputs: Any) -> tuple[Any, ...]:
+        "Make inputs of one item for a batch that has none: an image of zeros."
+        return (inputs[0].new_zeros(1, *inputs[0].shape[1:]),)
+
     def restrict(
         self,
         taps: Iterable[str],  # canonical names of those that are wanted

@@ -140,6 +140,11 @@ class RowBody(Body):
         cats, conts = self._parts(row)
         return (cats < 0).any(1) | conts.isnan().any(1)
 
+    def blank(self, *row: Any) -> tuple[Tensor, ...]:
+        "Make a row of the first codes and of zeros."
+        cats, conts = self._parts(row)
+        return torch.zeros_like(cats[:1]), torch.zeros_like(conts[:1])
+
     def check_inputs(
         self,
         inputs: tuple[Any, ...],  # of a batch, as they reach `forward`
