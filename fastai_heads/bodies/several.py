@@ -12,20 +12,21 @@ from fasttransform import Transform
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fastai_heads.archs.records import FEATURES, INPUT, Level, Removed, TapPoint
+from fastai_heads.archs.records import FEATURES, Level, Removed, TapPoint
 from fastai_heads.bodies.contract import Body, tap_key
 from fastai_heads.bodies.joined import join, part, take
+from fastai_heads.bodies.owners import has_maps, tap_owner
 from fastai_heads.data.inputs import Input
-from fastai_heads.errors import HeadsError, did_you_mean
+from fastai_heads.errors import HeadsError
 
-__all__ = ["Bodies", "split_taps", "tap_owner"]
+__all__ = ["Bodies"]
 
 
 class Bodies(Body):
     """Several bodies as one. Those over one network (`On('right', same='left')`) run it once, on the joined batch.
 
-    Where an input is missing, the taps of its body are learned vectors: the body does not see the item, and neither does
-    its batch norm. Only the bodies that the taps in use need are computed."""
+    Where an input is missing, the taps of its body are learned vectors: neither the body nor its batch norm sees the
+    item. Only the bodies that the taps in use need are computed."""
 
     zoo = "several"
 
@@ -190,7 +191,7 @@ class Bodies(Body):
                 raise HeadsError(f"items {bare} of the batch have none of their inputs: drop those rows.")
 
     def groups(self) -> list[list[nn.Parameter]]:
-        "List the parameters in two groups: all bodies' early ones, and all late ones with what stands for missing inputs."
+        "List the parameters in two groups: all bodies' early ones; all late ones and what stands for missing inputs."
         early, late = zip(*(body.groups() for body in self.bodies.values()))
         return [[p for group in early for p in group], [*(p for group in late for p in group), *self.missing.values()]]
 
@@ -241,7 +242,7 @@ class Bodies(Body):
     @property
     def one_stride(self) -> bool:
         "Whether every inner map has the same stride, in the one body that has maps."
-        maps = [n for n in self.names if _has_maps(self[n].points)]
+        maps = [n for n in self.names if has_maps(self[n].points)]
         return len(maps) == 1 and self[maps[0]].one_stride
 
     def tap_also(
@@ -269,10 +270,6 @@ def _prefixed(points: Mapping[str, Iterable[TapPoint]]) -> tuple[TapPoint, ...]:
     return tuple(replace(p, name=f"{name}.{p.name}") for name, found in points.items() for p in found)
 
 
-def _has_maps(points: Iterable[TapPoint]) -> bool:
-    return any(p.stride is not None and p.name != INPUT for p in points)
-
-
 def _stats(body: Body) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     "Find the mean and deviation that a body's images are normalised by."
     found = next((t for t in body.transforms() if isinstance(t, Normalize)), None)
@@ -290,41 +287,3 @@ def _still_batch_norm(body: nn.Module) -> Iterator[None]:
     finally:
         for m in training:
             m.train()
-
-
-def tap_owner(
-    tap: str | int,  # `photo.layer3`, `photo.8`, or a name or stride that one body alone has
-    points: Mapping[str, Sequence[TapPoint]],  # of every body
-) -> tuple[str, str | int]:  # the body's name, and the tap within it
-    "Find which body a tap belongs to. Raises `HeadsError` where none or several have it."
-    name, _, inner = tap.partition(".") if isinstance(tap, str) else ("", "", tap)
-    if name in points and inner:
-        return name, int(inner) if inner.isdigit() else inner
-    if isinstance(tap, str):
-        owners = [n for n, found in points.items() if any(p.name == tap for p in found)]
-    else:
-        owners = [n for n, found in points.items() if _has_maps(found)]
-    if len(owners) == 1:
-        return owners[0], tap
-    if owners:
-        raise HeadsError(
-            f"`tap={tap!r}`: several bodies have it. Say {' or '.join(f'{n}.{tap}'.__repr__() for n in owners)}."
-        )
-    names = [f"{n}.{p.name}" for n, found in points.items() for p in found]
-    raise HeadsError(f"`tap={tap!r}`, which no body has.{did_you_mean(tap, names)} Taps: {', '.join(names)}.")
-
-
-def split_taps(
-    taps: Iterable[str | int | Level],  # as heads and trunks say them
-    points: Mapping[str, Sequence[TapPoint]],  # of every body
-) -> dict[str, list[str | int | Level]]:  # body → its taps, as its own arch names them
-    "Share taps out among bodies. `features` is that of every body."
-    found: dict[str, list[str | int | Level]] = {name: [] for name in points}
-    for tap in taps:
-        if tap == FEATURES:
-            for name, known in points.items():
-                found[name] += [tap] if any(p.name == tap for p in known) else []
-            continue
-        name, inner = tap_owner(tap.stride if isinstance(tap, Level) else tap, points)
-        found[name].append(tap if isinstance(tap, Level) else inner)
-    return found

@@ -82,8 +82,9 @@ def _points(spec: TabularBody, source: RowInput) -> tuple[TapPoint, ...]:
 
 
 class RowBody(Body):
-    """fastai's `TabularModel` without its last linear layer. Its parameters have the same names and are drawn in the same
-    order, so that its body and a linear head start as a `TabularModel` does."""
+    """fastai's `TabularModel` without its last linear layer.
+
+    Its parameters have the same names and are drawn in the same order: it starts, with a linear head, as that does."""
 
     def __init__(
         self,
@@ -129,10 +130,7 @@ class RowBody(Body):
 
     def _parts(self, row: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
         "Take the codes and the numbers out of the elements of a batch."
-        row = row[0] if len(row) == 1 and isinstance(row[0], tuple | list) else row
-        if len(row) == 1:  # fastai's loader of a table without numbers
-            return row[0], row[0].new_zeros(len(row[0]), 0, dtype=torch.float32)
-        cats, conts = row
+        cats, conts = row[0] if len(row) == 1 else row
         return cats, conts
 
     def absent(self, *row: Any) -> Tensor:
@@ -152,7 +150,7 @@ class RowBody(Body):
         "Refuse what is no row of these columns."
         rows = inputs[0] if len(inputs) == 1 and isinstance(inputs[0], tuple | list) else inputs
         name, source = f"input {self.source.name!r}", self.source
-        if len(rows) not in (1, 2) or not all(isinstance(t, Tensor) and t.ndim == 2 for t in rows):
+        if len(rows) != 2 or not all(isinstance(t, Tensor) and t.ndim == 2 for t in rows):
             raise HeadsError(f"{name}: TabularBody takes a row of a table (codes and numbers), found {_shapes(rows)}.")
         cats, conts = self._parts(inputs)
         if cats.is_floating_point() or not conts.is_floating_point():

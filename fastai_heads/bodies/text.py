@@ -1,4 +1,4 @@
-"""The body of a text: fastai's AWD-LSTM, pooled as its text classifier does. A text stands for itself at any padding."""
+"""The body of a text: fastai's AWD-LSTM, pooled as its text classifier does, the same at any padding."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,11 +23,11 @@ __all__ = ["RecurrentBody", "TextBody"]
 
 @dataclass(frozen=True)
 class TextBody(BodySpec):
-    """The body of a text: `TextBody(AWD_LSTM, weights='encoder')` for fastai's `TextBlock`, `TextBody(model)` of an encoder
-    of transformers for a `TokenizerBlock`.
+    """The body of a text: `TextBody(AWD_LSTM, weights='encoder')` for fastai's `TextBlock`, `TextBody(model)` of an
+    encoder of transformers for a `TokenizerBlock`.
 
-    Taps: `features`, the vector of a whole text; `tokens`, a vector for each token (B, L, C), zero after the text's end;
-    of transformers also `layer0`, the embeddings, `layer1` and so on, pooled as `features` is."""
+    Taps: `features`, the vector of a whole text; `tokens`, a vector for each token (B, L, C), zero after its end; of
+    transformers also `layer0`, the embeddings, `layer1` and so on, pooled as `features` is."""
 
     arch: Any  # fastai's `AWD_LSTM`, or a network of transformers
     pool: str = "mean"  # of transformers: 'mean' over the tokens, or the 'first' of them
@@ -78,8 +78,9 @@ def _points(width: int) -> tuple[TapPoint, ...]:
 class RecurrentBody(Body):
     """fastai's AWD_LSTM as its text classifier reads and pools it: [last, maximum, mean] of the hidden states.
 
-    fastai lets padding in: it reads what stands before a text, and takes the last state from padding where a text ends in
-    the last part but one. Here texts are moved to the start, the longest first, and each is read to its own end."""
+    fastai lets padding in: it reads what stands before a text within a part, and takes the last state from the padding
+    before a text of a batch that is not a whole number of parts long. Here each text is moved to the start of its row,
+    and read to its own end, the longest first."""
 
     def __init__(
         self,

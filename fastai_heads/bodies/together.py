@@ -7,7 +7,8 @@ from typing import Any
 from fastai_heads.archs.records import FEATURES, Level
 from fastai_heads.bodies.contract import Body, BodySpec, Found
 from fastai_heads.bodies.image import find_image
-from fastai_heads.bodies.several import Bodies, split_taps
+from fastai_heads.bodies.owners import split_taps
+from fastai_heads.bodies.several import Bodies
 from fastai_heads.data.inputs import ImageInput, Input
 from fastai_heads.errors import HeadsError, did_you_mean
 from fastai_heads.names import check_name
@@ -17,7 +18,7 @@ __all__ = ["On", "find_bodies", "find_body"]
 
 @dataclass(frozen=True)
 class On:
-    """A body over an input, under a name of its own: `{'fine': On('photo', 'resnet18'), 'coarse': On('photo', 'vgg11')}`.
+    """A body over an input, under a name of its own: `{'a': On('photo', 'resnet18'), 'b': On('photo', 'vgg11')}`.
 
     `On('right', same='left')` reads another input with the weights of body 'left', in one pass."""
 

@@ -92,7 +92,7 @@ def _describe(tl: TfmdLists, taken: list[str], pad_idx: int) -> Input:
             kind, more = TextInput, {"n_tokens": f.n_tokens, "pad_idx": f.pad_idx}
     columns = [c for f in tfms if isinstance(f, ColReader) for c in f.cols]
     raw = columns[0] if len(columns) == 1 and isinstance(columns[0], str) else kind.kind
-    partial = any(isinstance(f, Partial) for f in tl.tfms.fs)
+    partial = any(isinstance(f, Partial) or getattr(f, "partial", False) for f in tl.tfms.fs)
     return kind(usable_name(raw, taken), partial, **more)
 
 

@@ -1,6 +1,6 @@
-"""Rows of a table as an input: `TabularBlock`, whose procs learn from the training split alone and take frames whole."""
+"""Rows of a table as an input: `TabularBlock`, fitted on the training split alone, which encodes frames whole."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,9 @@ from fastai.torch_core import show_title
 from fasttransform.transform import ItemTransform
 from torch import Tensor
 
+from fastai_heads.data.frames import check_columns, kind_of, make_frame, plain_frame
 from fastai_heads.data.loader import InputsDL
-from fastai_heads.errors import HeadsError, did_you_mean
+from fastai_heads.errors import HeadsError
 
 __all__ = ["EncodedRows", "ReadRow", "Row", "RowValues", "TabularBlock", "cardinalities"]
 
@@ -47,7 +48,7 @@ class RowValues(dict):
 class _Encoded:
     "One row of `EncodedRows` on its way through the pipeline; no tuple, as fastai maps transforms over those."
 
-    __slots__ = ("conts", "cats")
+    __slots__ = ("cats", "conts")
 
     def __init__(self, cats: Tensor, conts: Tensor):
         self.cats, self.conts = cats, conts
@@ -92,10 +93,15 @@ class ReadRow(ItemTransform):
         cont_names: Sequence[str],  # columns of numbers
         procs: Sequence[Any],  # fastai's `TabularProc`s
         fill_new_gaps: bool = False,  # by the training median, where a column had no gap in training
+        partial: bool = False,  # some rows are missing: none of their columns is there
     ):
         super().__init__()
         self.columns, self.procs = (tuple(cat_names), tuple(cont_names)), tuple(procs)
-        self.fill_new_gaps, self.to = fill_new_gaps, None
+        self.fill_new_gaps, self.partial, self.to = fill_new_gaps, partial, None
+
+    def allow_missing(self) -> "ReadRow":
+        "Make the same transform for rows of which some are missing."
+        return ReadRow(*self.columns, self.procs, self.fill_new_gaps, partial=True)
 
     @property
     def cat_names(self) -> tuple[str, ...]:
@@ -121,7 +127,7 @@ class ReadRow(ItemTransform):
         if items is None or not len(items):
             return
         rows = items.items if self._is_first(items) else [items[i] for i in range(len(items))]
-        frame = _frame(rows)
+        frame = make_frame(rows)
         self._fit(frame.iloc[items.splits[0]].reset_index(drop=True))
         self.prepare(items)
 
@@ -131,7 +137,7 @@ class ReadRow(ItemTransform):
     ) -> None:
         "Encode all items of an input at once, where nothing stands before this transform that reads them."
         if self._is_first(items) and len(items) and not isinstance(items.items, EncodedRows):
-            items.items = self.encode_frame(_frame(items.items))
+            items.items = self.encode_frame(make_frame(items.items))
 
     def _is_first(self, items: TfmdLists) -> bool:
         "Tell whether the transforms of an input before this one, of which its setup knows all, leave the items alone."
@@ -141,10 +147,11 @@ class ReadRow(ItemTransform):
 
     def _fit(self, train: pd.DataFrame) -> None:
         "Learn categories, fillings and statistics of the training rows."
-        _check_columns(train, (*self.columns[0], *self.columns[1]))
+        check_columns(train, (*self.columns[0], *self.columns[1]))
         cats, conts = map(list, self.columns)
-        train = _plain(train[[*cats, *conts]], cats, conts)
-        self.kinds = {c: _kind_of(train[c]) for c in cats}
+        train = plain_frame(train[[*cats, *conts]], cats, conts)
+        train = train[self._there(train)].reset_index(drop=True)
+        self.kinds = {c: kind_of(train[c]) for c in cats}
         self.medians = {c: float(train[c].median()) for c in conts}
         to = TabularPandas(train, list(self.procs), cats, conts, reduce_memory=False)
         self.to = to.new_empty()
@@ -156,22 +163,30 @@ class ReadRow(ItemTransform):
     ) -> EncodedRows:
         "Encode a frame whole. Raises `HeadsError` that names the column, and the row of a gap that is not filled."
         cats, conts = map(list, self.columns)
-        _check_columns(frame, (*cats, *conts))
+        check_columns(frame, (*cats, *conts))
         names = frame.index
-        frame = _plain(frame[[*cats, *conts]].reset_index(drop=True), cats, conts)
-        self._check_kinds(frame)
-        frame = self._close_gaps(frame, names)
-        to = self.to.new(frame)
-        to.process()
-        _check_encoded(to)
-        codes = np.ascontiguousarray(to.cats.to_numpy(dtype=np.int64)).reshape(len(frame), -1)
-        numbers = np.ascontiguousarray(to.conts.to_numpy(dtype=np.float32)).reshape(len(frame), -1)
-        return EncodedRows(torch.from_numpy(codes), torch.from_numpy(numbers))
+        frame = plain_frame(frame[[*cats, *conts]].reset_index(drop=True), cats, conts)
+        there = self._there(frame)
+        codes = torch.full((len(frame), len(self.cat_names)), -1, dtype=torch.int64)
+        numbers = torch.full((len(frame), len(self.cont_names)), torch.nan, dtype=torch.float32)
+        if there.any():
+            frame, names, at = frame[there].reset_index(drop=True), names[there], torch.from_numpy(there)
+            self._check_kinds(frame)
+            to = self.to.new(self._close_gaps(frame, names))
+            to.process()
+            _check_encoded(to)
+            codes[at] = torch.from_numpy(to.cats.to_numpy(dtype=np.int64).reshape(len(frame), -1))
+            numbers[at] = torch.from_numpy(to.conts.to_numpy(dtype=np.float32).reshape(len(frame), -1))
+        return EncodedRows(codes, numbers)
+
+    def _there(self, frame: pd.DataFrame) -> np.ndarray:
+        "Tell which rows are there: all, or where some may be missing those with a value in any column."
+        return frame.notna().any(axis=1).to_numpy() if self.partial else np.ones(len(frame), dtype=bool)
 
     def _check_kinds(self, frame: pd.DataFrame) -> None:
         "Refuse a column of categories whose values are of another type: each of them would be unknown."
         for column, kind in self.kinds.items():
-            found = _kind_of(frame[column])
+            found = kind_of(frame[column])
             if found and kind and found != kind:
                 raise HeadsError(
                     f"column {column!r} held {kind} in training and holds {found} here, such as "
@@ -187,7 +202,7 @@ class ReadRow(ItemTransform):
                 continue
             if not self.fill_new_gaps:
                 raise HeadsError(
-                    f"column {column!r} has no number in row {names[gaps.argmax()]!r} ({int(gaps.sum())} in all), and "
+                    f"column {column!r} has no number in row {names[gaps.argmax()]} ({int(gaps.sum())} in all), and "
                     "had no gap in training: fill it, or say `fill_new_gaps=True` in the TabularBlock."
                 )
             frame = frame.assign(**{column: frame[column].fillna(self.medians[column])})
@@ -195,23 +210,16 @@ class ReadRow(ItemTransform):
 
     def encodes(self, o):
         if not isinstance(o, _Encoded):
-            o = self.encode_frame(_frame([o]))[0]
+            o = self.encode_frame(make_frame([o]))[0]
         return Row((o.cats, o.conts))
 
     def decodes(self, o):
         cats, conts = (np.asarray(part.cpu()) for part in o)
-        if not is_row(o):
-            return RowValues()
+        if (cats < 0).any() or np.isnan(conts).any():
+            return RowValues(dict.fromkeys((*self.cat_names, *self.cont_names), "–"))
         values = pd.DataFrame([[*cats.tolist(), *conts.tolist()]], columns=[*self.cat_names, *self.cont_names])
         row = self.to.new(values).decode().items.iloc[0]
         return RowValues({str(c): v.item() if isinstance(v, np.generic) else v for c, v in row.items()})
-
-
-def is_row(
-    row: Sequence[Tensor],  # (codes, numbers) of one row
-) -> bool:
-    "Tell a row from the stand-in of a missing one: codes of -1 and numbers of NaN."
-    return not bool((row[0] < 0).any() or row[1].isnan().any())
 
 
 def cardinalities(
@@ -219,66 +227,6 @@ def cardinalities(
 ) -> tuple[int, ...]:  # in the order of its columns of categories
     "Count the codes of every column of categories, `#na#` among them."
     return tuple(len(to.classes[c]) for c in to.cat_names) if len(to.cat_names) else ()
-
-
-def _frame(rows: Any) -> pd.DataFrame:
-    "Make a frame of rows: a frame itself, or a list of dicts or of Series."
-    if isinstance(rows, pd.DataFrame):
-        return rows
-    rows = list(rows)
-    wrong = next((r for r in rows if not isinstance(r, Mapping | pd.Series)), None)
-    if wrong is not None:
-        raise HeadsError(
-            f"a row of a table is a dict, a pandas Series or a row of a DataFrame, found {wrong!r} "
-            f"({type(wrong).__name__})."
-        )
-    names = [getattr(r, "name", i) for i, r in enumerate(rows)]
-    return pd.DataFrame([dict(r) for r in rows], index=names).infer_objects()
-
-
-def _check_columns(frame: pd.DataFrame, wanted: Iterable[str]) -> None:
-    "Refuse a frame without one of the columns."
-    for column in wanted:
-        if column not in frame.columns:
-            there = [str(c) for c in frame.columns]
-            raise HeadsError(
-                f"there is no column {column!r} in the rows.{did_you_mean(column, there)} There is {', '.join(there)}."
-            )
-
-
-def _plain(frame: pd.DataFrame, cats: Sequence[str], conts: Sequence[str]) -> pd.DataFrame:
-    """Make numbers float64, and categories objects: a `Categorical` of other categories would keep its own codes.
-
-    Refuses a column of numbers that holds anything else."""
-    columns: dict[str, pd.Series] = {}
-    for column in cats:
-        ordered = isinstance(frame[column].dtype, pd.CategoricalDtype)
-        columns[column] = frame[column].astype(object) if ordered else frame[column]
-    for column in conts:
-        values = frame[column]
-        wrong = [] if pd.api.types.is_numeric_dtype(values) else [v for v in values.dropna() if not _is_number(v)]
-        if wrong:
-            raise HeadsError(
-                f"column {column!r} is to hold numbers, found {wrong[0]!r} ({type(wrong[0]).__name__}): "
-                "make it numbers, or name it in `cat_names`."
-            )
-        columns[column] = pd.to_numeric(values).astype(np.float64)
-        endless = np.isinf(columns[column].to_numpy())
-        if endless.any():
-            raise HeadsError(f"column {column!r} holds an infinite number in row {frame.index[endless.argmax()]!r}.")
-    return pd.DataFrame(columns, index=frame.index)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | np.number | np.bool_)
-
-
-def _kind_of(values: pd.Series) -> str:
-    "Name the type of a column's categories; '' where it holds none, or several types."
-    if pd.api.types.is_bool_dtype(values) or pd.api.types.is_numeric_dtype(values):
-        return "numbers" if values.notna().any() else ""
-    kinds = {"text" if isinstance(v, str) else "numbers" if _is_number(v) else "others" for v in values.dropna()}
-    return kinds.pop() if len(kinds) == 1 else ""
 
 
 def _check_encoded(to: TabularPandas) -> None:
@@ -290,7 +238,7 @@ def _check_encoded(to: TabularPandas) -> None:
         gaps = to.items[column].isna().to_numpy()
         if gaps.any():
             raise HeadsError(
-                f"column {column!r} has no number in row {to.items.index[gaps.argmax()]!r} ({int(gaps.sum())} in all) "
+                f"column {column!r} has no number in row {to.items.index[gaps.argmax()]} ({int(gaps.sum())} in all) "
                 "after `procs`; put `FillMissing` among them."
             )
 
