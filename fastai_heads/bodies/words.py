@@ -47,7 +47,7 @@ def check_texts(
 ) -> None:
     "Refuse what are no ids (B, L) that the network knows, and texts without a token where none may be missing."
     name = f"input {source.name!r}"
-    ids = inputs[0]
+    ids = inputs[0] if inputs else None
     wrong = len(inputs) != 1 or not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point()
     if wrong:
         found = ", ".join(f"{tuple(t.shape)} {t.dtype}" if isinstance(t, Tensor) else type(t).__name__ for t in inputs)

@@ -8,6 +8,7 @@ from fastai.data.core import DataLoaders, Datasets, TfmdLists
 from fastai.data.transforms import ColReader
 from fastai.tabular.core import Tabular
 from fastai.text.data import Numericalize
+from fastcore.foundation import L
 from fasttransform import Transform
 
 from fastai_heads.data.partial import Partial
@@ -90,7 +91,9 @@ def _describe(tl: TfmdLists, taken: list[str], pad_idx: int) -> Input:
             kind, more = TextInput, {"vocab": tuple(f.vocab), "n_tokens": len(f.vocab), "pad_idx": pad_idx}
         elif isinstance(f, ReadTokens):
             kind, more = TextInput, {"n_tokens": f.n_tokens, "pad_idx": f.pad_idx}
-    columns = [c for f in tfms if isinstance(f, ColReader) for c in f.cols]
+    # fastai's tokenizer moves the texts of a column into one that it calls 'text'
+    columns = [c for f in tfms for c in L(getattr(f, "text_cols", None))]
+    columns = columns or [c for f in tfms if isinstance(f, ColReader) for c in f.cols]
     raw = columns[0] if len(columns) == 1 and isinstance(columns[0], str) else kind.kind
     partial = any(isinstance(f, Partial) or getattr(f, "partial", False) for f in tl.tfms.fs)
     return kind(usable_name(raw, taken), partial, **more)

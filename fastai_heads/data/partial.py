@@ -10,6 +10,7 @@ from fastai.data.block import TransformBlock
 from fastai.data.core import DataLoaders, Datasets, TfmdDL, TfmdLists
 from fastai.data.transforms import Categorize, ColReader
 from fastai.text.core import Tokenizer
+from fastai.text.data import SortedDL
 from fastai.torch_core import ShowTitle, TensorImageBase
 from fastai.vision.core import PILBase, PILMask, TensorMask, TensorPoint
 from fastcore.foundation import L
@@ -18,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from fastai_heads.data.absent import FillImages, MarkImages, absent_like, makes_images, tokenize_known
+from fastai_heads.data.loader import InputsDL
 from fastai_heads.data.missing import IGNORE_CATEGORY, IGNORE_PIXEL, is_missing, labelled, missing_share
 from fastai_heads.errors import HeadsError
 
@@ -241,7 +243,7 @@ def PartialBlock(
         type_tfms=own or Partial(block.type_tfms),
         item_tfms=[SizeMissing, MarkMissing, *([MarkImages] if images else []), *block.item_tfms],
         batch_tfms=[FillMissing, *([FillImages] if images else []), *block.batch_tfms],
-        dl_type=block.dl_type,
+        dl_type=InputsDL if block.dl_type is SortedDL else block.dl_type,
         dls_kwargs=block.dls_kwargs,
     )
 

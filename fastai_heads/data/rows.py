@@ -172,7 +172,7 @@ class ReadRow(ItemTransform):
         if there.any():
             frame, names, at = frame[there].reset_index(drop=True), names[there], torch.from_numpy(there)
             self._check_kinds(frame)
-            to = self.to.new(self._close_gaps(frame, names))
+            to = self.to.new(self._forget_unknown(self._close_gaps(frame, names)))
             to.process()
             _check_encoded(to)
             codes[at] = torch.from_numpy(to.cats.to_numpy(dtype=np.int64).reshape(len(frame), -1))
@@ -207,6 +207,13 @@ class ReadRow(ItemTransform):
                 )
             frame = frame.assign(**{column: frame[column].fillna(self.medians[column])})
         return frame
+
+    def _forget_unknown(self, frame: pd.DataFrame) -> pd.DataFrame:
+        "Make gaps of the categories that training did not have: pandas is about to refuse them."
+        known = next((f.classes for f in self.to.procs.fs if isinstance(f, Categorify)), {})
+        columns = [c for c in self.columns[0] if c in known]
+        plain = {c: frame[c].astype(object).where(frame[c].isin(list(known[c])[1:]), np.nan) for c in columns}
+        return frame.assign(**plain)
 
     def encodes(self, o):
         if not isinstance(o, _Encoded):

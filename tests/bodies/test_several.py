@@ -1,4 +1,4 @@
-"""Bodies over several inputs: which taps there are, what is computed, what is shared, what stands for a missing input."""
+"""Bodies over several inputs: their taps, what is computed and what is shared, what stands for a missing input."""
 
 from collections import OrderedDict
 from functools import partial
@@ -284,7 +284,10 @@ def test_an_item_without_any_input_is_refused(gappy):
         (lambda x: (x[0], x[1], x[2] + 40), r"input 'note': AWD_LSTM knows 30 tokens"),
         (lambda x: (x[0], x[1], x[2] * 0 + 1), r"input 'note': 4 of 4 texts in the batch have no token"),
         (lambda x: (x[0], Row((x[1][0] + 9, x[1][1])), x[2]), r"column 'kind' has codes below 4"),
-        (lambda x: (x[0], Row((x[1][0], x[1][1].double()[:, :1])), x[2]), r"input 'row'.*2 columns of numbers \(u, v\)"),
+        (
+            lambda x: (x[0], Row((x[1][0], x[1][1].double()[:, :1])), x[2]),
+            r"input 'row'.*2 columns of numbers \(u, v\)",
+        ),
         (lambda x: (x[0], Row((x[1][1], x[1][0])), x[2]), r"input 'row': codes are integers"),
     ],
 )
