@@ -109,14 +109,15 @@ class TransformerBody(Body):
         n_layers = self.net.config.num_hidden_layers
         depth = max(int(t.removeprefix("layer")) if t.startswith("layer") else n_layers for t in self.taps)
         stacks = [(k, m) for k, m in self.net.named_modules() if isinstance(m, nn.ModuleList) and len(m) == n_layers]
-        if depth == n_layers or len(stacks) != 1:
+        kept = max(depth, 1)  # without a layer no hidden state is told
+        if kept == n_layers or len(stacks) != 1:
             return removed
         (path, stack), before = stacks[0], self._states(depth)
         parent, _, name = path.rpartition(".")
         owner = self.net.get_submodule(parent)
         after = [k for k, m in owner.named_children() if any(True for _ in m.parameters())]
         # a norm that follows the last layer does not stand after an inner one
-        taken = {name: stack[:depth]} | {k: nn.Identity() for k in after[after.index(name) + 1 :]}
+        taken = {name: stack[:kept]} | {k: nn.Identity() for k in after[after.index(name) + 1 :]}
         old = {k: getattr(owner, k) for k in taken}
         for k, m in taken.items():
             setattr(owner, k, m)
@@ -124,7 +125,7 @@ class TransformerBody(Body):
             for k, m in old.items():
                 setattr(owner, k, m)
             return removed
-        removed += [describe(f"{path}.{i}", stack[i]) for i in range(depth, n_layers)]
+        removed += [describe(f"{path}.{i}", stack[i]) for i in range(kept, n_layers)]
         return [*removed, *(describe(f"{parent}.{k}".strip("."), m) for k, m in old.items() if k != name)]
 
     @torch.no_grad()

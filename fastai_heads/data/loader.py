@@ -41,9 +41,8 @@ class InputsDL(SortedDL):
 
     def new(self, dataset: Any = None, **kwargs: Any) -> "InputsDL":
         "Make the loader again, over other items where they are given."
-        if dataset is None and not self.by_length:
-            kwargs["res"] = None
-        return super().new(dataset=dataset, **kwargs)
+        make = super().new if self.by_length else super(SortedDL, self).new
+        return make(dataset=dataset, **kwargs)
 
 
 def token_counts(

@@ -90,7 +90,7 @@ def test_what_no_tap_needs_is_not_kept(model, tap):
     body = body_of(model, [tap])
     body.train()(text(9))[tap].sum().backward()
     spare = [k for k, p in body.named_parameters() if p.grad is None]
-    assert len(spare) < 3 or tap == "layer3", "the norm after the last layer at most"
+    assert len(spare) < 3 or tap in ("layer0", "layer3"), "the norm after the last layer at most"
     early, late = body.groups()
     assert sorted(map(id, (*early, *late))) == sorted(map(id, body.parameters()))
     if tap == "layer1" and "Albert" not in body.arch:  # whose layers are one
