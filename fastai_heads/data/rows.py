@@ -175,8 +175,8 @@ class ReadRow(ItemTransform):
             to = self.to.new(self._forget_unknown(self._close_gaps(frame, names)))
             to.process()
             _check_encoded(to)
-            codes[at] = torch.from_numpy(to.cats.to_numpy(dtype=np.int64).reshape(len(frame), -1))
-            numbers[at] = torch.from_numpy(to.conts.to_numpy(dtype=np.float32).reshape(len(frame), -1))
+            codes[at] = torch.from_numpy(np.array(to.cats, dtype=np.int64))
+            numbers[at] = torch.from_numpy(np.array(to.conts, dtype=np.float32))
         return EncodedRows(codes, numbers)
 
     def _there(self, frame: pd.DataFrame) -> np.ndarray:

@@ -27,7 +27,7 @@ class ReadTokens(Transform):
         max_len: int | None = None,  # tokens of a text at most
     ):
         super().__init__()
-        self.tokenizer = tokenizer
+        self.tokenizer = tokenizer if callable(tokenizer) or max_len is None else _truncating(tokenizer, max_len)
         known = getattr(tokenizer, "model_max_length", None)  # transformers' stand-in for 'no limit' is 1e30
         self.max_len = max_len or (known if known and known < 1_000_000 else None)
         self.pad_idx = _pad_idx(tokenizer)
@@ -40,13 +40,20 @@ class ReadTokens(Transform):
             more = {} if self.max_len is None else {"truncation": True, "max_length": self.max_len}
             ids = self.tokenizer(o, **more)["input_ids"]
         else:
-            ids = self.tokenizer.encode(o).ids[: self.max_len]
+            ids = self.tokenizer.encode(o).ids
         if not ids:
             raise HeadsError(f"the text {o!r} has no token.")
         return TensorText(torch.tensor(ids, dtype=torch.int64))
 
     def decodes(self, o: TensorText):
         return TitledStr(self.tokenizer.decode([i for i in o.tolist() if i != self.pad_idx], skip_special_tokens=True))
+
+
+def _truncating(tokenizer: Any, max_len: int) -> Any:
+    "Copy a `tokenizers.Tokenizer`, so that it cuts texts before its last special token."
+    new = type(tokenizer).from_str(tokenizer.to_str())
+    new.enable_truncation(max_len)
+    return new
 
 
 def _pad_idx(tokenizer: Any) -> int:

@@ -164,6 +164,11 @@ def test_rows_may_come_through_a_getter():
     assert all(torch.allclose(a.float(), b.float()) for a, b in zip(whole(both.valid), whole(loaders().valid)))
 
 
+def test_columns_may_be_in_any_order():
+    a, b = (whole(loaders(tabular=TabularBlock(c, n)).valid) for c, n in ((CATS, CONTS), (CATS[::-1], CONTS[::-1])))
+    assert torch.equal(a[0][:, [1, 0, 2]], b[0]) and torch.equal(a[1].flip(1), b[1])
+
+
 def test_a_missing_row_has_its_own_code():
     table = frame()
     table.loc[[2, 20], [*CATS, *CONTS]] = np.nan
