@@ -5,8 +5,6 @@ from typing import Any
 import pandas as pd
 import torch
 from fastai.data.core import TfmdLists
-from fastai.text.core import Tokenizer
-from fastai.text.data import TensorText
 from fastai.vision.core import PILImage, PILImageBW, TensorImage, TensorImageBW
 from fastcore.foundation import L
 from fasttransform.transform import Transform
@@ -14,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from fastai_heads.data.missing import is_missing
+from fastai_heads.data.text_part import text_class
 from fastai_heads.errors import HeadsError
 
 __all__ = ["FillImages", "MarkImages", "absent_like", "makes_images", "tokenize_known"]
@@ -45,7 +44,7 @@ def absent_like(
     if isinstance(example, PILImage):
         kind = MissingImageBW if isinstance(example, PILImageBW) else MissingImage
         return kind(Image.new(example.mode, example.size))
-    return example[:0] if isinstance(example, TensorText) else None
+    return example[:0] if isinstance(example, text_class("TensorText")) else None
 
 
 def makes_images(
@@ -87,7 +86,7 @@ class FillImages(Transform):
 
 def tokenize_known(
     items: TfmdLists,  # a text input, whose items are rows of a frame
-    tokenizer: Tokenizer,  # fastai's, `Tokenizer.from_df`
+    tokenizer: Transform,  # fastai's, `Tokenizer.from_df`
 ) -> None:
     "Tokenize the texts that are there, in place. The others are `None`. Refuses what is no text, by row."
     frame = items.items

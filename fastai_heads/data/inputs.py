@@ -7,12 +7,12 @@ from typing import Any
 from fastai.data.core import DataLoaders, Datasets, TfmdLists
 from fastai.data.transforms import ColReader
 from fastai.tabular.core import Tabular
-from fastai.text.data import Numericalize
 from fastcore.foundation import L
 from fasttransform import Transform
 
 from fastai_heads.data.partial import Partial
 from fastai_heads.data.rows import ReadRow, cardinalities
+from fastai_heads.data.text_part import text_class
 from fastai_heads.data.texts import ReadTokens
 from fastai_heads.errors import HeadsError
 from fastai_heads.names import usable_name
@@ -87,7 +87,7 @@ def _describe(tl: TfmdLists, taken: list[str], pad_idx: int) -> Input:
     for f in tfms:
         if isinstance(f, ReadRow):
             kind, more = RowInput, {"cat_names": f.cat_names, "sizes": f.sizes, "cont_names": f.cont_names}
-        elif isinstance(f, Numericalize):
+        elif isinstance(f, text_class("Numericalize")):
             kind, more = TextInput, {"vocab": tuple(f.vocab), "n_tokens": len(f.vocab), "pad_idx": pad_idx}
         elif isinstance(f, ReadTokens):
             kind, more = TextInput, {"n_tokens": f.n_tokens, "pad_idx": f.pad_idx}

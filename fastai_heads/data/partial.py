@@ -9,8 +9,6 @@ import torch
 from fastai.data.block import TransformBlock
 from fastai.data.core import DataLoaders, Datasets, TfmdDL, TfmdLists
 from fastai.data.transforms import Categorize, ColReader
-from fastai.text.core import Tokenizer
-from fastai.text.data import SortedDL
 from fastai.torch_core import ShowTitle, TensorImageBase
 from fastai.vision.core import PILBase, PILMask, TensorMask, TensorPoint
 from fastcore.foundation import L
@@ -21,6 +19,7 @@ from torch import Tensor
 from fastai_heads.data.absent import FillImages, MarkImages, absent_like, makes_images, tokenize_known
 from fastai_heads.data.loader import InputsDL
 from fastai_heads.data.missing import IGNORE_CATEGORY, IGNORE_PIXEL, is_missing, labelled, missing_share
+from fastai_heads.data.text_part import text_class
 from fastai_heads.errors import HeadsError
 
 __all__ = ["Missing", "Partial", "PartialBlock", "PartialReader", "check_complete"]
@@ -135,7 +134,7 @@ class Partial(ItemTransform):
         if items is None:
             return
         for f in self.tfms.fs:
-            if isinstance(f, Tokenizer) and f.mode == "df" and isinstance(items.items, pd.DataFrame):
+            if isinstance(f, text_class("Tokenizer")) and f.mode == "df" and isinstance(items.items, pd.DataFrame):
                 tokenize_known(items, f)
         items = getattr(items, "train", items) if train_setup else items
         getter = items.tfms.fs if isinstance(items, TfmdLists) else L()
@@ -243,7 +242,7 @@ def PartialBlock(
         type_tfms=own or Partial(block.type_tfms),
         item_tfms=[SizeMissing, MarkMissing, *([MarkImages] if images else []), *block.item_tfms],
         batch_tfms=[FillMissing, *([FillImages] if images else []), *block.batch_tfms],
-        dl_type=InputsDL if block.dl_type is SortedDL else block.dl_type,
+        dl_type=InputsDL if block.dl_type is text_class("SortedDL") else block.dl_type,
         dls_kwargs=block.dls_kwargs,
     )
 

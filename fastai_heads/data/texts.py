@@ -5,11 +5,12 @@ from typing import Any
 
 import torch
 from fastai.data.block import TransformBlock
-from fastai.text.data import TensorText
 from fastai.torch_core import TitledStr
 from fasttransform.transform import ItemTransform, Transform
+from torch import Tensor
 
 from fastai_heads.data.loader import InputsDL
+from fastai_heads.data.text_part import text_class
 from fastai_heads.errors import HeadsError
 
 __all__ = ["PadTexts", "ReadTokens", "TokenizerBlock"]
@@ -43,10 +44,17 @@ class ReadTokens(Transform):
             ids = self.tokenizer.encode(o).ids
         if not ids:
             raise HeadsError(f"the text {o!r} has no token.")
-        return TensorText(torch.tensor(ids, dtype=torch.int64))
+        return _text(torch.tensor(ids, dtype=torch.int64))
 
-    def decodes(self, o: TensorText):
+    def decodes(self, o):
         return TitledStr(self.tokenizer.decode([i for i in o.tolist() if i != self.pad_idx], skip_special_tokens=True))
+
+
+def _text(ids: Tensor) -> Tensor:
+    "Make fastai's text of ids."
+    from fastai.text.data import TensorText  # here, as importing it changes fastai's defaults
+
+    return TensorText(ids)
 
 
 def _truncating(tokenizer: Any, max_len: int) -> Any:
@@ -79,11 +87,16 @@ class PadTexts(ItemTransform):
         self.pad_idx = pad_idx
 
     def encodes(self, samples: Sequence[tuple]):
-        longest = max((len(o) for s in samples for o in s if isinstance(o, TensorText)), default=0)
-        return [tuple(self._fill(o, longest) if isinstance(o, TensorText) else o for o in s) for s in samples]
+        kind = text_class("TensorText")
+        longest = max((len(o) for s in samples for o in s if isinstance(o, kind)), default=0)
+        return [tuple(self._fill(o, longest) if isinstance(o, kind) else o for o in s) for s in samples]
 
-    def _fill(self, ids: TensorText, length: int) -> TensorText:
-        return TensorText(torch.cat([ids, ids.new_full((length - len(ids),), self.pad_idx)]))
+    def decodes(self, sample):
+        kind = text_class("TensorText")
+        return tuple(o[o != self.pad_idx] if isinstance(o, kind) else o for o in sample)
+
+    def _fill(self, ids: Tensor, length: int) -> Tensor:
+        return _text(torch.cat([ids, ids.new_full((length - len(ids),), self.pad_idx)]))
 
 
 def TokenizerBlock(

@@ -28,6 +28,7 @@ def plain():
     made.post_processor = tokenizers.processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
+    made.add_special_tokens(WORDS[:4])
     return made
 
 
