@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from fastai.layers import Embedding, LinBnDrop
-from fastai.tabular.model import emb_sz_rule
 from torch import Tensor, nn
 
 from fastai_heads.archs.records import FEATURES, Level, TapPoint, describe
@@ -64,6 +63,8 @@ class TabularBody(BodySpec):
         source: RowInput,  # the row
     ) -> list[tuple[int, int]]:
         "List (codes, size of the embedding) of every column of categories."
+        from fastai.tabular.model import emb_sz_rule  # here: fastai's own code sees what has been imported
+
         given = self.emb_szs or {}
         return [(n, given.get(c, int(emb_sz_rule(n)))) for c, n in zip(source.cat_names, source.sizes)]
 
