@@ -26,7 +26,7 @@ LAYERS = {
     "running": {*LEAVES},
     "archs": {*LEAVES},
     "data": {*LEAVES},
-    "bodies": {*LEAVES, "archs"},
+    "bodies": {*LEAVES, "archs", "data"},
     "heads": {*LEAVES, "archs", "data"},
     "model": {*LEAVES, "running", "archs", "data", "bodies", "heads"},
     "training": {*LEAVES, "running", "archs", "data", "bodies", "heads", "model"},
