@@ -29,8 +29,8 @@ from fastai_heads.heads import (
     TapShape,
 )
 from fastai_heads.learner import MultiHeadLearner, multihead_learner
-from fastai_heads.model import Trunk
 from fastai_heads.training import Balance, ConflictRecorder, Disjoint, HeadsMonitor, LossWeightScheduler
+from fastai_heads.trunks import Trunk
 from fastai_heads.view import HeadsInterpretation, show_targets
 
 __version__ = "0.1.0"

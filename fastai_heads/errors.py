@@ -5,11 +5,49 @@ from dataclasses import FrozenInstanceError
 from difflib import get_close_matches
 from typing import NoReturn
 
-__all__ = ["FixedError", "HeadsError", "HeadsWarning", "did_you_mean", "refuse_change", "unknown"]
+__all__ = [
+    "MISFITS",
+    "FixedError",
+    "HeadsError",
+    "HeadsWarning",
+    "did_you_mean",
+    "first_line",
+    "refuse_change",
+    "unknown",
+]
+
+MISFITS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError, ZeroDivisionError)
+"What the code of a network raises for an input that it cannot take, or where it misses something."
 
 
 class HeadsError(ValueError):
-    "Input that cannot be used: which parameter, what was expected, what was found, the nearest right answer."
+    """Input that cannot be used: which parameter, what was expected, what was found, the nearest right answer.
+
+    Who catches it asks its attributes, and never looks into its text."""
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        parameter: str | None = None,  # what the user passed, or a field of a spec
+        head: str | None = None,  # the head that it is about
+        tap: object = None,  # the tap that it is about, as it was asked for
+    ):
+        super().__init__(message)
+        self.parameter, self.head, self.tap = parameter, head, tap
+
+    def within(
+        self,
+        place: str,  # as in "`heads['age']`"
+        hint: str = "",  # follows the message
+        *,
+        parameter: str | None = None,  # where this one says none, and so with `head`
+        head: str | None = None,
+    ) -> "HeadsError":
+        "Make the same error, whose message says first where it was found."
+        return HeadsError(
+            f"{place}: {self}{hint}", parameter=self.parameter or parameter, head=self.head or head, tap=self.tap
+        )
 
 
 class FixedError(HeadsError, FrozenInstanceError):
@@ -28,10 +66,11 @@ def refuse_change(
     "Refuse to set a field of what is fixed once it is made, with the way to have it, or a name that is no field."
     kind, fields = type(record).__name__, [n for n, f in record.__dataclass_fields__.items() if f.init]
     if name not in fields:
-        raise FixedError(f"`{name}` is no field of {kind}.{did_you_mean(name, fields)}")
+        raise FixedError(f"`{name}` is no field of {kind}.{did_you_mean(name, fields)}", parameter=name)
     raise FixedError(
         f"`{name}` of {kind} is fixed once it is made: make another, `{kind}({name}={value!r}, …)`, or of this one "
-        f"`dataclasses.replace(…, {name}={value!r})`."
+        f"`dataclasses.replace(…, {name}={value!r})`.",
+        parameter=name,
     )
 
 
@@ -40,9 +79,10 @@ def unknown(
     name: object,  # what the user wrote
     options: Iterable[str],  # what there is
 ) -> HeadsError:  # to be raised
-    "The error for a name that is not there: what there is, and the closest match."
+    "Make the error for a name that is not there: what there is, and the closest match."
     options = list(options)
-    return HeadsError(f"there is no {what} {name!r}. There is {', '.join(options)}.{did_you_mean(name, options)}")
+    message = f"there is no {what} {name!r}. There is {', '.join(options)}.{did_you_mean(name, options)}"
+    return HeadsError(message, head=str(name) if what == "head" else None)
 
 
 def did_you_mean(
@@ -50,10 +90,18 @@ def did_you_mean(
     options: Iterable[str],  # what would have been right
     n: int = 3,  # how many matches at most
 ) -> str:  # ' Did you mean …?' or, where nothing is near, ''
-    "The closest right answers, as the end of an error's sentence."
+    "Name the closest right answers, as the end of an error's sentence."
     options = [str(o) for o in options]
     found = get_close_matches(str(name), options, n=n, cutoff=0.5)
     if not found:  # in other letters, as 'uw' for 'UW'
         by_fold = {option.casefold(): option for option in options}
         found = [by_fold[fold] for fold in get_close_matches(str(name).casefold(), by_fold, n=n, cutoff=0.5)]
     return f" Did you mean {' or '.join(repr(f) for f in found)}?" if found else ""
+
+
+def first_line(
+    error: Exception,
+) -> str:
+    "Tell what an error says, in short and without a full stop."
+    text = str(error).strip().split("\n")[0].strip()
+    return (text or type(error).__name__).rstrip(".")

@@ -11,14 +11,18 @@ from fastai.vision.learner import add_head
 from torch import nn
 from torchvision.ops import FeaturePyramidNetwork
 
+from fastai_heads.archs.records import TapPoint
+from fastai_heads.bodies.contract import Body
 from fastai_heads.bodies.image import cut_body
+from fastai_heads.build import build_model
 from fastai_heads.errors import HeadsError
 from fastai_heads.heads.classification import ClassificationHead
 from fastai_heads.heads.custom import CustomHead
 from fastai_heads.heads.pooled import PooledHead
 from fastai_heads.heads.spec import HeadSpec
-from fastai_heads.model import Heads, Trunk, body_and_heads, multihead_model
-from fastai_heads.running import in_eval
+from fastai_heads.model import Heads, MultiHeadModel, body_and_heads
+from fastai_heads.modes import evaluate
+from fastai_heads.trunks import Trunk
 
 TAPS = ("layer2", "features", "pre_logits")
 
@@ -130,7 +134,7 @@ def test_different_taps_feed_different_heads(body, sample):
         "strided": head(4, tap=8),
         "flat": head(5, tap="pre_logits"),
     }
-    model = multihead_model(body, specs).eval()
+    model = build_model(body, specs).eval()
     x = torch.randn(2, 3, 32, 32)
     taps = body(x)
     assert model[0] is body and model[1].reads == {
@@ -143,7 +147,7 @@ def test_different_taps_feed_different_heads(body, sample):
         assert out.shape == (2, n_out)
         assert torch.equal(out, model[1][name](taps[model[1].reads[name][0]]))
     with pytest.raises(HeadsError, match=r"`tap='layer9'`, which test_resnet does not have. Did you mean 'layer4'"):
-        multihead_model(body, {"a": head(tap="layer9")})
+        build_model(body, {"a": head(tap="layer9")})
 
 
 class Shapes(HeadSpec):
@@ -173,7 +177,7 @@ def test_a_trunk_is_a_tap_whose_shape_is_measured(body, sample):
         "of_vector": Trunk(lambda c: nn.Linear(c, 3), tap="pre_logits"),
     }
     spec = Shapes(tap=("neck", "flat", "wide", "on_flat", "of_vector", 8))
-    model = multihead_model(body, {"a": spec, "b": head(tap="neck"), "c": head(tap="on_flat")}, trunks, sample)
+    model = build_model(body, {"a": spec, "b": head(tap="neck"), "c": head(tap="on_flat")}, trunks, sample)
     c = body.channels["layer2"]
     assert told(model) == [
         ("neck", 24, 16),
@@ -202,7 +206,7 @@ def fpn(width: int = 8, taps=(8, 16, 32)) -> Trunk:
 def test_a_pyramid_over_several_taps_is_read_whole_or_by_stride(sample):
     body = cut_body("test_resnet", (8, 16, 32), pretrained=False)
     specs = {"all": Shapes(tap="neck"), "some": Shapes(tap=("neck.32", "neck.8")), "one": head(tap="neck.16")}
-    model = multihead_model(body, specs, {"neck": fpn()}, sample).eval()
+    model = build_model(body, specs, {"neck": fpn()}, sample).eval()
     assert told(model, "all") == [(f"neck.{s}", 8, s) for s in (8, 16, 32)]
     assert told(model, "some") == [("neck.32", 8, 32), ("neck.8", 8, 8)]
     x, runs = torch.randn(2, 3, 64, 64), []
@@ -223,7 +227,7 @@ def test_a_pyramid_of_a_pyramid_and_several_maps_made_one(sample):
 
     body = cut_body("test_resnet", (8, 16, 32), pretrained=False)
     trunks = {"neck": fpn(8), "again": fpn(6, ("neck.8", "neck.32")), "fused": Trunk(Summed(), tap=("neck", "neck.32"))}
-    model = multihead_model(body, {"a": Shapes(tap=("again", "fused"))}, trunks, sample)
+    model = build_model(body, {"a": Shapes(tap=("again", "fused"))}, trunks, sample)
     assert told(model) == [("again.8", 6, 8), ("again.32", 6, 32), ("fused", 8, 8)]
     assert model[1].trunk_reads["fused"] == ("neck.8", "neck.16", "neck.32", "neck.32")
 
@@ -233,7 +237,7 @@ def test_a_trunk_on_one_tap_may_give_a_pyramid_too(body, sample):
         def forward(self, x):
             return {"fine": x, "coarse": nn.functional.max_pool2d(x, 2)}
 
-    model = multihead_model(body, {"a": Shapes(tap="neck")}, {"neck": Trunk(Halved(), tap="layer2")}, sample)
+    model = build_model(body, {"a": Shapes(tap="neck")}, {"neck": Trunk(Halved(), tap="layer2")}, sample)
     channels = body.channels["layer2"]
     assert told(model) == [("neck.8", channels, 8), ("neck.16", channels, 16)]
 
@@ -244,23 +248,15 @@ def test_measuring_moves_no_statistic_and_no_mode(body, sample):
     states = {m: copy.deepcopy(m.state_dict()) for m in (body, norm, frozen)}
     modes = {m: m.training for part in (body, norm, frozen) for m in part.modules()}
     trunks = {"t": Trunk(norm), "u": Trunk(frozen, tap="t")}
-    multihead_model(body, {"a": head(tap="u")}, trunks, sample)
+    build_model(body, {"a": head(tap="u")}, trunks, sample)
     for module, state in states.items():
         assert all(torch.equal(v, state[k]) for k, v in module.state_dict().items())
     assert modes == {m: m.training for m in modes} and not all(modes.values())
     assert not any(p.grad_fn for p in norm.parameters())
 
 
-def test_in_eval_restores_the_modes_also_after_an_error():
-    module = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(3, 1).eval())
-    with pytest.raises(RuntimeError):
-        in_eval(module, torch.randn(4, 2))
-    assert [m.training for m in module.modules()] == [True, True, False]
-    assert not in_eval(module[1], torch.randn(4, 3)).requires_grad
-
-
 def test_trunks_train_with_the_heads(body, sample):
-    model = multihead_model(body, {"a": head(tap="t"), "b": head()}, {"t": Trunk(nn.Conv2d(96, 8, 1))}, sample)
+    model = build_model(body, {"a": head(tap="t"), "b": head()}, {"t": Trunk(nn.Conv2d(96, 8, 1))}, sample)
     early, late, last = body_and_heads(model)
     assert [early, late] == body.groups()
     trunk = list(model[1].trunk("t").parameters())
@@ -284,7 +280,7 @@ def test_trunks_train_with_the_heads(body, sample):
 )
 def test_trunks_that_cannot_be_are_refused(body, sample, trunks, says):
     with pytest.raises(HeadsError, match=says):
-        multihead_model(body, {"a": head(tap="t")}, trunks, sample)
+        build_model(body, {"a": head(tap="t")}, trunks, sample)
 
 
 class Twice(nn.Module):
@@ -305,7 +301,7 @@ class Twice(nn.Module):
 def test_pyramids_that_cannot_be_read_are_refused(sample, trunks, tap, says):
     body = cut_body("test_resnet", (8, 16, 32), pretrained=False)
     with pytest.raises(HeadsError, match=says):
-        multihead_model(body, {"a": head(tap=tap)}, trunks, sample)
+        build_model(body, {"a": head(tap=tap)}, trunks, sample)
 
 
 def test_a_trunk_that_gives_several_tensors_is_refused(body, sample):
@@ -314,7 +310,7 @@ def test_a_trunk_that_gives_several_tensors_is_refused(body, sample):
             return x, x
 
     with pytest.raises(HeadsError, match=r"`trunk` 't' gives a map.*found tuple"):
-        multihead_model(body, {"a": head(tap="t")}, {"t": Trunk(Two())}, sample)
+        build_model(body, {"a": head(tap="t")}, {"t": Trunk(Two())}, sample)
 
 
 @pytest.mark.parametrize(
@@ -339,8 +335,8 @@ def test_survives_copy_pickle_and_state(body, sample):
         "b": head(),
         "c": CustomHead(nn.Linear(body.channels["pre_logits"], 3), tap="pre_logits"),
     }
-    model = multihead_model(body, specs, trunks, sample).eval()
-    again = multihead_model(copy.deepcopy(body), specs | {"c": copy.deepcopy(specs["c"])}, trunks, sample).eval()
+    model = build_model(body, specs, trunks, sample).eval()
+    again = build_model(copy.deepcopy(body), specs | {"c": copy.deepcopy(specs["c"])}, trunks, sample).eval()
     again.load_state_dict(model.state_dict())
     x = torch.randn(2, 3, 32, 32)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), again):
@@ -353,7 +349,7 @@ def test_trunks_that_nothing_reads_go(body, sample):
 
     trunks = {"neck": trunk("features"), "necktie": trunk("neck"), "other": trunk("features")}
     specs = {"a": head(tap="necktie"), "b": head(tap="other"), "c": head()}
-    model = multihead_model(body, specs, trunks, sample)
+    model = build_model(body, specs, trunks, sample)
     model[1].drop_unread()
     assert list(model[1].trunk_reads) == ["neck", "necktie", "other"]
     model[1].drop("b")
@@ -362,4 +358,75 @@ def test_trunks_that_nothing_reads_go(body, sample):
     model[1].drop("a")
     model[1].drop_unread()
     assert not model[1].trunk_reads and not len(model[1].trunks) and "neck" not in model[1].shapes
-    assert len(in_eval(model, *sample)) == 1
+    with evaluate(model):
+        assert len(model(*sample)) == 1
+
+
+class Scaled(Body):
+    "A body of two inputs that gives a vector and a map."
+
+    arch, points, taps_of = "scaled", (TapPoint("v", "v", 2), TapPoint("m", "m", 3, 4)), ("v", "m")
+
+    def __init__(self):
+        super().__init__()
+        self.use_taps(self.taps_of)
+
+    def forward(self, row, image):
+        return self.through_taps({"v": row * 2, "m": image[..., ::4, ::4]})
+
+    def groups(self):
+        return [[], []]
+
+    def check_inputs(self, inputs):
+        pass
+
+
+def test_the_model_has_names_takes_any_number_of_inputs_and_measures_trunks():
+    body, inputs = Scaled(), (torch.randn(2, 2), torch.randn(2, 3, 16, 16))
+    specs = {"a": Shapes(tap=("t", "u", "v"))}
+    trunks = {
+        "t": Trunk(nn.AvgPool2d(2), tap="m"),
+        "u": Trunk(lambda c: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c, 5)), tap="t"),
+    }
+    model = build_model(body, specs, trunks, inputs)
+    assert isinstance(model, MultiHeadModel) and isinstance(model, nn.Sequential)
+    assert model.body is model[0] is body and model.heads is model[1]
+    assert told(model) == [("t", 3, 8), ("u", 5, None), ("v", 2, None)]
+    (out,) = model(*inputs)
+    assert torch.equal(out, nn.functional.avg_pool2d(inputs[1][..., ::4, ::4], 2))
+    assert list(model[:1](*inputs)) == ["v", "m"], "a part of it is a network, too"
+
+
+def test_files_that_a_plain_sequential_wrote_load(body, sample):
+    model = build_model(body, {"a": head(tap="t"), "b": head(3)}, {"t": Trunk(nn.Conv2d(96, 8, 1))}, sample)
+    old = {f"0.net.{k}": v for k, v in body.net.state_dict().items()}
+    old |= {"1.trunks.head_t.weight": torch.randn(8, 96, 1, 1), "1.trunks.head_t.bias": torch.randn(8)}
+    for name, width, n_out in (("a", 16, 2), ("b", 192, 3)):
+        start = f"1.heads.head_{name}.layers."
+        norms = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
+        for layer, n in ((0, width), (4, 512)):
+            old |= {f"{start}{layer}.{k}": torch.full((n,), v) for k, v in norms.items()}
+            old[f"{start}{layer}.num_batches_tracked"] = torch.tensor(3)
+        old |= {f"{start}2.weight": torch.randn(512, width), f"{start}6.weight": torch.randn(n_out, 512)}
+    assert str(model.load_state_dict(old)) == "<All keys matched successfully>"
+    assert torch.equal(model.heads.trunk("t").bias, old["1.trunks.head_t.bias"])
+
+
+def test_a_part_of_the_heads_has_the_trunks_that_they_need(body, sample):
+    trunks = {
+        "neck": fpn(8, ("layer2", "features")),
+        "tie": Trunk(nn.Identity(), tap="neck.8"),
+        "c": Trunk(nn.Identity()),
+    }
+    specs = {"a": head(tap="tie"), "b": head(tap="c"), "d": head(tap="neck.32")}
+    heads = build_model(body, specs, trunks, sample).eval().heads
+    one, two = heads.only("a"), heads.only("d", "b")
+    assert list(one.trunk_reads) == ["neck", "tie"] and list(two.trunk_reads) == ["neck", "c"]
+    assert one["a"] is heads["a"] and one.trunk("neck") is heads.trunk("neck") and two.names == ("d", "b")
+    assert heads.names == ("a", "b", "d") and list(heads.trunk_reads) == ["neck", "tie", "c"] and "tie" in heads.shapes
+    with evaluate(body):
+        taps = body(*sample)
+        a, b, d = heads(taps)
+        assert torch.equal(one(taps)[0], a) and [*map(torch.equal, two(taps), (d, b))] == [True, True]
+    with pytest.raises(HeadsError, match=r"no head 'e'. There is a, b, d"):
+        heads.only("e")

@@ -6,9 +6,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from fastai_heads.archs.listening import MISFITS, Event, Seen
+from fastai_heads.archs.listening import Event, Seen
 from fastai_heads.archs.places import Enough, Item, Place, catch, leaves
-from fastai_heads.archs.probe import paused
+from fastai_heads.errors import MISFITS
+from fastai_heads.modes import evaluate
 
 __all__ = ["Exchange", "exchanging"]
 
@@ -77,7 +78,7 @@ def exchanging(net: nn.Module, seen: Seen) -> Iterator[Exchange]:
     "Give an exchange on the smallest image that works. Parameters of zeros are random inside, as they hide paths."
     zeros = [p for p in net.parameters() if not p.any()]
     devices = [seen.image.device] if seen.image.is_cuda else []
-    with torch.no_grad(), paused(net), torch.random.fork_rng(devices):
+    with evaluate(net), torch.random.fork_rng(devices):
         torch.manual_seed(0)
         for p in zeros:
             p.normal_(std=0.1)

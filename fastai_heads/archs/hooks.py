@@ -8,10 +8,9 @@ from torch import Tensor, nn
 
 from fastai_heads.archs.places import Enough, Place, catch
 from fastai_heads.archs.probe import measure_taps, on_meta, reached, touched_by
-from fastai_heads.archs.proof import FAILS
 from fastai_heads.archs.records import FEATURES, INPUT, PRE_LOGITS, Measured
 from fastai_heads.archs.surgery import blank, halves
-from fastai_heads.errors import HeadsError
+from fastai_heads.errors import MISFITS, HeadsError
 
 __all__ = ["HooksCut"]
 
@@ -90,7 +89,7 @@ class HooksCut:
         found = [self.run(net, x, taps)]
         if x.is_meta:
             net.train()
-            with suppress(*FAILS):
+            with suppress(*MISFITS):
                 found.append(self.run(net, x, taps))
             net.eval()
         if order is not None:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from fastai_heads.archs.places import Cells, Place, View, leaves, sight
-from fastai_heads.archs.probe import fits, paused
-from fastai_heads.errors import HeadsError
+from fastai_heads.archs.probe import fits
+from fastai_heads.errors import MISFITS, HeadsError, first_line
+from fastai_heads.modes import evaluate
 
 __all__ = ["Event", "Seen", "run_once"]
 
@@ -17,8 +18,6 @@ SIDES = (224, 32, 28, 64, 96, 128, 256, 299, 384)
 "Sides of the image that are tried first, in this order."
 OTHER_SIDES = (*range(16, 513, 8), *range(16, 513))
 "Sides that are tried, on paper, for a network that takes none of those."
-MISFITS = (RuntimeError, ValueError, IndexError, AssertionError, TypeError, ZeroDivisionError)
-"What a network raises that cannot take an image."
 
 
 @dataclass(frozen=True)
@@ -138,11 +137,11 @@ def run_once(
     for side in (*SIDES, *_on_paper(net, n_in)):
         x = torch.rand(2, n_in, side, side, generator=torch.Generator().manual_seed(0)).to(p.device, p.dtype)
         try:
-            with torch.no_grad(), paused(net), _listening(net, x) as seen:
+            with evaluate(net), _listening(net, x) as seen:
                 seen.out = net(x)
             return seen
         except MISFITS as e:
-            failures.append(f"{side}: {str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__}")
+            failures.append(f"{side}: {first_line(e)}")
     raise HeadsError(
         f"`arch`: {name} takes no batch of images (2, {n_in}, side, side). Sides tried: {'; '.join(failures[:3])}."
     )

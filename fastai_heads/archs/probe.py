@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from fastai_heads.archs.records import TapPoint
 from fastai_heads.archs.touched import Touched, touched
+from fastai_heads.errors import MISFITS
+from fastai_heads.modes import evaluate
 
-__all__ = ["fits", "measure_taps", "on_meta", "paused", "ran", "reached", "stand_ins", "touched_by"]
+__all__ = ["fits", "measure_taps", "on_meta", "ran", "reached", "stand_ins", "touched_by"]
 
 T = TypeVar("T")
 SAME_SHAPE = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.modules.dropout._DropoutNd)
@@ -28,7 +30,7 @@ def on_meta(
     every_layer: bool = False,  # run layers of known shapes too, as for code in which a class may be another's child
 ) -> T:  # what `fn` gave; its tensors have shapes and no values
     "Runs `fn(net, x)` in evaluation mode on the meta device, on real numbers where that fails."
-    with torch.no_grad(), paused(net):
+    with evaluate(net):
         try:
             with nullcontext() if every_layer else shapes_only(net):
                 return _call(net, shape, fn, "meta")
@@ -45,7 +47,7 @@ def reached(
     "Which parameters take part in what `fn` computes."
     if not params:
         return frozenset()
-    with torch.enable_grad(), paused(net):
+    with evaluate(net), torch.enable_grad():
         try:
             return _call(net, shape, lambda n, x: _with_gradient(n, fn(n, x), params), "meta", params)
         except CANNOT_ON_META:
@@ -117,10 +119,10 @@ def fits(
     shape: tuple[int, ...],  # of the input, batch included
 ) -> bool:
     "Tell whether the network takes such an input, on the meta device alone."
-    with torch.no_grad(), paused(net):
+    with evaluate(net):
         try:
             _call(net, shape, lambda n, x: n(x) is None, "meta")
-        except (*CANNOT_ON_META, IndexError, AssertionError, ZeroDivisionError):
+        except MISFITS:
             return False
     return True
 
@@ -159,19 +161,6 @@ def touched_by(
         return seen
 
     return on_meta(net, shape, follow, every_layer)
-
-
-@contextmanager
-def paused(net: nn.Module) -> Iterator[None]:
-    "Evaluation mode inside, every module's own mode after."
-    modes = {m: m.training for m in net.modules()}
-    net.eval()
-    try:
-        yield
-    finally:
-        net.train()  # modules that cache in evaluation mode clear that cache here
-        for m, mode in modes.items():
-            vars(m)["training"] = mode
 
 
 @contextmanager

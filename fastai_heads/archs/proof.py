@@ -5,26 +5,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fastai_heads.archs.probe import on_meta, paused
-from fastai_heads.archs.records import FEATURES, PRE_LOGITS, Measured, Network
+from fastai_heads.archs.probe import on_meta
+from fastai_heads.archs.records import PRE_LOGITS, Measured, Network
 from fastai_heads.archs.surgery import get_path, snapshot
-from fastai_heads.errors import HeadsError
+from fastai_heads.errors import MISFITS, HeadsError
+from fastai_heads.modes import evaluate
 
-__all__ = ["apply_classifier", "cut_off", "logits_from_taps", "loses_nothing"]
+__all__ = ["apply_classifier", "cut_off", "logits_from_taps"]
 
 CHEAP = 500_000_000
 "Products of numbers and cells of 16 × 16 pixels up to which a network is run with its values when it is cut."
 SIDE = 32
 "Side of the image that it is run on, where the network takes it."
-FAILS = (RuntimeError, AssertionError, ValueError, IndexError, KeyError, TypeError, AttributeError)
-"What the code of a network raises that misses something, or that cannot take an image."
 
 
 def apply_classifier(
     classifier: nn.Module,  # the layer that the arch reads its vector with
     vector: Tensor,  # (B, C)
 ) -> Tensor:  # (B, classes)
-    "The classifier on the vector; a 1×1 convolution sees it as a map of one pixel."
+    "Apply the classifier to the vector; a 1×1 convolution sees it as a map of one pixel."
     if isinstance(classifier, nn.Conv2d):
         return classifier(vector[:, :, None, None]).flatten(1)
     return classifier(vector)
@@ -34,7 +33,7 @@ def logits_from_taps(
     network: Network,  # with its classifier
     taps: dict[str, Tensor],  # what the body of that network gives
 ) -> Tensor | None:  # (B, classes), None where no tap gives them
-    "What the arch's own classifier makes of the taps."
+    "Give what the arch's own classifier makes of the taps."
     cut, net = network.cut, network.net
     if cut.logits is not None:
         return cut.logits(net, taps)
@@ -44,18 +43,6 @@ def logits_from_taps(
     if not said:
         return taps[PRE_LOGITS]
     return said[0] if len(said) == 1 else (said[0] + said[1]) / 2
-
-
-def loses_nothing(
-    network: Network,  # with its classifier, in evaluation mode
-    x: Tensor,  # images
-) -> bool:
-    "Whether the classifier on the taps gives the arch's logits, bit for bit."
-    wanted = tuple(name for name in (FEATURES, PRE_LOGITS) if name != PRE_LOGITS or not network.cut.no_vector)
-    with torch.no_grad():
-        taps = network.cut.run(network.net, x, wanted)
-        said, own = logits_from_taps(network, taps), network.net(x)
-    return said is not None and torch.equal(said, own)
 
 
 def cut_off(
@@ -71,7 +58,7 @@ def cut_off(
         try:
             network.cut.prune(network.net, taps, measured, network.shape, careful)
             after = _run(network, before.x, taps) if before else {}
-        except FAILS as e:
+        except MISFITS as e:
             why = f"{type(e).__name__}: {e}"
         else:
             wrong = [t for t, x in after.items() if x.shape[1] != width[t] or not before.fits(t, x)]
@@ -110,7 +97,7 @@ def _given(network: Network, taps: tuple[str, ...]) -> _Given | None:
         x = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(p.device, p.dtype)
         try:
             return _Given(x, _run(network, x, taps))
-        except FAILS:
+        except MISFITS:
             continue
     return None
 
@@ -119,7 +106,7 @@ def _run(network: Network, x: Tensor, taps: tuple[str, ...]) -> dict[str, Tensor
     "Run to the taps in evaluation mode; random numbers are drawn alike each time, and none of the caller's."
     if x.is_meta:
         return on_meta(network.net, x.shape, lambda n, z: network.cut.run(n, z, taps))
-    with torch.no_grad(), paused(network.net), torch.random.fork_rng(_devices(x)):
+    with evaluate(network.net), torch.random.fork_rng(_devices(x)):
         torch.manual_seed(0)
         return network.cut.run(network.net, x, taps)
 

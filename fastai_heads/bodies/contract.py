@@ -94,7 +94,8 @@ class Body(nn.Module, ABC):
         "Set `taps`, and the named `nn.Identity` that each of them passes, which can be hooked."
         self.taps = self.tap_names(taps)
         if not self.taps:
-            raise HeadsError(f"`taps` is empty. Taps of {self.arch}: {', '.join(p.name for p in self.points)}.")
+            known = ", ".join(p.name for p in self.points)
+            raise HeadsError(f"`taps` is empty. Taps of {self.arch}: {known}.", parameter="taps")
         self.tap_modules = nn.ModuleDict({tap_key(tap): nn.Identity() for tap in self.taps})
 
     def through_taps(
@@ -122,7 +123,9 @@ class Body(nn.Module, ABC):
             return tap
         raise HeadsError(
             f"`tap={tap!r}`, which {self.arch} does not have.{did_you_mean(tap, names)} "
-            f"Taps of {self.arch}: {', '.join(names)}."
+            f"Taps of {self.arch}: {', '.join(names)}.",
+            parameter="tap",
+            tap=tap,
         )
 
     @property
@@ -137,7 +140,19 @@ class Body(nn.Module, ABC):
         "Find the tap that a level is, or is made of. A body without maps has none."
         if level.optional:
             return None
-        raise HeadsError(f"`tap={level.stride}`: {self.arch} has no map. Its taps: {', '.join(self.taps)}.")
+        message = f"`tap={level.stride}`: {self.arch} has no map. Its taps: {', '.join(self.taps)}."
+        raise HeadsError(message, parameter="tap", tap=level)
+
+    def stride_after(
+        self,
+        stride: int | None,  # of a tap
+        before: Tensor,  # what the tap gives for a sample
+        after: Tensor,  # what was made of it
+    ) -> int | None:
+        "Tell the stride of what is made of a tap, None for what is no map or made of none."
+        if stride is None or before.ndim != 4 or after.ndim != 4:
+            return None
+        return max(1, round(stride * before.shape[-1] / after.shape[-1]))
 
     def tap_also(
         self,
@@ -148,7 +163,9 @@ class Body(nn.Module, ABC):
         if name not in self.taps:
             raise HeadsError(
                 f"`tap={tap!r}`: this body of {self.arch} was made for {', '.join(self.taps)}. "
-                "Read one of those, or make the learner again with all its heads."
+                "Read one of those, or make the learner again with all its heads.",
+                parameter="tap",
+                tap=tap,
             )
         return name
 

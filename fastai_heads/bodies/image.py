@@ -15,7 +15,7 @@ from fastai_heads.archs.proof import cut_off
 from fastai_heads.archs.records import FEATURES, INPUT, PRE_LOGITS, Level, Measured, Network, Removed, TapPoint
 from fastai_heads.archs.source import Request, find_network
 from fastai_heads.bodies.contract import Body, Found, tap_key
-from fastai_heads.errors import HeadsError
+from fastai_heads.errors import MISFITS, HeadsError, first_line
 
 __all__ = ["ImageBody", "cut_body", "find_image"]
 
@@ -78,7 +78,7 @@ class ImageBody(Body):
             return exact[-1] if exact else None
         near = [p for p in inner if level.stride / 2 < p.stride < level.stride * 2]
         if not near:
-            return self.tap_name(level.stride)  # says which strides there are
+            raise self._no_stride(level.stride, level)
         return min(reversed(near), key=lambda p: abs(math.log2(p.stride / level.stride))).name
 
     def tap_name(
@@ -92,13 +92,16 @@ class ImageBody(Body):
             at = [p.name for p in inner if p.stride == tap]
             if at:
                 return at[-1]
-            strides = ", ".join(str(s) for s in sorted({p.stride for p in inner}))
-            raise HeadsError(f"`tap={tap}`: {self.arch} has no tap at that stride. Its strides: {strides}.")
-        if tap == PRE_LOGITS and tap not in known:
-            raise HeadsError(f"`tap={tap!r}`: {self.arch} has none: {self.cut.no_vector}.")
-        if tap == FEATURES and tap not in known:
-            raise HeadsError(f"`tap={tap!r}`: {self.cut.no_features}.")
+            raise self._no_stride(tap, tap)
+        if tap in (PRE_LOGITS, FEATURES) and tap not in known:
+            why = f"{self.arch} has none: {self.cut.no_vector}" if tap == PRE_LOGITS else self.cut.no_features
+            raise HeadsError(f"`tap={tap!r}`: {why}.", parameter="tap", tap=tap)
         return super().tap_name(tap)
+
+    def _no_stride(self, stride: int, tap: int | Level) -> HeadsError:
+        strides = ", ".join(str(s) for s in sorted({p.stride for p in self.points if p.name not in _NOT_INNER}))
+        message = f"`tap={stride}`: {self.arch} has no tap at that stride. Its strides: {strides}."
+        return HeadsError(message, parameter="tap", tap=tap)
 
     @property
     def min_size(self) -> int:
@@ -145,8 +148,8 @@ class ImageBody(Body):
             try:
                 on_meta(self.net, shape, lambda net, x: self.cut.run(net, x, self.taps) and None)
                 self._fits[shape] = ""
-            except (RuntimeError, AssertionError, ValueError, IndexError, ZeroDivisionError) as e:
-                self._fits[shape] = str(e).strip().split("\n")[0] or type(e).__name__
+            except MISFITS as e:
+                self._fits[shape] = first_line(e)
         return self._fits[shape]
 
     def tap_also(
@@ -162,12 +165,14 @@ class ImageBody(Body):
             on_meta(
                 self.net, self._shape, lambda net, x: found.append(self.cut.run(net, x, taps).get(name, x).shape[1])
             )
-        except (RuntimeError, AssertionError, ValueError, IndexError, KeyError, AttributeError):
+        except MISFITS:
             found = []
         if name != INPUT and found != [self.point(name).channels]:
             raise HeadsError(
                 f"`tap={tap!r}`: this body of {self.arch} ends before it, at {', '.join(self.taps)}. "
-                "Read one of those, or make the learner again with all its heads."
+                "Read one of those, or make the learner again with all its heads.",
+                parameter="tap",
+                tap=tap,
             )
         self.taps, self.tap_modules[tap_key(name)] = taps, nn.Identity()
         return name
@@ -223,7 +228,7 @@ def _measured(network: Network, arch_kwargs: dict[str, Any]) -> Measured:
     "The taps; an error of the run names the size of the images and what the arch was built with."
     try:
         return network.cut.measure(network.net, network.shape)
-    except (RuntimeError, AssertionError, ValueError) as e:
+    except MISFITS as e:
         if not arch_kwargs:
             raise
         given = ", ".join(f"{k}={v!r}" for k, v in arch_kwargs.items())

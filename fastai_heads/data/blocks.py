@@ -47,7 +47,7 @@ class MakeBox(ItemTransform):
         try:
             parse_box(items[first])
         except HeadsError as error:
-            raise HeadsError(f"{row_name(items, first)}: {error}") from None
+            raise error.within(row_name(items, first)) from None
 
     def encodes(self, o):
         box = TensorBBox.create(parse_box(o))

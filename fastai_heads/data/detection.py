@@ -108,7 +108,7 @@ class MakeBoxes(ItemTransform):
         try:
             boxes, labels = parse_boxes(items[i])
         except HeadsError as error:
-            raise HeadsError(f"{name}: {error}") from None
+            raise error.within(name) from None
         self._rows.setdefault(_key(boxes), name)
         return boxes, labels
 

@@ -159,7 +159,7 @@ class PlainDatasets(Datasets):
         try:
             return tuple(tl.tfms(item) for tl in self.tls)
         except HeadsError as error:
-            raise HeadsError(f"item {it}: {error}") from None
+            raise error.within(f"item {it}") from None
 
 
 def from_plain(

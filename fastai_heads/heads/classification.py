@@ -13,7 +13,7 @@ from typing_extensions import Self
 from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError
 from fastai_heads.heads.pooled import PooledSpec
-from fastai_heads.heads.spec import as_weights, is_number
+from fastai_heads.heads.spec import check_weights, is_number
 
 __all__ = ["ClassificationHead"]
 
@@ -54,13 +54,7 @@ class ClassificationHead(PooledSpec):
             return spec
         if isinstance(spec.class_weights, str):
             return replace(spec, class_weights=balanced_weights(labels(), spec.n_out, target))
-        weights = as_weights(spec.class_weights)
-        if weights.shape != (spec.n_out,) or not (torch.isfinite(weights) & (weights >= 0)).all() or not weights.any():
-            raise HeadsError(
-                f"`class_weights` for target {target.name!r} are {spec.n_out} finite weights of at least 0, one of "
-                f"them above, found {self.class_weights!r}."
-            )
-        return replace(spec, class_weights=tuple(weights.tolist()))
+        return replace(spec, class_weights=check_weights("class_weights", spec.class_weights, spec.n_out, target))
 
     def default_loss(self) -> Callable:
         weight = None if self.class_weights is None else torch.tensor(self.class_weights)

@@ -14,7 +14,7 @@ from typing_extensions import Self
 from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError
 from fastai_heads.heads.pooled import PooledSpec
-from fastai_heads.heads.spec import as_weights, is_number
+from fastai_heads.heads.spec import check_weights, is_number
 
 __all__ = ["MultiLabelHead"]
 
@@ -42,15 +42,7 @@ class MultiLabelHead(PooledSpec):
         spec = super().fit(target, labels)
         if spec.pos_weight is None:
             return spec
-        weights = as_weights(spec.pos_weight)
-        if weights.ndim == 0:
-            weights = weights.expand(spec.n_out)
-        if weights.shape != (spec.n_out,) or not (torch.isfinite(weights) & (weights > 0)).all():
-            raise HeadsError(
-                f"`pos_weight` for target {target.name!r} is one positive number or {spec.n_out} of them, "
-                f"found {self.pos_weight!r}."
-            )
-        return replace(spec, pos_weight=tuple(weights.tolist()))
+        return replace(spec, pos_weight=check_weights("pos_weight", spec.pos_weight, spec.n_out, target, positive=True))
 
     def default_loss(self) -> Callable:
         weight = None if self.pos_weight is None else torch.tensor(self.pos_weight)

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Self
@@ -25,7 +24,7 @@ from fastai_heads.heads.decoders import (
 )
 from fastai_heads.heads.mask_loss import MASK_LOSSES, MODES, WEIGHTED, MaskLoss
 from fastai_heads.heads.mask_metrics import BoundaryF1, ForegroundAccuracy, MaskDice, MaskIoU, thresholded
-from fastai_heads.heads.spec import HeadSpec, TapShape, as_weights, is_number
+from fastai_heads.heads.spec import HeadSpec, TapShape, check_weights, is_number
 
 __all__ = ["BoundaryRefine", "MaskModule", "SegmentationHead"]
 
@@ -121,13 +120,7 @@ class SegmentationHead(HeadSpec):
             raise HeadsError(f"`n_out={spec.n_out}` of {self.label}: for one logit pass `mode='binary'`.")
         if spec.class_weights is None:
             return spec
-        weights = as_weights(spec.class_weights)
-        if weights.shape != (spec.n_out,) or not (torch.isfinite(weights) & (weights >= 0)).all():
-            raise HeadsError(
-                f"`class_weights` for target {target.name!r} are {spec.n_out} numbers of at least 0, "
-                f"found {self.class_weights!r}."
-            )
-        return replace(spec, class_weights=tuple(weights.tolist()))
+        return replace(spec, class_weights=check_weights("class_weights", spec.class_weights, spec.n_out, target))
 
     def build(self, taps: tuple[TapShape, ...]) -> nn.Module:
         "The decoder, and the refinement behind it."

@@ -30,7 +30,7 @@ from fastai_heads.heads.reduction import (
 __all__ = [
     "HeadSpec",
     "TapShape",
-    "as_weights",
+    "check_weights",
     "has_shape",
     "is_metric",
     "is_number",
@@ -104,7 +104,9 @@ class HeadSpec:
     ) -> None:
         "Refuse a field's value. For `__post_init__`."
         if not fits:
-            raise HeadsError(f"`{field}` of {self.label} is {expected}, found {getattr(self, field)!r}.")
+            raise HeadsError(
+                f"`{field}` of {self.label} is {expected}, found {getattr(self, field)!r}.", parameter=field
+            )
 
     @property
     def label(self) -> str:
@@ -283,14 +285,26 @@ def is_number(
     return isinstance(value, Real) and not isinstance(value, bool) and isfinite(value) and least <= value < below
 
 
-def as_weights(
-    value: object,  # what the user wrote
-) -> Tensor:  # float32; empty where it is neither a number nor numbers
-    "A weight, or several, as a tensor."
+def check_weights(
+    field: str,  # of the spec
+    value: object,  # what the user wrote: a weight for each output, or one for all
+    n_out: int,  # how many outputs there are
+    target: Target,  # for the message
+    positive: bool = False,  # whether every weight is above 0, and one number stands for all
+) -> tuple[float, ...]:  # one for each output
+    "Refuse what are not finite weights of at least 0, one for each output, of which some count."
     try:
-        return torch.as_tensor(value, dtype=torch.float32)
+        weights = torch.as_tensor(value, dtype=torch.float32)
     except (TypeError, ValueError, RuntimeError):
-        return torch.empty(0)
+        weights = torch.empty(0)
+    if positive and weights.ndim == 0:
+        weights = weights.expand(n_out)
+    fits = weights.shape == (n_out,) and bool((weights.isfinite() & (weights >= 0)).all() and weights.any())
+    if not fits or (positive and not weights.all()):
+        what = f"is one positive number or {n_out} of them" if positive else f"are {n_out} finite weights of at least 0"
+        some = "" if positive else ", one of them above"
+        raise HeadsError(f"`{field}` for target {target.name!r} {what}{some}, found {value!r}.", parameter=field)
+    return tuple(weights.tolist())
 
 
 def weights_of(

@@ -14,9 +14,9 @@ from fastai_heads.heads.defaults import default_head, has_default
 from fastai_heads.heads.regression import RegressionHead
 from fastai_heads.heads.spec import HeadSpec, TapShape
 from fastai_heads.learner.resolve import find_target, fitted, in_code
-from fastai_heads.model import read_by
 from fastai_heads.names import check_name
 from fastai_heads.training.bound import BoundHead
+from fastai_heads.trunks import read_by
 
 __all__ = ["add_module", "added_spec", "restandardize"]
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fastai_heads.archs.records import Level
 from fastai_heads.bodies.contract import Body
 from fastai_heads.bodies.image import cut_body
+from fastai_heads.build import build_model
 from fastai_heads.data.given import check_columns, check_loaders
 from fastai_heads.data.inspect import inspect_data
 from fastai_heads.data.targets import Target
@@ -21,8 +22,8 @@ from fastai_heads.learner.arguments import check_settings
 from fastai_heads.learner.learner import MultiHeadLearner
 from fastai_heads.learner.resolve import renamed_targets, resolve_heads, stated_targets
 from fastai_heads.learner.trial import run_trial
-from fastai_heads.model import Trunk, multihead_model
 from fastai_heads.names import check_name
+from fastai_heads.trunks import Trunk
 
 __all__ = ["multihead_learner"]
 
@@ -86,7 +87,7 @@ def multihead_learner(
     trunks = _check_trunks(trunk or {}, specs)
     body = _body(arch, _needed_taps(specs, trunks), pretrained, weights, n_in, dict(body_kwargs or {}))
     inputs = _check_inputs(data.sample_inputs, body)
-    model = multihead_model(body, {name: spec for name, (spec, _) in specs.items()}, trunks, inputs)
+    model = build_model(body, {name: spec for name, (spec, _) in specs.items()}, trunks, inputs)
     if normalize:
         _add_transforms(dls, body)
     trial = run_trial(model, dls, specs)
@@ -130,15 +131,15 @@ def _trunk_of(tap: str | int | Level, trunks: Mapping[str, Trunk]) -> str | None
 
 def _needed_taps(
     specs: Mapping[str, tuple[HeadSpec, Target]], trunks: Mapping[str, Trunk]
-) -> dict[str | int | Level, str]:  # tap → who reads it, for messages
-    readers = {f"heads[{name!r}]": spec.reads for name, (spec, _) in specs.items()}
-    readers |= {f"trunk[{name!r}]": trunk.reads for name, trunk in trunks.items()}
+) -> dict[str | int | Level, tuple[str, str | None]]:  # tap → (who reads it, for messages; the head)
+    readers = {(f"`heads[{name!r}]`", name): spec.reads for name, (spec, _) in specs.items()}
+    readers |= {(f"`trunk[{name!r}]`", None): trunk.reads for name, trunk in trunks.items()}
     return {tap: who for who, taps in reversed(readers.items()) for tap in taps if _trunk_of(tap, trunks) is None}
 
 
 def _body(
     arch: Any,
-    taps: Mapping[str | int | Level, str],
+    taps: Mapping[str | int | Level, tuple[str, str | None]],
     pretrained: bool,
     weights: Any,
     n_in: int,
@@ -153,8 +154,10 @@ def _body(
     try:
         return cut_body(arch, tuple(taps), pretrained=pretrained, weights=weights, n_in=n_in, **body_kwargs)
     except HeadsError as error:
-        who = [reader for tap, reader in taps.items() if f"`tap={tap!r}`" in str(error)]
-        raise HeadsError(f"`{who[0]}`: {error}" if who else str(error)) from None
+        if error.tap not in taps:
+            raise
+        place, head = taps[error.tap]
+        raise error.within(place, head=head) from None
 
 
 def _check_inputs(inputs: tuple[Tensor, ...], body: Body) -> tuple[Tensor, ...]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from fastai.data.core import DataLoaders
-from fastai.torch_core import to_device
+from fastai.torch_core import get_model, to_device
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -14,7 +14,7 @@ from fastai_heads.data.inspect import inspect_data, sample_batch
 from fastai_heads.data.plain import Stated
 from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError, HeadsWarning
-from fastai_heads.running import in_eval
+from fastai_heads.modes import evaluate
 from fastai_heads.training.bound import BoundHeads
 
 __all__ = ["check_batches", "same_data", "sample_inputs"]
@@ -67,7 +67,8 @@ def _narrow_norms(model: nn.Module, dls: DataLoaders) -> list[str]:
 
     hooks = [m.register_forward_pre_hook(look) for m in names]
     try:
-        in_eval(model, *to_device(sample_inputs(dls), next(model.parameters()).device))
+        with evaluate(model):
+            get_model(model)(*to_device(sample_inputs(dls), next(model.parameters()).device))
     finally:
         for hook in hooks:
             hook.remove()

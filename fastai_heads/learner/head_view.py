@@ -15,7 +15,7 @@ from fastai_heads.bodies.contract import Body
 from fastai_heads.data.decode import dls_of_target
 from fastai_heads.head_tuple import HeadTuple
 from fastai_heads.heads.custom import CustomHead
-from fastai_heads.model import Heads, run_trunk
+from fastai_heads.model import PREFIX, Heads, MultiHeadModel, run_trunks
 from fastai_heads.training.bound import BoundHead, BoundHeads
 from fastai_heads.training.loss import CombinedLoss
 from fastai_heads.training.metrics import HeadMetric, HeadValidLoss
@@ -27,7 +27,7 @@ __all__ = ["head_learner"]
 
 
 class BodyToHead(nn.Module):
-    "The body and the trunks that one head needs: images to the tensor that the head takes."
+    "The body and the trunks that one head needs: the inputs to what the head takes."
 
     def __init__(
         self,
@@ -36,24 +36,30 @@ class BodyToHead(nn.Module):
         name: str,  # of the head
     ):
         super().__init__()
-        self.body, self.reads = body, heads.reads[name]
-        self.trunk_reads = _needed_trunks(heads, self.reads)
-        self.trunk_gives = heads.trunk_gives
-        self.trunks = nn.ModuleDict({trunk: heads.trunk(trunk) for trunk in self.trunk_reads})
+        alone = heads.only(name)
+        self.body, self.trunks, self.reads = body, alone.trunks, alone.reads[name]
+        self.trunk_reads, self.trunk_gives = alone.trunk_reads, alone.trunk_gives
+        self.register_load_state_dict_pre_hook(_rename_trunks)
 
     def forward(
         self,
-        x: Tensor,  # (B, C, H, W)
+        *inputs: Tensor,  # what the body takes
     ) -> Tensor | tuple[Tensor, ...]:  # what the head takes; a tuple for a head on several taps
-        tensors = self.body(x)
-        for trunk, reads in self.trunk_reads.items():
-            tensors |= run_trunk(self.trunks[trunk], reads, self.trunk_gives[trunk], tensors)
+        tensors = run_trunks(self.trunks, self.trunk_reads, self.trunk_gives, self.body(*inputs))
         found = tuple(tensors[tap] for tap in self.reads)
         return found[0] if len(found) == 1 else found
 
     def groups(self) -> list[list[nn.Parameter]]:
-        "The body's parameter groups."
+        "List the body's parameter groups."
         return self.body.groups()
+
+
+def _rename_trunks(view: BodyToHead, state: dict[str, Any], prefix: str, *_args: Any) -> None:
+    "Let files load in which a trunk has its bare name, as a view once wrote it."
+    for name in view.trunk_reads:
+        bare = f"{prefix}trunks.{name}."
+        for key in [key for key in state if key.startswith(bare)]:
+            state[f"{prefix}trunks.{PREFIX}{name}.{key.removeprefix(bare)}"] = state.pop(key)
 
 
 class OnTuple(nn.Module):
@@ -71,7 +77,7 @@ class ItemLosses(TensorBase):
     "Losses of items, of which those without a label rank last: fastai's `Interpretation` asks for the `topk`."
 
     def topk(self, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> tuple[Tensor, Tensor]:
-        "As of every tensor, for which NaN is the largest."
+        "Find the largest values as of every tensor, for which NaN is the largest."
         plain = self.as_subclass(Tensor)
         last = float("-inf") if largest else float("inf")
         places = plain.masked_fill(plain.isnan(), last).topk(k, dim, largest, sorted)[1]
@@ -102,7 +108,7 @@ class ShowingLearner(Learner):
         rm_type_tfms: int | None = None,  # fastai's: how many of the first transforms the item has been through
         with_input: bool = False,  # the decoded input first
     ) -> tuple:  # ([input], decoded, decoded as a tensor, activated)
-        "fastai's; a prediction that has not the form of its target is given as it is."
+        "Predict as fastai does; a prediction that has not the form of its target is given as it is."
         dl = self.dls.test_dl([item], rm_type_tfms=rm_type_tfms, num_workers=0)
         inputs, preds, _, decoded = self.get_preds(dl=dl, with_input=True, with_decoded=True)
         heads = tuple(self.loss_func.heads.values())
@@ -118,14 +124,15 @@ class ShowingLearner(Learner):
         shuffle: bool = True,  # drawn at random, or from the start
         **kwargs,  # to `show_samples`: `ncols`, `imsize`
     ) -> Figure:
-        "Images with what is predicted, and what is true."
+        "Show images with what is predicted, and what is true."
         dl = self.dls[ds_idx].new(shuffle=shuffle) if dl is None else dl
         batch = dl.one_batch()
         decoded = self.get_preds(dl=[batch], with_decoded=True)[2]
         heads = tuple(self.loss_func.heads.values())
         samples = dl.decode_batch(batch, max_n=max_n)
-        outs = decode_heads(dl, (batch[0],), heads, (decoded,), max_n)
-        targets = [HeadTuple(item[1:], [head.name for head in heads]) for item in samples]
+        n_inp = self.dls.n_inp
+        outs = decode_heads(dl, tuple(batch[:n_inp]), heads, (decoded,), max_n)
+        targets = [HeadTuple(item[n_inp:], [head.name for head in heads]) for item in samples]
         return show_samples([item[0] for item in samples], targets, [item[-1] for item in outs], **kwargs)
 
 
@@ -133,7 +140,7 @@ def head_learner(
     learn: Learner,  # a `MultiHeadLearner`
     name: str,  # of the head
 ) -> Learner:  # fastai's own, with one target
-    "A plain `Learner` over one head: every tool of fastai that knows one target works on it, on the same weights."
+    "Make a plain `Learner` over one head: every tool of fastai that knows one target works on it, on the same weights."
     head = learn.heads[name]
     body, heads = get_model(learn.model)
     module = head.module if len(heads.reads[name]) == 1 else OnTuple(head.module)
@@ -142,7 +149,7 @@ def head_learner(
     cls = ShowingLearner if showing else Learner
     view = cls(
         dls_of_target(learn.dls, head.target.index),
-        nn.Sequential(BodyToHead(body, heads, name), module),
+        MultiHeadModel(BodyToHead(body, heads, name), module),
         loss_func=OneHeadLoss(BoundHeads({name: alone})),
         metrics=_metrics(alone, [m for m in learn.metrics if isinstance(m, HeadMetric) and m.head is head]),
         splitter=split_view,
@@ -157,20 +164,10 @@ def head_learner(
 
 
 def split_view(
-    model: nn.Sequential,  # of a `head_learner`
+    model: MultiHeadModel,  # of a `head_learner`
 ) -> list[list[nn.Parameter]]:  # the body's groups, and one for trunks and head
-    "The parameter groups of one head's learner."
+    "List the parameter groups of one head's learner."
     return [*model[0].groups(), [*model[0].trunks.parameters(), *model[1].parameters()]]
-
-
-def _needed_trunks(heads: Heads, reads: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    "The trunks before a head, each after those that it reads, with what they read."
-    needed, wanted = {}, set(reads)
-    for trunk in reversed(list(heads.trunk_reads)):
-        if wanted & set(heads.trunk_gives[trunk]):
-            needed[trunk] = heads.trunk_reads[trunk]
-            wanted |= set(needed[trunk])
-    return dict(reversed(needed.items()))
 
 
 def _metrics(head: BoundHead, metrics: Sequence[HeadMetric]) -> list[Any]:

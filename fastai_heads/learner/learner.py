@@ -41,7 +41,7 @@ from fastai_heads.learner.weights import (
     load_what_fits,
 )
 from fastai_heads.model import body_and_heads
-from fastai_heads.running import in_eval
+from fastai_heads.modes import evaluate
 from fastai_heads.training.bound import BoundHead, BoundHeads
 from fastai_heads.training.callbacks import are_callbacks, check_callbacks
 from fastai_heads.training.fused_optimizer import fuse
@@ -64,14 +64,14 @@ __all__ = ["MultiHeadLearner"]
 
 
 class MultiHeadLearner(CheckedLearner, HeadPredictions, HeadsExport):
-    """fastai's `Learner` over `nn.Sequential(body, heads)`: every head trained, measured, predicted and shown.
+    """fastai's `Learner` over a `MultiHeadModel`: every head trained, measured, predicted and shown.
 
     Made by `multihead_learner`. `learn.heads` holds the heads, by name and by attribute."""
 
     def __init__(
         self,
         dls: DataLoaders,  # with the targets that the specs were fitted to
-        model: nn.Sequential,  # from `multihead_model`
+        model: nn.Module,  # a `MultiHeadModel`, perhaps wrapped
         specs: Mapping[str, tuple[HeadSpec, Target]],  # name → (fitted spec, its target), in head order
         targets: Sequence[Target],  # every target of the data, in order, also those without a head
         strategy: Any = None,  # how the losses become one step, as for `multihead_learner`
@@ -296,7 +296,8 @@ class MultiHeadLearner(CheckedLearner, HeadPredictions, HeadsExport):
     def summary(self) -> Summary:
         "What was removed from the pretrained network, what the body keeps, what each head adds."
         inputs = self._sample()
-        return summarize(self, in_eval(self.model, *inputs) if inputs else None)
+        with evaluate(self.model):
+            return summarize(self, get_model(self.model)(*inputs) if inputs else None)
 
     def show_heads(self) -> Figure:
         "The network as a diagram: body, taps, trunks, heads, their shapes, parameters, losses, and what is frozen."

@@ -78,7 +78,7 @@ def fitted(
     try:
         return spec.fit(target, lambda: target_labels(dls, target.index))
     except HeadsError as error:
-        raise HeadsError(f"`heads[{name!r}]`: {error}{_head_that_fits(spec, target)}") from None
+        raise error.within(f"`heads[{name!r}]`", _head_that_fits(spec, target), head=name) from None
 
 
 def _head_that_fits(spec: HeadSpec, target: Target) -> str:

@@ -19,7 +19,7 @@ from fastai_heads.learner.arguments import check_arguments
 from fastai_heads.learner.guards import same_data
 from fastai_heads.learner.trial import Trial, run_trial
 from fastai_heads.learner.trial_metrics import check_metrics, fitting_metrics, shared_metrics
-from fastai_heads.running import compiled_in_place
+from fastai_heads.modes import compile_in_place
 from fastai_heads.training.loss import CombinedLoss
 from fastai_heads.training.metrics import HeadMetric, head_metrics
 from fastai_heads.training.mixing import combined_loss
@@ -56,7 +56,7 @@ class CheckedLearner(Learner):
 
     @model.setter
     def model(self, model: nn.Module) -> None:
-        self._model = compiled_in_place(model)
+        self._model = compile_in_place(model)
 
     @property
     def loss_func(self) -> CombinedLoss:

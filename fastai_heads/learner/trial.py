@@ -12,12 +12,12 @@ from fastai.torch_core import get_model, no_random, to_device
 from torch import Tensor, nn
 
 from fastai_heads.data.targets import Target
-from fastai_heads.errors import HeadsError
+from fastai_heads.errors import HeadsError, first_line
 from fastai_heads.heads.spec import HeadSpec, TapShape
 from fastai_heads.learner.trial_losses import check_decoding, check_loss, check_output
-from fastai_heads.learner.trial_sizes import first_line, why_too_small
+from fastai_heads.learner.trial_sizes import why_too_small
 from fastai_heads.model import Heads
-from fastai_heads.running import evaluating, unchanged
+from fastai_heads.modes import evaluate, keep_buffers
 from fastai_heads.training.bound import BoundHead
 
 __all__ = ["Trial", "run_trial"]
@@ -68,7 +68,7 @@ def run_trial(
         batch = _batch(dls, specs)
         device = next((t.device for t in batch if isinstance(t, Tensor)), torch.device("cpu"))
         inputs, targets = batch[: dls.n_inp], batch[dls.n_inp :]
-        with evaluating(network), unchanged(network, device):
+        with evaluate(network), keep_buffers(network, device):
             preds = _forward(network, inputs, specs)
     found = dict(zip(network[1].names, preds, strict=True))
     for name, (spec, target) in specs.items():
@@ -137,7 +137,7 @@ def _forward(network: nn.Sequential, inputs: tuple[Any, ...], specs: Specs) -> t
     "The predictions. An error says which part it comes from; a compiled network is not compiled for this."
     with _watched(network) as entered:
         try:
-            return network.forward(*inputs)
+            return network(*inputs)
         except HeadsError:
             raise
         except Exception as error:  # modules are the user's, and may raise anything

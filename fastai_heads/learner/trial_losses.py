@@ -10,10 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastai_heads.data.targets import Target
-from fastai_heads.errors import HeadsError
+from fastai_heads.errors import HeadsError, first_line
 from fastai_heads.heads.pooled import NumbersSpec
 from fastai_heads.heads.spec import HeadSpec, has_shape, weights_of
-from fastai_heads.learner.trial_sizes import first_line
 from fastai_heads.training.bound import BoundHead
 from fastai_heads.training.loss import loss_name
 
@@ -122,7 +121,7 @@ def _check_value(head: BoundHead, pred: Tensor, targ: Tensor) -> None:
         try:
             loss = head.train_loss(leaf, targ)
         except HeadsError as error:
-            raise HeadsError(f"`heads[{head.name!r}]`: {error}") from None
+            raise error.within(f"`heads[{head.name!r}]`", head=head.name) from None
         except Exception as error:  # a loss is the user's, and may raise anything
             raise _refused(head, pred, targ, f"cannot be taken: {first_line(error)}") from error
     broadcast = any(str(w.message).startswith("Using a target size") for w in said)

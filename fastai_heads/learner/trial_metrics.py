@@ -10,10 +10,9 @@ from fastai.learner import AvgMetric, Learner
 from fastai.torch_core import no_random
 from torch import Tensor
 
-from fastai_heads.errors import HeadsError, HeadsWarning, did_you_mean
+from fastai_heads.errors import HeadsError, HeadsWarning, did_you_mean, first_line
 from fastai_heads.heads.spec import is_metric
 from fastai_heads.learner.trial import Trial
-from fastai_heads.learner.trial_sizes import first_line
 from fastai_heads.training.bound import BoundHead
 from fastai_heads.training.metrics import HeadMetric, metric_name, takes_kind, told_by_kind
 

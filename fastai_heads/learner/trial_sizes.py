@@ -5,22 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fastai_heads.model import Heads
-from fastai_heads.running import in_eval
+from fastai_heads.errors import MISFITS, first_line
+from fastai_heads.model import MultiHeadModel
+from fastai_heads.modes import evaluate
 
-__all__ = ["first_line", "why_too_small"]
+__all__ = ["why_too_small"]
 
-_MISFITS = (RuntimeError, ValueError, IndexError, TypeError, AssertionError)
-"What torch raises for shapes that do not fit."
 _SIDES = (32, 64, 96, 128, 192, 256, 384, 512)  # of images that are tried where a size cannot be taken
-
-
-def first_line(
-    error: Exception,
-) -> str:
-    "What an error says, in short and without a full stop."
-    text = str(error).strip().split("\n")[0].strip()
-    return (text or type(error).__name__).rstrip(".")
 
 
 def why_too_small(
@@ -33,11 +24,11 @@ def why_too_small(
     body, heads = network
 
     def why(name: str, *shape: int) -> str:
-        one = Heads({name: heads[name]}, {name: heads.reads[name]})
-        one.trunks, one.trunk_reads, one.trunk_gives = heads.trunks, heads.trunk_reads, heads.trunk_gives
+        one = MultiHeadModel(body, heads.only(name))
         try:
-            in_eval(nn.Sequential(body, one), torch.zeros(1, image.shape[1], *shape, device=image.device))
-        except _MISFITS as found:
+            with evaluate(one):
+                one(torch.zeros(1, image.shape[1], *shape, device=image.device))
+        except MISFITS as found:
             return first_line(found)
         return ""
 

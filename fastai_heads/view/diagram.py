@@ -13,8 +13,8 @@ from matplotlib.patches import FancyBboxPatch
 from matplotlib.textpath import TextPath
 from torch import Tensor, nn
 
-from fastai_heads.model import Heads, named_maps, trunk_input
-from fastai_heads.running import in_eval
+from fastai_heads.model import Heads, MultiHeadModel, run_trunks
+from fastai_heads.modes import evaluate
 from fastai_heads.training.bound import BoundHead
 from fastai_heads.training.loss import loss_name
 from fastai_heads.view.texts import number
@@ -68,16 +68,14 @@ def draw_heads(
     return _draw_boxes(columns)
 
 
-def _measure_shapes(model: nn.Sequential, inputs: Sequence[Tensor]) -> dict[str, str]:
+def _measure_shapes(model: MultiHeadModel, inputs: Sequence[Tensor]) -> dict[str, str]:
     "Run the model on the inputs, and say the shape of every tap, trunk and prediction in words."
     if not len(inputs):
         return {}
-    heads: Heads = model[1]
-    tensors = dict(in_eval(model[0], *inputs))
-    preds = in_eval(heads, tensors)
-    for name, reads in heads.trunk_reads.items():
-        found = in_eval(heads.trunk(name), trunk_input(reads, tensors))
-        tensors |= named_maps(found, heads.trunk_gives[name])
+    heads = model.heads
+    with evaluate(model):
+        taps = model.body(*inputs)
+        tensors, preds = run_trunks(heads.trunks, heads.trunk_reads, heads.trunk_gives, taps), heads(taps)
     found = {f"tap {name}": tensor for name, tensor in tensors.items()}
     found |= {f"head {name}": pred for name, pred in zip(heads.names, preds)}
     found["input"] = inputs[0]

@@ -15,7 +15,7 @@ from fastai_heads.errors import HeadsError
 from fastai_heads.heads.classification import ClassificationHead
 from fastai_heads.heads.regression import RegressionHead
 from fastai_heads.learner.factory import multihead_learner
-from fastai_heads.model import Trunk
+from fastai_heads.trunks import Trunk
 
 
 @pytest.fixture(scope="module")

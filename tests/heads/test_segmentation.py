@@ -176,7 +176,7 @@ def test_binary_and_several_labels_decode_by_the_threshold():
         ({"mode": "two"}, "`mode`"),
         ({"threshold": 2}, "`threshold`"),
         ({"losses": "lovasz", "class_weights": (1, 1, 1)}, "`class_weights`"),
-        ({"class_weights": (1, 1)}, "3 numbers"),
+        ({"class_weights": (1, 1)}, "3 finite weights"),
         ({"mode": "binary"}, "two codes"),
         ({"n_out": 4}, "contradicts"),
     ],

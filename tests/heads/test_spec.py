@@ -27,7 +27,7 @@ from fastai_heads.heads.pooled import PooledSpec
 from fastai_heads.heads.regression import RegressionHead, StandardizedLoss
 from fastai_heads.heads.spec import HeadSpec, TapShape, weights_of
 from fastai_heads.learner.factory import multihead_learner
-from fastai_heads.model import Trunk
+from fastai_heads.trunks import Trunk
 
 SPECS = {
     "category": ClassificationHead,

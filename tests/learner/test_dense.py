@@ -15,7 +15,7 @@ from fastai_heads.data.digits import digits_dls
 from fastai_heads.errors import HeadsError
 from fastai_heads.heads import DetectionHead, SegmentationHead
 from fastai_heads.learner import multihead_learner
-from fastai_heads.model import Trunk
+from fastai_heads.trunks import Trunk
 from fastai_heads.view.interpret import HeadsInterpretation
 
 pytestmark = pytest.mark.filterwarnings("ignore:the target of column 'count':fastai_heads.errors.HeadsWarning")

@@ -25,7 +25,7 @@ from fastai_heads.heads.anchors import anchor_generator
 from fastai_heads.heads.detection import DetectionHead
 from fastai_heads.heads.mean_ap import MeanAP, has_torchmetrics
 from fastai_heads.learner import multihead_learner
-from fastai_heads.model import Trunk
+from fastai_heads.trunks import Trunk
 from fastai_heads.view.interpret import HeadsInterpretation
 
 N = 30  # 24 scenes to train on, 6 to validate

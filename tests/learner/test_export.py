@@ -12,9 +12,9 @@ from torchjd.aggregation import UPGrad
 
 from fastai_heads.errors import HeadsError
 from fastai_heads.heads import ClassificationHead, RegressionHead
-from fastai_heads.model import Trunk
 from fastai_heads.training.strategies.balance import Balance
 from fastai_heads.training.strategies.base import WeightedSum
+from fastai_heads.trunks import Trunk
 
 
 def loaded(learn, name="export.pkl"):

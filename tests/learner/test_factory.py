@@ -14,7 +14,7 @@ from fastai_heads.data.digits import digits_dls
 from fastai_heads.errors import HeadsError
 from fastai_heads.heads import ClassificationHead, RegressionHead
 from fastai_heads.learner import MultiHeadLearner, multihead_learner
-from fastai_heads.model import Trunk
+from fastai_heads.trunks import Trunk
 
 STATS = ResNet18_Weights.DEFAULT.transforms()
 
@@ -263,3 +263,18 @@ def test_learner_options_reach_fastai(make_learner, tmp_path):
     assert learn.opt.hypers[0]["wd"] == 0.3
     learn.freeze()
     assert not any(p.requires_grad for p in learn.model[0].parameters())
+
+
+@pytest.mark.parametrize(
+    ("heads", "tap", "head", "parameter"),
+    [
+        ({"digit": ClassificationHead(tap="layr2")}, "layr2", "digit", "tap"),
+        ({"digit": ClassificationHead(tap=7)}, 7, "digit", "tap"),
+        ({"digit": ClassificationHead(class_weights=[1.0])}, None, "digit", "class_weights"),
+    ],
+    ids=["a name", "a stride", "a field"],
+)
+def test_a_refusal_says_in_data_what_it_is_about(make_dls, heads, tap, head, parameter):
+    with pytest.raises(HeadsError) as found:
+        multihead_learner(make_dls(), "test_resnet", heads, pretrained=False)
+    assert (found.value.tap, found.value.head, found.value.parameter) == (tap, head, parameter)

@@ -14,7 +14,7 @@ from fastcore.basics import noop
 
 from fastai_heads.errors import HeadsError
 from fastai_heads.heads import BoxHead, ClassificationHead, CustomHead, DetectionHead, SegmentationHead
-from fastai_heads.model import Trunk
+from fastai_heads.trunks import Trunk
 
 TARGETS = ("digit", "tags", "ink", "centre", "box")
 

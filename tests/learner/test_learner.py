@@ -22,8 +22,8 @@ from fastai_heads.errors import HeadsError
 from fastai_heads.head_tuple import HeadTuple
 from fastai_heads.heads import BoxHead, ClassificationHead, RegressionHead
 from fastai_heads.learner import multihead_learner
-from fastai_heads.model import Trunk
 from fastai_heads.training.optimizer import HeadsOptimizer
+from fastai_heads.trunks import Trunk
 
 FIVE = ("digit", "tags", "ink", "centre", "box")
 METRICS = ("digit_accuracy", "tags_accuracy_multi", "ink_mae", "centre_distance", "box_iou")

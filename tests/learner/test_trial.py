@@ -17,7 +17,7 @@ from fastai_heads.data.digits import digits_block, digits_dls
 from fastai_heads.errors import HeadsError
 from fastai_heads.heads import BoxHead, ClassificationHead, CustomHead, MultiLabelHead, PointHead, RegressionHead
 from fastai_heads.learner import multihead_learner
-from fastai_heads.model import Trunk
+from fastai_heads.trunks import Trunk
 
 FIVE = ("digit", "tags", "ink", "centre", "box")
 

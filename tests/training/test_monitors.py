@@ -11,8 +11,8 @@ from torch import nn
 
 from fastai_heads.errors import HeadsWarning
 from fastai_heads.heads import ClassificationHead, CustomHead, RegressionHead
-from fastai_heads.model import Trunk
 from fastai_heads.training.monitors import HeadsMonitor, reaches
+from fastai_heads.trunks import Trunk
 
 TWO = ("digit", "ink")
 

@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 
 from fastai_heads.heads import BoxHead, ClassificationHead, RegressionHead
-from fastai_heads.model import Trunk
+from fastai_heads.trunks import Trunk
 
 FIVE = ("digit", "tags", "ink", "centre", "box")
 

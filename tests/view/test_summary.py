@@ -10,7 +10,7 @@ from torchvision.models import ResNet18_Weights
 
 from fastai_heads.heads import ClassificationHead, RegressionHead
 from fastai_heads.learner import multihead_learner
-from fastai_heads.model import Trunk
+from fastai_heads.trunks import Trunk
 
 
 def layers(module):

@@ -13,9 +13,9 @@ from torch import nn
 from torchjd.aggregation import MGDA, GradDrop, PCGrad, Sum, UPGrad
 
 from fastai_heads.errors import HeadsError
-from fastai_heads.model import Trunk
 from fastai_heads.training.precision import DevicePrecision
 from fastai_heads.training.strategies.balance import Balance
+from fastai_heads.trunks import Trunk
 
 from .conftest import apart, forward, losses_of, matrix, one_step, rows_of, shared_by, weights
 

@@ -11,9 +11,9 @@ from fastai.optimizer import SGD, Adam, Lamb, Larc, Lookahead, OptimWrapper, QHA
 from torch import nn
 
 from fastai_heads.errors import HeadsError
-from fastai_heads.model import Trunk
 from fastai_heads.training.precision import DevicePrecision
 from fastai_heads.training.strategies.disjoint import Disjoint
+from fastai_heads.trunks import Trunk
 
 from .conftest import apart, losses_of, one_step, weights
 

@@ -14,9 +14,9 @@ from torch import nn
 from torchjd.scalarization import DWA, FAMO, STCH, UW, GeometricMean
 
 from fastai_heads.errors import HeadsError
-from fastai_heads.model import Trunk
 from fastai_heads.training.precision import DevicePrecision
 from fastai_heads.training.strategies.bridge import scalarize
+from fastai_heads.trunks import Trunk
 
 from .conftest import apart, losses_of, one_step, weights
 
