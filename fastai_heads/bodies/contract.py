@@ -1,8 +1,8 @@
 """What a body is, whatever it takes: an image, a row of a table, a text, or several of them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from fasttransform import Transform
@@ -176,6 +176,7 @@ class Found:
 
     points: tuple[TapPoint, ...]  # every place that a head may read
     build: Callable[[Iterable[str | int | Level]], Body]  # of the taps in use
+    head: Mapping[str, Any] = field(default_factory=dict)  # fields of a pooled head, where the user names no head
 
 
 class BodySpec(ABC):

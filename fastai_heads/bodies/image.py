@@ -55,6 +55,10 @@ class ImageBody(Body):
         "List `Normalize` with the mean and deviation that the weights in use were trained with."
         return [] if self.mean is None else [Normalize.from_stats(self.mean, self.std)]
 
+    def held(self) -> list[nn.Parameter]:
+        "List all parameters: a network without weights of the zoo's may be the user's own, trained elsewhere."
+        return list(self.parameters())
+
     @property
     def one_stride(self) -> bool:
         "Whether every inner map has the same stride, as of a ViT: levels are made of the last one then."

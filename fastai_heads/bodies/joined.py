@@ -10,15 +10,7 @@ from torch.nn.functional import pad
 from fastai_heads.bodies.contract import Body
 from fastai_heads.errors import HeadsError
 
-__all__ = ["join", "part", "take"]
-
-
-def part(
-    at: slice,  # the elements of the batch that an input is
-    inputs: tuple[Any, ...],  # of a batch
-) -> tuple[Any, ...]:  # the elements of one input
-    "Take the elements of one input."
-    return tuple(inputs[at])
+__all__ = ["join", "take"]
 
 
 def take(

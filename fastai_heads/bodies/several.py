@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastai_heads.archs.records import FEATURES, Level, Removed, TapPoint
 from fastai_heads.bodies.contract import Body, tap_key
-from fastai_heads.bodies.joined import join, part, take
+from fastai_heads.bodies.joined import join, take
 from fastai_heads.bodies.owners import has_maps, tap_owner
 from fastai_heads.data.inputs import Input
 from fastai_heads.errors import HeadsError
@@ -88,19 +88,12 @@ class Bodies(Body):
         for owner in dict.fromkeys(self.owners.values()):
             users = [name for name in self.names if self.owners[name] == owner and name in wanted]
             if users:
-                found |= self._run(
-                    owner, users, [self._normalized(name, part(self._at(name), inputs)) for name in users]
-                )
+                found |= self._run(owner, users, [self._normalized(name, self._part(name, inputs)) for name in users])
         return self.through_taps(found)
 
-    def _at(self, name: str) -> slice:
-        "Find the elements of a batch that a body reads."
-        start = 0
-        for source in self.sources:
-            if source.name == self.reads[name]:
-                return slice(start, start + source.elements)
-            start += source.elements
-        raise KeyError(name)
+    def _part(self, name: str, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        "Take the element of a batch that a body reads."
+        return (inputs[[s.name for s in self.sources].index(self.reads[name])],)
 
     def _run(self, owner: str, users: list[str], parts: list[tuple[Any, ...]]) -> dict[str, Tensor]:
         "Compute the taps of one network for all that read it, in one pass."
@@ -164,7 +157,7 @@ class Bodies(Body):
         gaps = []
         for name in dict.fromkeys(self.reads[n] for n in self.names):
             user = next(n for n in self.names if self.reads[n] == name)
-            gaps.append(self[user].absent(*part(self._at(user), inputs)))
+            gaps.append(self[user].absent(*self._part(user, inputs)))
         return torch.stack(gaps).all(0)
 
     def check_inputs(
@@ -172,16 +165,15 @@ class Bodies(Body):
         inputs: tuple[Any, ...],  # of a batch, as they reach `forward`
     ) -> None:
         "Refuse what one of the bodies cannot take, by the input's name, and items without any input."
-        n_elements = sum(source.elements for source in self.sources)
-        if len(inputs) != n_elements:
+        if len(inputs) != len(self.sources):
             names = ", ".join(source.name for source in self.sources)
             raise HeadsError(
-                f"the bodies read {n_elements} inputs ({names}), and the batch has {len(inputs)} (`n_inp`)."
+                f"the bodies read {len(self.sources)} inputs ({names}), and the batch has {len(inputs)} (`n_inp`)."
             )
         for name in self.names:
             source = self._source(name)
             try:
-                self[name].check_inputs(part(self._at(name), inputs))
+                self[name].check_inputs(self._part(name, inputs))
             except HeadsError as e:
                 said = str(e)
                 raise HeadsError(said if repr(source.name) in said else f"input {source.name!r}: {said}") from e
@@ -197,7 +189,7 @@ class Bodies(Body):
 
     def held(self) -> list[nn.Parameter]:
         "List the parameters that `freeze` holds: those of the pretrained bodies."
-        return [p for body in self.bodies.values() for p in body.held()]
+        return [p for body in self.bodies.values() if body.weights for p in body.held()]
 
     def restrict(
         self,

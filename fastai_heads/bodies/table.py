@@ -16,6 +16,8 @@ from fastai_heads.errors import HeadsError, did_you_mean
 __all__ = ["RowBody", "TabularBody"]
 
 EMBEDDINGS = "embeddings"
+_LINEAR = {"lin_ftrs": (), "first_bn": False, "ps": 0.0, "init": None}
+"The head of fastai's `tabular_learner`: its last linear layer, as torch starts it."
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class TabularBody(BodySpec):
                     f"`emb_szs` names {column!r}, which is no column of categories."
                     f"{did_you_mean(column, source.cat_names)} There is {', '.join(source.cat_names) or 'none'}."
                 )
-        return Found(_points(self, source), lambda taps: RowBody(self, source, taps))
+        return Found(_points(self, source), lambda taps: RowBody(self, source, taps), _LINEAR)
 
     def sizes(
         self,
@@ -112,7 +114,7 @@ class RowBody(Body):
         self.removed = tuple(describe(f"layers.{i}", layers[i]) for i in range(kept, n_layers))
 
     def _depth(self, tap: str) -> int:
-        "How many hidden layers a tap needs."
+        "Count the hidden layers that a tap needs."
         names = [p.name for p in self.points]
         return min(names.index(tap), len(names) - 2)
 

@@ -6,18 +6,17 @@ from typing import Any
 
 from fastai.data.core import DataLoaders, Datasets, TfmdLists
 from fastai.data.transforms import ColReader
-from fastai.tabular.core import Tabular
 from fastcore.foundation import L
 from fasttransform import Transform
 
 from fastai_heads.data.partial import Partial
-from fastai_heads.data.rows import ReadRow, cardinalities
+from fastai_heads.data.rows import ReadRow
 from fastai_heads.data.text_part import text_class
 from fastai_heads.data.texts import ReadTokens
 from fastai_heads.errors import HeadsError
 from fastai_heads.names import usable_name
 
-__all__ = ["ImageInput", "Input", "RowInput", "TextInput", "dls_inputs"]
+__all__ = ["ImageInput", "Input", "RowInput", "TextInput", "columns_of", "dls_inputs"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,6 @@ class Input:
 
     name: str  # an identifier, from the getter's column or the kind
     partial: bool = False  # some items have none
-    elements: int = 1  # how many elements of the batch it is: 2 in fastai's `TabularDataLoaders`
     kind = "input"  # its name where no column gives one
     a = "an input"  # what it is, in messages
 
@@ -62,16 +60,13 @@ class TextInput(Input):
 
 
 def dls_inputs(
-    dls: DataLoaders,  # from a `DataBlock`, `Datasets` or one of fastai's factories
+    dls: DataLoaders,  # over `Datasets`, as from a `DataBlock`
 ) -> tuple[Input, ...]:  # in the order of the blocks
     "Describe the inputs of `dls`: what kind each is, and what a body has to know of it."
     ds = getattr(dls, "train_ds", None)
-    if isinstance(ds, Tabular):
-        cats, conts = tuple(map(str, ds.cat_names)), tuple(map(str, ds.cont_names))
-        return (RowInput("row", elements=2, cat_names=cats, sizes=cardinalities(ds), cont_names=conts),)
     if not isinstance(ds, Datasets):
         raise HeadsError(
-            "`dls` holds fastai `Datasets` or a table, whose inputs can be told; "
+            "`dls` holds fastai `Datasets`, whose inputs can be told; "
             f"found a training set of type {type(ds).__name__}."
         )
     found: list[Input] = []
@@ -91,12 +86,21 @@ def _describe(tl: TfmdLists, taken: list[str], pad_idx: int) -> Input:
             kind, more = TextInput, {"vocab": tuple(f.vocab), "n_tokens": len(f.vocab), "pad_idx": pad_idx}
         elif isinstance(f, ReadTokens):
             kind, more = TextInput, {"n_tokens": f.n_tokens, "pad_idx": f.pad_idx}
-    # fastai's tokenizer moves the texts of a column into one that it calls 'text'
-    columns = [c for f in tfms for c in L(getattr(f, "text_cols", None))]
-    columns = columns or [c for f in tfms if isinstance(f, ColReader) for c in f.cols]
+    columns = [] if kind is RowInput else columns_of(tl)
     raw = columns[0] if len(columns) == 1 and isinstance(columns[0], str) else kind.kind
     partial = any(isinstance(f, Partial) or getattr(f, "partial", False) for f in tl.tfms.fs)
     return kind(usable_name(raw, taken), partial, **more)
+
+
+def columns_of(
+    tl: TfmdLists,  # an input or a target
+) -> list[str | int]:
+    "List the columns of a frame that are read; none where its getter reads none by name."
+    tfms = list(_flat(tl))
+    rows = next((f.columns for f in tfms if isinstance(f, ReadRow)), ((), ()))
+    # fastai's tokenizer moves the texts of a column into one that it calls 'text'
+    texts = [c for f in tfms if isinstance(f, text_class("Tokenizer")) for c in L(f.text_cols)]
+    return [c for part in rows for c in part] or texts or [c for f in tfms if isinstance(f, ColReader) for c in f.cols]
 
 
 def _flat(tl: TfmdLists) -> Iterator[Transform]:

@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from fastai.data.core import Datasets, TfmdDL, TfmdLists
+from fastai.data.core import DataLoaders, Datasets, TfmdDL, TfmdLists
+from fastai.data.load import DataLoader
 
 from fastai_heads.data.text_part import text_class
 
-__all__ = ["InputsDL", "token_counts"]
+__all__ = ["InputsDL", "token_counts", "with_inputs"]
 
 SORTED_TOGETHER = 50  # batches among which texts of like length find each other
 
@@ -65,6 +66,19 @@ class InputsDL(TfmdDL):
     ) -> "InputsDL":
         "Make the loader again; over the same items, nothing is counted again."
         return super().new(dataset=dataset, **{"res": self.res if dataset is None else None, **kwargs})
+
+
+def with_inputs(
+    dls: DataLoaders,  # over fastai `Datasets`, left as they are
+) -> DataLoaders:  # `dls` itself where its loaders do already what `InputsDL` does, or have no need of it
+    "Batch texts by their own length where fastai's loader would by the length of whatever stands first."
+    if not any(isinstance(dl, text_class("SortedDL")) for dl in dls.loaders):
+        return dls
+    return DataLoaders(*(_again(dl) for dl in dls.loaders), path=dls.path, device=dls.device)
+
+
+def _again(dl: TfmdDL) -> "InputsDL":
+    return DataLoader.new(dl, dl.dataset, cls=InputsDL)
 
 
 def token_counts(

@@ -1,7 +1,7 @@
 """The data of a learner with several targets: which loader is meant, and loaders over new items."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from inspect import signature
 from pathlib import Path
@@ -11,11 +11,13 @@ import numpy as np
 import pandas as pd
 from fastai.data.core import DataLoaders, Datasets, TfmdDL
 from fastai.data.load import DataLoader
-from fastai.data.transforms import ColReader
+from fastcore.foundation import L
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader as TorchLoader
 
+from fastai_heads.data.frames import make_frame
+from fastai_heads.data.inputs import columns_of
 from fastai_heads.errors import HeadsError, did_you_mean
 
 __all__ = ["HeadsLoaders", "check_item", "pick_loader", "readable", "with_test_dl"]
@@ -34,6 +36,7 @@ class HeadsLoaders(DataLoaders):
         **kwargs: Any,  # fastai's: `bs`, `num_workers`, …
     ) -> TfmdDL:
         "fastai's `test_dl`, with the right `n_inp` also where there are labels; no items give no batch."
+        test_items = _as_frame(test_items, self.train_ds)
         _check_items(test_items, self.train_ds, with_labels)
         _check_loader_options(kwargs)
         if not len(test_items):
@@ -106,8 +109,11 @@ def readable(
 
 def check_item(
     item: Any,  # what stands where one item is to be predicted
+    dls: DataLoaders,  # the learner's
 ) -> None:
-    "Refuse several items where one is asked for, and none."
+    "Refuse several items where one is asked for, and none. A dict is a row, where the data reads columns."
+    if isinstance(item, Mapping) and _read_columns(dls.train_ds, with_labels=False):
+        return
     if isinstance(item, pd.DataFrame):
         raise HeadsError(f"`item` is one row, found {_in_short(item)}: `predict(df.iloc[0])`. {_SEVERAL}")
     if item is None or isinstance(item, list | tuple | dict | bool | int | float):
@@ -115,6 +121,14 @@ def check_item(
 
 
 _SEVERAL = "For several items there is `get_preds(dl=learn.dls.test_dl(items))`."
+
+
+def _as_frame(items: Any, train_ds: Datasets) -> Any:
+    "Make a frame of a list of dicts, where an input is read from the rows of a frame."
+    dicts = isinstance(items, list | tuple) and len(items) > 0 and all(isinstance(o, Mapping) for o in items)
+    if not dicts or not _read_columns(train_ds, with_labels=False):
+        return items
+    return items if any(dict in L(tl.types) for tl in train_ds.tls) else make_frame(items)
 
 
 def _check_items(items: Any, train_ds: Datasets, with_labels: bool) -> None:
@@ -150,7 +164,7 @@ def _read_columns(train_ds: Datasets, with_labels: bool) -> list[Any]:
     "List the columns from which inputs, and perhaps targets, are read."
     tls = getattr(train_ds, "tls", [])
     lists = tls if with_labels else tls[: train_ds.n_inp]
-    return [c for tl in lists for f in tl.tfms.fs if isinstance(f, ColReader) for c in f.cols]
+    return [c for tl in lists for c in columns_of(tl)]
 
 
 def _check_loader_options(kwargs: dict[str, Any]) -> None:

@@ -352,11 +352,13 @@ def check_complete(
 def _missing_cells(dl: TfmdDL) -> Iterator[tuple[str, int, int]]:
     "(column, missing cells, rows) of every target of `dl` that is read from a DataFrame and not in a `PartialBlock`."
     dataset = dl.dataset
-    if not isinstance(dataset, Datasets) or not isinstance(dataset.items, pd.DataFrame):
+    if not isinstance(dataset, Datasets):
         return
-    rows = dataset.items
     for tl in dataset.tls[dataset.n_inp :]:
-        if any(isinstance(f, Partial) or (isinstance(f, Categorize) and f.add_na) for f in tl.tfms.fs):
+        rows = tl.items
+        if not isinstance(rows, pd.DataFrame) or any(
+            isinstance(f, Partial) or (isinstance(f, Categorize) and f.add_na) for f in tl.tfms.fs
+        ):
             continue
         for column in (c for f in tl.tfms.fs if isinstance(f, ColReader) for c in f.cols):
             cells = rows.iloc[:, column] if isinstance(column, int) else rows[column]

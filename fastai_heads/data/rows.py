@@ -11,6 +11,8 @@ from fastai.data.core import TfmdLists
 from fastai.data.transforms import Normalize
 from fastai.tabular.core import Categorify, FillMissing, Tabular, TabularPandas
 from fastai.torch_core import show_title
+from fastcore.foundation import L
+from fasttransform import Pipeline
 from fasttransform.transform import ItemTransform
 from torch import Tensor
 
@@ -99,6 +101,21 @@ class ReadRow(ItemTransform):
         self.columns, self.procs = (tuple(cat_names), tuple(cont_names)), tuple(procs)
         self.fill_new_gaps, self.partial, self.to = fill_new_gaps, partial, None
 
+    @classmethod
+    def fitted(
+        cls,
+        table: Tabular,  # a training split
+        procs: Sequence[Any],  # of its inputs, fitted
+    ) -> "ReadRow":
+        "Make the transform of a table that fastai has fitted already."
+        filled = {f"{c}_na" for f in procs if isinstance(f, FillMissing) for c in f.na_dict}
+        self = cls([c for c in table.cat_names if c not in filled], table.cont_names, procs)
+        self.to = table.new_empty()
+        self.to.procs, self.to.y_names = Pipeline(procs), L()
+        known = next((f.classes for f in procs if isinstance(f, Categorify)), {})
+        self.kinds = {c: kind_of(pd.Series(list(known[c])[1:])) for c in self.columns[0] if c in known}
+        return self
+
     def allow_missing(self) -> "ReadRow":
         "Make the same transform for rows of which some are missing."
         return ReadRow(*self.columns, self.procs, self.fill_new_gaps, partial=True)
@@ -124,7 +141,7 @@ class ReadRow(ItemTransform):
         train_setup: bool = False,  # fastai's; the training split alone is learned from in any case
     ) -> None:
         "Fit the procs on the training split. Not `setups`, whose caller swallows every `AttributeError`."
-        if items is None or not len(items):
+        if items is None or not len(items) or isinstance(items.items, EncodedRows):
             return
         rows = items.items if self._is_first(items) else [items[i] for i in range(len(items))]
         frame = make_frame(rows)
@@ -256,7 +273,7 @@ def TabularBlock(
     procs: Sequence[Any] = (Categorify, FillMissing, Normalize),  # fastai's, fitted on the training split alone
     fill_new_gaps: bool = False,  # fill a gap where training had none, by the median; False: refuse it by row
 ) -> TransformBlock:
-    """An input block for a row of a table. Its item is a row of a DataFrame or a dict, its batch a `Row` of (B, n_cat)
+    """Make an input block for a row of a table. Its item is a row of a DataFrame or a dict, its batch a `Row` of (B, n_cat)
     codes and (B, n_cont) numbers. A category that training did not have is `#na#`, code 0."""
     cats, conts = ([names] if isinstance(names, str) else list(names) for names in (cat_names, cont_names))
     twice = [c for i, c in enumerate([*cats, *conts]) if c in [*cats, *conts][:i]]

@@ -1,4 +1,4 @@
-"""fastai's `TabularDataLoaders` with several `y_names`: what its targets are, and one element of a batch for each."""
+"""fastai's `TabularDataLoaders` with several `y_names`: what its targets are, and its loaders as a `DataBlock`'s."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -6,19 +6,24 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from fastai.data.block import TransformBlock
-from fastai.data.core import DataLoaders, TfmdDL
-from fastai.data.transforms import Categorize, CategoryMap, EncodedMultiCategorize
-from fastai.tabular.core import Tabular, TabularProc
-from fasttransform import ItemTransform, Pipeline
+from fastai.data.block import CategoryBlock, MultiCategoryBlock, RegressionBlock, TransformBlock
+from fastai.data.core import DataLoaders, Datasets, TfmdLists
+from fastai.data.load import DataLoader
+from fastai.data.transforms import Categorize, CategoryMap, ColReader, EncodedMultiCategorize, RegressionSetup
+from fastai.tabular.core import ReadTabBatch, Tabular, TabularProc
+from fastai.torch_core import TensorCategory, TensorMultiCategory
+from fasttransform import Pipeline
 from torch import Tensor
 
-from fastai_heads.data.missing import IGNORE_CATEGORY, labelled
+from fastai_heads.data.loader import InputsDL
+from fastai_heads.data.missing import IGNORE_CATEGORY
+from fastai_heads.data.partial import PartialBlock
+from fastai_heads.data.rows import EncodedRows, ReadRow, Row
 from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError, did_you_mean
 from fastai_heads.names import usable_name
 
-__all__ = ["SeparateTargets", "TabularTargets", "separate_targets", "tabular_labels", "tabular_targets"]
+__all__ = ["TableDL", "TabularTargets", "from_tabular", "tabular_targets"]
 
 
 class EncodeTargets(TabularProc):
@@ -69,7 +74,7 @@ class EncodeTargets(TabularProc):
 def TabularTargets(
     categories: Sequence[str] | None = None,  # the columns of categories; None: those that hold no numbers
 ) -> TransformBlock:
-    """The `y_block` of `TabularDataLoaders` for targets of several kinds: each has its own classes.
+    """Make the `y_block` of `TabularDataLoaders` for targets of several kinds: each has its own classes.
 
     fastai's own `CategoryBlock` gives all of them the classes of the first."""
     return TransformBlock(type_tfms=EncodeTargets(categories))
@@ -102,7 +107,7 @@ def tabular_targets(
     for index, column in enumerate(to.y_names):
         name, vocab = usable_name(column, [t.name for t in found]), vocabs.get(column)
         values = to.items[column]
-        partial = bool(values.isna().any() or (vocab is not None and (values == IGNORE_CATEGORY).any()))
+        partial = bool(values.isna().any() or (vocab is not None and (values < 0).any()))
         kind, n_out = ("regression", 1) if vocab is None else ("category", len(vocab))
         found.append(Target(name, index, kind, n_out, None if vocab is None else tuple(map(_plain, vocab)), partial))
     return tuple(found)
@@ -121,54 +126,109 @@ def _table(dls: DataLoaders) -> Tabular:
     return to
 
 
-def tabular_labels(
-    dls: DataLoaders,  # as for `tabular_targets`
-    index: int,  # the target's place
-) -> Tensor:  # (N,) or, of several labels, (N, n) encoded, missing ones left out
-    "Give the labels of the training rows for one target."
-    target = tabular_targets(dls)[index]
-    ys = torch.as_tensor(_table(dls).targ.to_numpy(dtype=np.float64))
-    labels = _column(ys, index, [target.kind] * (index + 1))
-    return labels[labelled(labels)]
+def from_tabular(
+    dls: DataLoaders,  # fastai's `TabularDataLoaders`, left as they are; any other
+) -> DataLoaders:  # over `Datasets`, whose batches are a `Row` and an element for each target; `dls` itself if no table
+    "Give a table's loaders as those of a `DataBlock` with a `TabularBlock` are. Whole batches are read at a time."
+    if not isinstance(getattr(dls, "train_ds", None), Tabular):
+        return dls
+    targets = tabular_targets(dls)
+    tables = [dl.dataset for dl in dls.loaders]
+    procs = [f for f in tables[0].procs.fs if not isinstance(f, _OF_TARGETS)]
+    rows = TfmdLists(_rows(tables[0]), [ReadRow.fitted(tables[0], procs)])
+    blocks = _blocks(targets, list(map(str, tables[0].y_names)))
+    labels = [TfmdLists(_raw_labels(tables[0], targets), block) for block in blocks]
+    loaders = []
+    for place, (dl, to) in enumerate(zip(dls.loaders, tables)):
+        raw = _raw_labels(to, targets)
+        tls = [rows._new(_rows(to), split_idx=place), *(tl._new(raw, split_idx=place) for tl in labels)]
+        after = [f for f in dl.after_batch.fs if not isinstance(f, ReadTabBatch)]
+        encoded = [_encoded_labels(to, target) for target in targets]
+        more = {"after_batch": Pipeline(after), "wgts": getattr(dl, "wgts", None), "labels": encoded}
+        loaders.append(DataLoader.new(dl, Datasets(tls=tls, n_inp=1), cls=TableDL, **more))
+    return DataLoaders(*loaders, path=dls.path, device=dls.device)
 
 
-def _column(ys: Tensor, index: int, kinds: Sequence[str]) -> Tensor:
-    "Take one target out of those of a table: int64 of a category, float32 of numbers."
-    if kinds[index] == "multilabel":
-        return ys.float()
-    column = ys[:, index]
-    return column.long() if kinds[index] == "category" else column.float()
+_OF_TARGETS = (Categorize, EncodedMultiCategorize, RegressionSetup, EncodeTargets)
+"The procs that a `y_block` adds."
 
 
-class SeparateTargets(ItemTransform):
-    "After fastai's `ReadTabBatch`: (codes, numbers, ys) to (codes, numbers, y, y, …), an element for each target."
+def _rows(to: Tabular) -> EncodedRows:
+    "Give the rows of a table as they are encoded."
+    cats, conts = np.array(to.cats, dtype=np.int64), np.array(to.conts, dtype=np.float32)
+    return EncodedRows(torch.from_numpy(cats), torch.from_numpy(conts))
 
-    order = 1
+
+def _blocks(targets: Sequence[Target], columns: list[str]) -> Iterator[list[Any]]:
+    "List the getter and the transforms of every target, as a `DataBlock` has them."
+    for target in targets:
+        if target.kind == "multilabel":
+            reader, block = ColReader(columns), MultiCategoryBlock(encoded=True, vocab=list(target.vocab))
+        elif target.kind == "category":
+            reader, block = ColReader(columns[target.index]), CategoryBlock(vocab=list(target.vocab), sort=False)
+        else:
+            reader, block = ColReader(columns[target.index]), RegressionBlock(n_out=1)
+        yield [reader, *(PartialBlock(block) if target.partial else block).type_tfms]
+
+
+def _raw_labels(to: Tabular, targets: Sequence[Target]) -> pd.DataFrame:
+    "Give the labels of a table as they were before they were encoded; None for a missing class."
+    columns = {str(column): to.items[column].tolist() for column in to.y_names}
+    for target in targets:
+        if target.kind == "category":
+            column = str(to.y_names[target.index])
+            columns[column] = [target.vocab[int(code)] if code >= 0 else None for code in columns[column]]
+    return pd.DataFrame(columns, index=to.items.index)
+
+
+def _encoded_labels(to: Tabular, target: Target) -> Tensor:  # (N,), or of several labels (N, n)
+    "Give the labels of a table for one target, of the type that an item's has."
+    ys = torch.as_tensor(to.targ.to_numpy(dtype=np.float64))
+    if target.kind == "multilabel":
+        return TensorMultiCategory(ys.float())
+    if target.kind == "category":
+        codes = ys[:, target.index].long()
+        return TensorCategory(codes.masked_fill(codes < 0, IGNORE_CATEGORY))
+    return ys[:, target.index].float()
+
+
+class TableDL(InputsDL):
+    "The loader of a table whose labels are encoded: it indexes whole batches, and draws rows as fastai's table does."
 
     def __init__(
         self,
-        kinds: Sequence[str],  # of the targets
+        dataset: Any = None,  # fastai's `Datasets`
+        wgts: np.ndarray | None = None,  # (N,) how often a row is drawn, as of fastai's `TabWeightedDL`
+        labels: Sequence[Tensor] | None = None,  # (N, …) for each target, encoded; None: each item is read by itself
+        **kwargs: Any,  # of `InputsDL`
     ):
-        super().__init__()
-        self.kinds = tuple(kinds)
+        self.wgts, self.labels = wgts, labels
+        super().__init__(dataset, **kwargs)
 
-    def encodes(self, batch):
-        if len(batch) < 3:  # rows without labels
-            return tuple(batch)
-        cats, conts, ys = batch
-        return (cats, conts, *(_column(ys, i, self.kinds) for i in range(len(self.kinds))))
+    def get_idxs(self) -> list[int]:
+        "List the rows of an epoch; where fastai draws them by weight, as it does."
+        if self.wgts is None or not self.shuffle or not self.n:
+            return super().get_idxs()
+        return list(np.random.choice(self.n, self.n, p=self.wgts))
 
+    def create_batches(
+        self,
+        samps: Iterator[int],  # the rows' places
+    ) -> Iterator[tuple[Any, ...]]:
+        "Make the batches: of encoded labels by indexing, else from the items."
+        if self.labels is None:
+            yield from super().create_batches(samps)
+            return
+        rows = self.dataset.tls[0].items
+        for chosen in self.chunkify(samps):
+            at = torch.as_tensor(np.asarray(chosen, dtype=np.int64))
+            yield (Row((rows.cats[at], rows.conts[at])), *(y[at] for y in self.labels))
 
-def separate_targets(
-    dls: DataLoaders,  # fastai's `TabularDataLoaders`; left as they are
-) -> DataLoaders:
-    "Make the same loaders whose batches have one element for each target."
-    split = SeparateTargets([target.kind for target in tabular_targets(dls)])
-    return type(dls)(*_again(dls.loaders, split), path=dls.path, device=dls.device)
-
-
-def _again(loaders: Sequence[TfmdDL], split: SeparateTargets) -> Iterator[TfmdDL]:
-    for dl in loaders:
-        new = dl.new(after_batch=Pipeline([*dl.after_batch.fs, split]))
-        new._n_inp, new._types = 2, getattr(new, "_types", None)
-        yield new
+    def new(
+        self,
+        dataset: Any = None,  # other rows
+        **kwargs: Any,  # of `TfmdDL`
+    ) -> "TableDL":
+        "Make the loader again; other rows are read one by one, each as likely as any."
+        own = {"wgts": self.wgts, "labels": self.labels} if dataset is None else {}
+        return super().new(dataset=dataset, **{**own, **kwargs})

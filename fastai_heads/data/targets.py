@@ -24,7 +24,7 @@ from fastai_heads.data.blocks import MakeBox
 from fastai_heads.data.box_items import BoxesReader
 from fastai_heads.data.detection import MakeBoxes
 from fastai_heads.data.files import spread
-from fastai_heads.data.labels import opens_image, step_of
+from fastai_heads.data.labels import step_of
 from fastai_heads.data.missing import labelled
 from fastai_heads.data.moving import may_leave
 from fastai_heads.data.partial import Partial
@@ -32,7 +32,7 @@ from fastai_heads.data.plain import PlainPart
 from fastai_heads.errors import HeadsError, HeadsWarning
 from fastai_heads.names import usable_name
 
-__all__ = ["Target", "dls_targets", "input_names", "target_labels"]
+__all__ = ["Target", "dls_targets", "target_labels"]
 
 _SAMPLE = 256  # items of a plain `Dataset` whose labels are read
 
@@ -80,17 +80,6 @@ def target_labels(
     rows = range(len(tl)) if step_of(tl, PlainPart) is None else spread(range(len(tl)), _SAMPLE)
     labels = torch.stack([torch.as_tensor(tl[i]) for i in rows])
     return labels[labelled(labels)]
-
-
-def input_names(
-    dls: DataLoaders,  # as for `dls_targets`
-) -> tuple[str, ...]:  # in the order of the blocks
-    "Name the inputs: by the getter's column, else 'image' or 'input'."
-    ds, names = dls.train_ds, []
-    for tl in ds.tls[: ds.n_inp]:
-        kind = "image" if opens_image(tl) else "input"
-        names.append(usable_name(_column(tl) or kind, names))
-    return tuple(names)
 
 
 def _check_inputs(ds: Datasets) -> None:

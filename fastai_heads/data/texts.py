@@ -103,6 +103,6 @@ def TokenizerBlock(
     tokenizer: Any,  # of transformers, or a `tokenizers.Tokenizer`
     max_len: int | None = None,  # tokens of a text at most; by default the tokenizer's own limit, if it has one
 ) -> TransformBlock:
-    "An input block for a text that a network of transformers reads: `TextBody(model)`."
+    "Make an input block for a text that a network of transformers reads: `TextBody(model)`."
     read = ReadTokens(tokenizer, max_len)
     return TransformBlock(type_tfms=read, dl_type=InputsDL, dls_kwargs={"before_batch": PadTexts(read.pad_idx)})

@@ -7,7 +7,6 @@ from typing import Any
 
 from fastai.learner import Learner, Recorder
 from fastai.torch_core import TensorBase, get_model
-from fastcore.basics import tuplify
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -112,7 +111,9 @@ class ShowingLearner(Learner):
         dl = self.dls.test_dl([item], rm_type_tfms=rm_type_tfms, num_workers=0)
         inputs, preds, _, decoded = self.get_preds(dl=dl, with_input=True, with_decoded=True)
         heads = tuple(self.loss_func.heads.values())
-        *inp, values = decode_heads(self.dls.valid, tuplify(inputs), heads, (decoded,), 1)[0]
+        *inp, values = decode_heads(self.dls.valid, inputs if self.dls.n_inp > 1 else (inputs,), heads, (decoded,), 1)[
+            0
+        ]
         answer = (values[0], decoded[0], preds[0])
         return (*inp, *answer) if with_input else answer
 

@@ -171,6 +171,10 @@ class MultiHeadLearner(CheckedLearner, HeadPredictions, HeadsExport):
         kept = get_model(self.model)[1].strategy
         for param in kept.parameters() if kept is not None else ():
             self.opt.state[param]["do_wd"] = False
+        body = get_model(self.model)[0]
+        held = set(body.held())
+        for param in (p for p in body.parameters() if p not in held):  # `freeze` holds what is pretrained
+            self.opt.state[param]["force_train"] = True
 
     def _own_maker(self, maker: Callable) -> Callable:
         if isinstance(maker, OptimWrapper):

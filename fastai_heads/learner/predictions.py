@@ -10,7 +10,6 @@ import torch
 from fastai.callback.core import GatherPredsCallback, event
 from fastai.data.core import TfmdDL
 from fastai.data.load import DataLoader
-from fastcore.basics import tuplify
 from fastcore.foundation import L
 from fastcore.xtras import ContextManagers
 from matplotlib.figure import Figure
@@ -104,11 +103,11 @@ class HeadPredictions(HeadsAcrossRanks):
         with_input: bool = False,  # the decoded input first
     ) -> tuple:  # ([input], decoded, decoded as tensors, activated), a `HeadTuple` each
         "One item through every head. Auxiliary heads are in the last element only."
-        check_item(item)
+        check_item(item, self.dls)
         with readable(item):
             dl = self.dls.test_dl([item], rm_type_tfms=rm_type_tfms, num_workers=0)
             inputs, preds, _, decoded = self.get_preds(dl=dl, with_input=True, with_decoded=True)
-        *inp, values = self._decoded(tuplify(inputs), decoded, max_n=1)[0]
+        *inp, values = self._decoded(inputs if self.dls.n_inp > 1 else (inputs,), decoded, max_n=1)[0]
         tensors = HeadTuple((d[0] for d in decoded), decoded.names), HeadTuple((p[0] for p in preds), preds.names)
         return (*inp, values, *tensors) if with_input else (values, *tensors)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from fastai.data.core import DataLoaders
-from fastai.torch_core import get_model, no_random, to_device
+from fastai.torch_core import find_bs, get_model, no_random, to_device
 from torch import Tensor, nn
 
 from fastai_heads.data.targets import Target
@@ -72,7 +72,7 @@ def run_trial(
             preds = _forward(network, inputs, specs)
     found = dict(zip(network[1].names, preds, strict=True))
     for name, (spec, target) in specs.items():
-        check_output(name, spec, target, found[name], len(inputs[0]))
+        check_output(name, spec, target, found[name], find_bs(inputs))
     return Trial(inputs, targets, found)
 
 

@@ -19,6 +19,7 @@ from fastai_heads.archs.records import Level
 from fastai_heads.bodies.table import TabularBody
 from fastai_heads.data.inputs import ImageInput, RowInput, dls_inputs
 from fastai_heads.data.rows import Row
+from fastai_heads.data.tabular import from_tabular
 from fastai_heads.errors import HeadsError
 
 SOURCE = RowInput("row", cat_names=("kind", "site"), sizes=(4, 3), cont_names=("u", "v", "w"))
@@ -92,7 +93,7 @@ def test_it_starts_as_the_model_of_tabular_learner():
     set_seed(0)
     theirs = tabular_learner(dls, layers=[6, 5], loss_func=MSELossFlat()).model.eval()
     set_seed(0)
-    (source,) = dls_inputs(dls)
+    (source,) = dls_inputs(from_tabular(dls))
     body, last = body_of(TabularBody(layers=[6, 5]), source=source).eval(), nn.Linear(5, 1)
     last.load_state_dict(theirs.layers[2][0].state_dict())
     cats, conts, _ = dls.one_batch()

@@ -10,11 +10,12 @@ from fastai.data.block import CategoryBlock, MultiCategoryBlock, RegressionBlock
 from fastai.data.transforms import Normalize
 from fastai.tabular.core import Categorify, FillMissing
 from fastai.tabular.data import TabularDataLoaders
+from fastai.torch_core import set_seed
 from sklearn.datasets import load_linnerud
 
 from fastai_heads.data.inputs import dls_inputs
-from fastai_heads.data.tabular import TabularTargets, separate_targets, tabular_labels, tabular_targets
-from fastai_heads.data.targets import Target
+from fastai_heads.data.tabular import TabularTargets, from_tabular, tabular_targets
+from fastai_heads.data.targets import Target, target_labels
 from fastai_heads.errors import HeadsError
 
 N = 40
@@ -57,10 +58,11 @@ def loaders(y_names, y_block=None, table=None):
 def test_each_target_is_told_and_has_an_element_of_the_batch(y_names, y_block, want):
     dls = loaders(y_names, TabularTargets() if y_block == "ours" else y_block)
     assert tabular_targets(dls) == want
-    apart, table = separate_targets(dls), frame()
+    apart, table = from_tabular(dls), frame()
     for dl, part in ((apart.train.new(shuffle=False, drop_last=False), table.iloc[8:]), (apart.valid, table.iloc[:8])):
-        _, _, *ys = (torch.cat(parts) for parts in zip(*dl))
-        assert len(ys) == len(want) and dl.n_inp == 2
+        _, *ys = zip(*dl)
+        ys = [torch.cat(parts) for parts in ys]
+        assert len(ys) == len(want) and dl.n_inp == 1
         for target, y in zip(want, ys):
             if target.kind == "category":
                 assert y.dtype == torch.int64
@@ -69,7 +71,7 @@ def test_each_target_is_told_and_has_an_element_of_the_batch(y_names, y_block, w
                 assert y.dtype == torch.float32
                 assert y.tolist() == pytest.approx(part[target.name].tolist(), rel=1e-4)
             if dl is not apart.valid:
-                assert torch.equal(tabular_labels(dls, target.index), y)
+                assert torch.equal(target_labels(apart, target.index), y)
     assert len(dls.one_batch()) == 3, "the user's own are left as they are"
 
 
@@ -85,7 +87,7 @@ def test_tags_are_one_target():
     table = frame().assign(a=[True, False] * 20, b=[False, False, True, True] * 10)
     dls = loaders(["a", "b"], MultiCategoryBlock(encoded=True, vocab=["a", "b"]), table)
     assert tabular_targets(dls) == (Target("tags", 0, "multilabel", 2, ("a", "b")),)
-    _, _, y = separate_targets(dls).valid.one_batch()
+    _, y = from_tabular(dls).valid.one_batch()
     assert y.dtype == torch.float32 and y.tolist() == table[["a", "b"]].iloc[:8].to_numpy(dtype=float).tolist()
 
 
@@ -102,20 +104,40 @@ def test_missing_labels_are_marked_and_left_out():
     table.loc[[1, 20], "species"], table.loc[[30], "mass"] = None, np.nan
     dls = loaders(["species", "mass"], TabularTargets(), table)
     assert [t.partial for t in tabular_targets(dls)] == [True, True]
-    assert len(tabular_labels(dls, 0)) == len(tabular_labels(dls, 1)) == N - 8 - 1
-    species = separate_targets(dls).valid.one_batch()[2]
+    made = from_tabular(dls)
+    assert len(target_labels(made, 0)) == len(target_labels(made, 1)) == N - 8 - 1
+    species = made.valid.one_batch()[1]
     assert species.tolist().index(-100) == 1
 
 
 def test_rows_without_labels_and_a_copy_by_pickle():
-    dls = separate_targets(loaders(["species", "mass"], TabularTargets()))
+    dls = from_tabular(loaders(["species", "mass"], TabularTargets()))
     again = pickle.loads(pickle.dumps(dls.new_empty()))
     new = frame()[["kind", "u"]].iloc[:5]
     for d in (dls, again):
-        cats, conts = d.test_dl(new, num_workers=0).one_batch()
+        cats, conts = d.test_dl(new, num_workers=0).one_batch()[0]
         assert cats.shape == conts.shape == (5, 1)
-    shown = dls.valid.decode(dls.valid.one_batch()).decode().items
-    assert shown["species"].tolist() == frame()["species"].iloc[:8].tolist()
+    shown = dls.valid.decode_batch(dls.valid.one_batch())
+    assert [row["kind"] for row, *_ in shown] == frame()["kind"].iloc[:8].tolist()
+    assert [species for _, species, _ in shown] == frame()["species"].iloc[:8].tolist()
+
+
+def test_whole_batches_hold_what_single_items_do():
+    dls = from_tabular(loaders(["species", "mass"], TabularTargets()))
+    whole = dls.valid.one_batch()
+    single = dls.valid.do_batch([dls.valid.do_item(i) for i in range(8)])
+    assert all(torch.equal(a, b) for a, b in zip(whole[0], single[0]))
+    for a, b in zip(whole[1:], single[1:]):
+        assert torch.equal(a, b) and type(a) is type(b)
+
+
+def test_rows_are_drawn_as_fastai_draws_them():
+    dls = loaders(["mass", "bill"])
+    set_seed(3)
+    want = torch.cat([ys[:, 0] for _, _, ys in dls.train])
+    made = from_tabular(dls)
+    set_seed(3)
+    assert torch.equal(torch.cat([mass for _, mass, _ in made.train]), want.float())
 
 
 def test_a_class_that_training_did_not_have_is_refused():
@@ -131,8 +153,10 @@ def test_real_data_of_three_inputs_and_three_targets():
         valid_idx=list(range(4)), bs=8, num_workers=0,
     )  # fmt: skip
     assert [t.name for t in tabular_targets(dls)] == ["Weight", "Waist", "Pulse"]
-    assert dls_inputs(dls)[0].cont_names == ("Chins", "Situps", "Jumps") and dls_inputs(dls)[0].elements == 2
-    assert [y.shape for y in separate_targets(dls).valid.one_batch()] == [(4, 0), (4, 3), (4,), (4,), (4,)]
+    made = from_tabular(dls)
+    assert dls_inputs(made)[0].cont_names == ("Chins", "Situps", "Jumps")
+    (cats, conts), *ys = made.valid.one_batch()
+    assert (cats.shape, conts.shape, [y.shape for y in ys]) == ((4, 0), (4, 3), [(4,)] * 3)
 
 
 def test_data_of_another_kind_is_refused():
