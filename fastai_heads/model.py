@@ -1,19 +1,19 @@
 """A network with several heads: a body, and behind it the heads with the trunks that they share."""
 
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fastai.torch_core import get_model
 from torch import Tensor, nn
 
-from fastai_heads.errors import unknown
+from fastai_heads.bodies.contract import Body
+from fastai_heads.errors import HeadsError, unknown
 from fastai_heads.heads.pooled import PooledHead
-from fastai_heads.heads.spec import TapShape
+from fastai_heads.heads.spec import HeadSpec, TapShape
+from fastai_heads.trunks import PREFIX, Trunk, Trunks, add_trunks, read_by
 
-__all__ = ["PREFIX", "STRATEGY", "Heads", "MultiHeadModel", "body_and_heads", "name_maps", "run_trunks", "trunk_input"]
+__all__ = ["STRATEGY", "Heads", "MultiHeadModel", "body_and_heads", "build_model"]
 
-PREFIX = "head_"  # nn.ModuleDict refuses keys such as 'type' or 'values'
 STRATEGY = "strategy."  # before the names of what a strategy learns
 
 
@@ -39,7 +39,7 @@ class MultiHeadModel(nn.Sequential):
         return found
 
 
-class Heads(nn.Module):
+class Heads(Trunks):
     """Every head of a network, by name, and the trunks before them: {tap: tensor} to one prediction per head, in order.
 
     Heads on one tap that pool it alike share one pooled vector, bit for bit what each would make by itself."""
@@ -52,11 +52,8 @@ class Heads(nn.Module):
         trunk_reads: Mapping[str, tuple[str, ...]] | None = None,  # trunk → the taps (or trunks) that it takes
         shapes: Mapping[str, TapShape] | None = None,  # of every tap and trunk, for heads that are added later
     ):
-        super().__init__()
-        self.shapes = dict(shapes or {})
-        self.reads, self.trunk_reads = dict(reads), dict(trunk_reads or {})
-        self.trunk_gives: dict[str, tuple[str, ...]] = {name: (name,) for name in self.trunk_reads}
-        self.trunks = nn.ModuleDict({PREFIX + name: m for name, m in (trunks or {}).items()})
+        super().__init__(trunks, trunk_reads, shapes)
+        self.reads = dict(reads)
         self.heads = nn.ModuleDict({PREFIX + name: m for name, m in heads.items()})
         self.strategy: nn.Module | None = None  # what a strategy learns while training; no prediction needs it
         self.register_load_state_dict_pre_hook(_without_strategy)
@@ -86,18 +83,6 @@ class Heads(nn.Module):
         "Add one head; the others stay as they are."
         self.heads[PREFIX + name], self.reads[name] = module, reads
 
-    def add_trunk(
-        self,
-        name: str,  # of the new trunk, the last in the order
-        module: nn.Module,  # its layers
-        reads: tuple[str, ...],  # the taps or trunks that it takes, canonical names
-        shapes: Sequence[TapShape],  # of the taps that its output is: one by its own name, or a pyramid's levels
-    ) -> None:
-        "Add one trunk."
-        self.trunks[PREFIX + name], self.trunk_reads[name] = module, reads
-        self.trunk_gives[name] = tuple(shape.name for shape in shapes)
-        self.shapes |= {shape.name: shape for shape in shapes}
-
     def only(
         self,
         *names: str,  # of heads
@@ -126,15 +111,11 @@ class Heads(nn.Module):
                     del self.shapes[shape]
                 del self.trunks[PREFIX + name], self.trunk_reads[name]
 
-    def trunk(self, name: str) -> nn.Module:
-        "Find one trunk's module."
-        return self.trunks[PREFIX + name]
-
     def forward(
         self,
         taps: dict[str, Tensor],  # what the body gives
     ) -> tuple[Tensor, ...]:  # one prediction per head, in order
-        tensors = run_trunks(self.trunks, self.trunk_reads, self.trunk_gives, taps)
+        tensors = self.run_trunks(taps)
         pooled: dict[tuple[str, str | None], Tensor] = {}
         return tuple(self._predict(self[name], reads, tensors, pooled) for name, reads in self.reads.items())
 
@@ -172,30 +153,20 @@ def body_and_heads(
     return [*body.groups(), list(heads.parameters())]
 
 
-def run_trunks(
-    trunks: nn.ModuleDict,  # by the trunk's name after `PREFIX`
-    reads: Mapping[str, tuple[str, ...]],  # trunk → the taps (or trunks) that it takes, each after those that it reads
-    gives: Mapping[str, tuple[str, ...]],  # trunk → the taps that its output is
-    taps: Mapping[str, Tensor],  # what the body gives
-) -> dict[str, Tensor]:  # the taps, and what the trunks give
-    "Run every trunk on the taps and on the trunks before it."
-    tensors = dict(taps)
-    for name, read in reads.items():
-        tensors |= name_maps(trunks[PREFIX + name](trunk_input(read, tensors)), gives[name])
-    return tensors
-
-
-def trunk_input(
-    reads: tuple[str, ...],  # the taps (or trunks) that a trunk takes
-    tensors: Mapping[str, Tensor],  # of taps and of the trunks before it
-) -> Tensor | OrderedDict[str, Tensor]:
-    "Give one tap's tensor, or of several an `OrderedDict`."
-    return tensors[reads[0]] if len(reads) == 1 else OrderedDict((tap, tensors[tap]) for tap in reads)
-
-
-def name_maps(
-    found: Tensor | Mapping[str, Tensor],  # what a trunk's module gives
-    gives: tuple[str, ...],  # the taps that it is
-) -> dict[str, Tensor]:
-    "Name a trunk's output as the taps that it is."
-    return dict(zip(gives, found.values() if isinstance(found, Mapping) else (found,)))
+def build_model(
+    body: Body,  # with every tap that the specs and trunks read
+    specs: Mapping[str, HeadSpec],  # name → fitted spec, in the order of the predictions
+    trunks: Mapping[str, Trunk] | None = None,  # name → trunk, each after the trunks that it reads
+    sample: tuple[Tensor, ...] = (),  # inputs of the body, on which the trunks' outputs are measured
+) -> MultiHeadModel:
+    "Build the network: the body, the trunks measured on a sample, and a head for every spec."
+    shapes = {tap: TapShape(tap, body.channels[tap], body.strides[tap]) for tap in body.taps}
+    heads = Heads({}, {}, shapes=shapes)
+    add_trunks(body, trunks or {}, heads, sample)
+    for name, spec in specs.items():
+        reads = read_by(spec, body, heads)
+        try:
+            heads.add(name, spec.build(tuple(heads.shapes[tap] for tap in reads)), reads)
+        except HeadsError as error:
+            raise error.within(f"`heads[{name!r}]`", head=name) from error.__cause__
+    return MultiHeadModel(body, heads)

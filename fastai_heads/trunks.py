@@ -1,5 +1,6 @@
 """Layers that heads share: what a user writes, and how they are built, measured and found."""
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,10 +13,11 @@ from fastai_heads.bodies.contract import Body
 from fastai_heads.errors import HeadsError, refuse_change
 from fastai_heads.heads.levels import LevelFrom, PyramidLevel
 from fastai_heads.heads.spec import HeadSpec, TapShape, is_tap, read_as
-from fastai_heads.model import Heads, name_maps, trunk_input
 from fastai_heads.modes import evaluate
 
-__all__ = ["Trunk", "add_trunks", "read_by"]
+__all__ = ["PREFIX", "Trunk", "Trunks", "add_trunks", "read_by"]
+
+PREFIX = "head_"  # nn.ModuleDict refuses keys such as 'type' or 'values'
 
 
 @dataclass(frozen=True)
@@ -58,16 +60,57 @@ class Trunk:
 Trunk.__setattr__ = refuse_change
 
 
+class Trunks(nn.Module):
+    "Modules by name between taps and heads, and what is known of every tap and trunk."
+
+    def __init__(
+        self,
+        trunks: Mapping[str, nn.Module] | None = None,  # name → module, each after the trunks that it reads
+        trunk_reads: Mapping[str, tuple[str, ...]] | None = None,  # trunk → the taps (or trunks) that it takes
+        shapes: Mapping[str, TapShape] | None = None,  # of every tap and trunk, for heads that are added later
+    ):
+        super().__init__()
+        self.shapes, self.trunk_reads = dict(shapes or {}), dict(trunk_reads or {})
+        self.trunk_gives: dict[str, tuple[str, ...]] = {name: (name,) for name in self.trunk_reads}
+        self.trunks = nn.ModuleDict({PREFIX + name: m for name, m in (trunks or {}).items()})
+
+    def add_trunk(
+        self,
+        name: str,  # of the new trunk, the last in the order
+        module: nn.Module,  # its layers
+        reads: tuple[str, ...],  # the taps or trunks that it takes, canonical names
+        shapes: Sequence[TapShape],  # of the taps that its output is: one by its own name, or a pyramid's levels
+    ) -> None:
+        "Add one trunk."
+        self.trunks[PREFIX + name], self.trunk_reads[name] = module, reads
+        self.trunk_gives[name] = tuple(shape.name for shape in shapes)
+        self.shapes |= {shape.name: shape for shape in shapes}
+
+    def trunk(self, name: str) -> nn.Module:
+        "Find one trunk's module."
+        return self.trunks[PREFIX + name]
+
+    def run_trunks(
+        self,
+        taps: Mapping[str, Tensor],  # what the body gives
+    ) -> dict[str, Tensor]:  # the taps, and what the trunks give
+        "Run every trunk on the taps and on the trunks before it."
+        tensors = dict(taps)
+        for name, reads in self.trunk_reads.items():
+            tensors |= _name_maps(self.trunk(name)(_gather(reads, tensors)), self.trunk_gives[name])
+        return tensors
+
+
 def read_by(
     spec: HeadSpec,  # of one head
     body: Body,  # gives the taps
-    heads: Heads,  # has the trunks; levels that the arch does not have are added to them
+    heads: Trunks,  # has the trunks; levels that the arch does not have are added to them
 ) -> tuple[str, ...]:  # canonical names of taps and trunks
     "List what a head reads. A level that has to be made is made once, and shared by every head that reads it."
     return _canonical(spec.reads, body, heads)
 
 
-def _canonical(taps: Iterable[str | int | Level], body: Body, heads: Heads) -> tuple[str, ...]:
+def _canonical(taps: Iterable[str | int | Level], body: Body, heads: Trunks) -> tuple[str, ...]:
     "Name taps and trunks; of a pyramid its levels."
     found: list[str] = []
     for tap in taps:
@@ -81,7 +124,7 @@ def _canonical(taps: Iterable[str | int | Level], body: Body, heads: Heads) -> t
     return tuple(found)
 
 
-def _tap_names(tap: str | int, body: Body, heads: Heads) -> Sequence[str]:
+def _tap_names(tap: str | int, body: Body, heads: Trunks) -> Sequence[str]:
     "Find the body's names of a tap, several where several bodies have it. Refuses one that nobody has."
     pyramid = tap.rpartition(".")[0] if isinstance(tap, str) else ""
     if pyramid in heads.trunk_gives:
@@ -89,7 +132,7 @@ def _tap_names(tap: str | int, body: Body, heads: Heads) -> Sequence[str]:
     return body.tap_names([tap])
 
 
-def _level(tap: Level, body: Body, heads: Heads) -> str | None:
+def _level(tap: Level, body: Body, heads: Trunks) -> str | None:
     "Find the tap or trunk that a level is; None for an optional one that the arch does not have."
     source = body.level_source(tap)
     if source is None or (not body.one_stride and body.strides[source] == tap.stride):
@@ -108,7 +151,7 @@ def _level(tap: Level, body: Body, heads: Heads) -> str | None:
 def add_trunks(
     body: Body,  # gives the taps
     trunks: Mapping[str, Trunk],  # name → trunk, each after the trunks that it reads
-    heads: Heads,  # is given the trunks, and the levels that they read
+    heads: Trunks,  # is given the trunks, and the levels that they read
     sample: tuple[Tensor, ...],  # inputs of the body
 ) -> None:
     "Build the trunks, and the levels that they read. What they give is measured on the sample."
@@ -123,11 +166,11 @@ def add_trunks(
             source = heads.trunk_reads[level][0]
             with evaluate(heads.trunk(level)):
                 tensors[level] = heads.trunk(level)(tensors[source])
-        module, found = _tried(name, trunk, [heads.shapes[tap] for tap in reads], trunk_input(reads, tensors))
+        module, found = _tried(name, trunk, [heads.shapes[tap] for tap in reads], _gather(reads, tensors))
         before = heads.shapes[reads[0]]
         shapes = _shapes(name, found, partial(body.stride_after, before.stride, tensors[reads[0]]))
         heads.add_trunk(name, module, reads, shapes)
-        tensors |= name_maps(found, heads.trunk_gives[name])
+        tensors |= _name_maps(found, heads.trunk_gives[name])
 
 
 def _tried(name: str, trunk: Trunk, reads: Sequence[TapShape], sample: Any) -> tuple[nn.Module, Any]:
@@ -156,7 +199,7 @@ def _shapes(name: str, found: Any, stride: Callable[[Tensor], int | None]) -> li
     return [TapShape(f"{name}.{level.stride}", level.channels, level.stride) for level in levels]
 
 
-def _check_name(name: str, trunk: Trunk, trunks: Mapping[str, Trunk], body: Body, heads: Heads) -> None:
+def _check_name(name: str, trunk: Trunk, trunks: Mapping[str, Trunk], body: Body, heads: Trunks) -> None:
     "Refuse a trunk that bears a tap's name, or that stands before a trunk that it reads."
     if any(point.name == name or point.name.startswith(f"{name}.") for point in body.points):
         raise HeadsError(f"`trunk` {name!r} has the name of a tap of {body.arch}: call it something else.")
@@ -171,3 +214,13 @@ def _measure(name: str, found: Any, stride: Callable[[Tensor], int | None]) -> T
         what = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise HeadsError(f"`trunk` {name!r} gives a map (B, C, H, W) or a vector (B, C), found {what}.")
     return TapShape(name, found.shape[1], stride(found))
+
+
+def _gather(reads: tuple[str, ...], tensors: Mapping[str, Tensor]) -> Tensor | OrderedDict[str, Tensor]:
+    "Give what a trunk takes: one tap's tensor, or of several an `OrderedDict`."
+    return tensors[reads[0]] if len(reads) == 1 else OrderedDict((tap, tensors[tap]) for tap in reads)
+
+
+def _name_maps(found: Tensor | Mapping[str, Tensor], gives: tuple[str, ...]) -> dict[str, Tensor]:
+    "Name what a trunk's module gives as the taps that it is."
+    return dict(zip(gives, found.values() if isinstance(found, Mapping) else (found,)))

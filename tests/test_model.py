@@ -14,13 +14,12 @@ from torchvision.ops import FeaturePyramidNetwork
 from fastai_heads.archs.records import TapPoint
 from fastai_heads.bodies.contract import Body
 from fastai_heads.bodies.image import cut_body
-from fastai_heads.build import build_model
 from fastai_heads.errors import HeadsError
 from fastai_heads.heads.classification import ClassificationHead
 from fastai_heads.heads.custom import CustomHead
 from fastai_heads.heads.pooled import PooledHead
 from fastai_heads.heads.spec import HeadSpec
-from fastai_heads.model import Heads, MultiHeadModel, body_and_heads
+from fastai_heads.model import Heads, MultiHeadModel, body_and_heads, build_model
 from fastai_heads.modes import evaluate
 from fastai_heads.trunks import Trunk
 
@@ -395,6 +394,7 @@ def test_the_model_has_names_takes_any_number_of_inputs_and_measures_trunks():
     (out,) = model(*inputs)
     assert torch.equal(out, nn.functional.avg_pool2d(inputs[1][..., ::4, ::4], 2))
     assert list(model[:1](*inputs)) == ["v", "m"], "a part of it is a network, too"
+    assert body.size_of(inputs) == "(2, 2), (2, 3, 16, 16)" and not list(body.other_sizes(inputs))
 
 
 def test_files_that_a_plain_sequential_wrote_load(body, sample):

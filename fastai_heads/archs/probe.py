@@ -44,7 +44,7 @@ def reached(
     fn: Callable[[nn.Module, Tensor], Sequence[Tensor]],  # what to run
     params: Collection[str],  # names of the parameters in question
 ) -> frozenset[str]:  # those from which a gradient path leads to what `fn` gives
-    "Which parameters take part in what `fn` computes."
+    "Find which parameters take part in what `fn` computes."
     if not params:
         return frozenset()
     with evaluate(net), torch.enable_grad():
@@ -185,7 +185,7 @@ def measure_taps(
     shape: tuple[int, ...],  # of the input, batch included
     params: Mapping[str, int],  # numbers in the body that ends at a tap, where known
 ) -> tuple[TapPoint, ...]:
-    "Width and stride of every tap."
+    "Give width and stride of every tap."
     found, stride, side = [], 1, shape[-1]
     for name, module in taps:
         s = shapes[name]
@@ -201,9 +201,9 @@ def next_stride(
     side: int,  # of this map
     image_side: int,
 ) -> int:
-    """The stride of a map: the whole step from the map before, as 299 pixels to 8 are 37.4, but 299 → 149 → 74 → 37
-    → 17 → 8 are five halvings. Where the maps are not one after another (two branches), the step is near neither one
-    nor two, and the image's side counts."""
+    """Work out the stride of a map: the whole step from the map before, as 299 pixels to 8 are 37.4, but 299 → 149 → 74
+    → 37 → 17 → 8 are five halvings. Where the maps are not one after another (two branches), the step is near neither
+    one nor two, and the image's side counts."""
     ratio = before / side if before >= side else side / before
     if 1.2 < ratio < 1.6:
         return round(image_side / side)

@@ -30,6 +30,7 @@ class Body(nn.Module, ABC):
     taps: tuple[str, ...]  # canonical names of the taps in use, in the order of `forward`
     removed: tuple[Removed, ...] = ()  # what of the arch was taken off
     left_out: tuple[Removed, ...] = ()  # trained layers among them that no tap in use needs
+    input_names: tuple[str, ...] = ("input",)  # what `forward` takes is called, in messages and in the diagram
 
     @abstractmethod
     def forward(self, *inputs: Tensor) -> dict[str, Tensor]:
@@ -142,6 +143,20 @@ class Body(nn.Module, ABC):
             return None
         message = f"`tap={level.stride}`: {self.arch} has no map. Its taps: {', '.join(self.taps)}."
         raise HeadsError(message, parameter="tap", tap=level)
+
+    def size_of(
+        self,
+        inputs: tuple[Tensor, ...],  # of a batch
+    ) -> str:
+        "Say in a message how large inputs are."
+        return ", ".join(str(tuple(x.shape)) if isinstance(x, Tensor) else type(x).__name__ for x in inputs)
+
+    def other_sizes(
+        self,
+        inputs: tuple[Tensor, ...],  # of a batch, which the network cannot take
+    ) -> Iterable[tuple[Tensor, ...]]:  # each a batch of one
+        "Make inputs of other sizes to try instead, the nearest first. A body that takes one size alone has none."
+        return ()
 
     def stride_after(
         self,

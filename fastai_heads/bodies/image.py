@@ -1,7 +1,7 @@
 """The body of an image: an arch, cut and tapped, that gives a tensor for every place that a head reads."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from typing import Any
 
@@ -22,6 +22,8 @@ __all__ = ["ImageBody", "cut_body", "find_image"]
 
 class ImageBody(Body):
     "A network up to the furthest tap in use. Its parameters keep the arch's own names under `net.`."
+
+    input_names = ("image",)
 
     def __init__(
         self,
@@ -46,7 +48,7 @@ class ImageBody(Body):
         self._fits: dict[tuple[int, ...], str] = {}
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        "The tensor at every tap, in the order of `taps`."
+        "Give the tensor at every tap, in the order of `taps`."
         found = self.cut.run(self.net, x, self.taps)
         found[INPUT] = x
         return self.through_taps(found)
@@ -72,8 +74,8 @@ class ImageBody(Body):
         self,
         level: Level,  # a stride
     ) -> str | None:  # its canonical name; None for an optional level that the arch does not have
-        """The tap that a level is, or is made of: the deepest at that stride; of an arch with one stride the last map,
-        for two halvings or doublings at most; else the nearest within a factor of 2 (strides no powers of 2)."""
+        """Find the tap that a level is, or is made of: the deepest at that stride; of an arch with one stride the last
+        map, for two halvings or doublings at most; else the nearest within a factor of 2 (strides no powers of 2)."""
         inner = self._inner
         exact = [p.name for p in inner if p.stride == level.stride]
         if self.one_stride and not level.optional and 0.25 <= level.stride / inner[0].stride <= 4:
@@ -89,7 +91,7 @@ class ImageBody(Body):
         self,
         tap: str | int,  # a tap's name, or a stride
     ) -> str:
-        "The canonical name: of a stride, the deepest inner tap that has it."
+        "Find the canonical name: of a stride, the deepest inner tap that has it."
         known = {p.name for p in (*self.points, *self.unlisted)}
         inner = [p for p in self.points if p.name not in _NOT_INNER]
         if isinstance(tap, int) and not isinstance(tap, bool):
@@ -146,8 +148,26 @@ class ImageBody(Body):
                 f"the smallest side that it takes is {self.min_size}. ({why})"
             )
 
+    def size_of(
+        self,
+        inputs: tuple[Tensor, ...],  # one batch of images
+    ) -> str:
+        "Say how many pixels images have."
+        height, width = inputs[0].shape[-2:]
+        return f"{height}×{width} pixels"
+
+    def other_sizes(
+        self,
+        inputs: tuple[Tensor, ...],  # one batch of images, which the network cannot take
+    ) -> Iterator[tuple[Tensor, ...]]:  # each a batch of one
+        "Make larger square images, of zeros."
+        _, channels, height, width = inputs[0].shape
+        for side in () if self.input_size else _SIDES:
+            if side > min(height, width):
+                yield (inputs[0].new_zeros(1, channels, side, side),)
+
     def _misfit(self, shape: tuple[int, ...]) -> str:
-        "Why images of that shape cannot be taken, '' if they can."
+        "Say why images of that shape cannot be taken, '' if they can."
         if shape not in self._fits:
             try:
                 on_meta(self.net, shape, lambda net, x: self.cut.run(net, x, self.taps) and None)
@@ -182,13 +202,14 @@ class ImageBody(Body):
         return name
 
     def groups(self) -> list[list[nn.Parameter]]:
-        "The parameters in two groups, early and late; for archs that fastai knows, fastai's split."
+        "List the parameters in two groups, early and late; for archs that fastai knows, fastai's split."
         return self.cut.groups(self.net)
 
     def extra_repr(self) -> str:
         return f"arch={self.arch!r}, taps={self.taps}, n_in={self.n_in}"
 
 
+_SIDES = (32, 64, 96, 128, 192, 256, 384, 512)  # of images that are tried where a size cannot be taken
 _NOT_INNER = frozenset({"input", "features", "pre_logits"})
 
 
@@ -202,7 +223,7 @@ def cut_body(
     grad_checkpointing: bool = False,  # compute activations again in the backward pass, to save memory
     **arch_kwargs: Any,  # for the arch
 ) -> ImageBody:
-    "The arch without what the taps do not need."
+    "Cut an arch: give it without what the taps do not need."
     taps = (taps,) if isinstance(taps, str | int) or not isinstance(taps, Iterable) else tuple(taps)
     kwargs = {"pretrained": pretrained, "weights": weights, "n_in": n_in, "grad_checkpointing": grad_checkpointing}
     return find_image(arch, **kwargs, **arch_kwargs).build(taps)
@@ -229,7 +250,7 @@ def find_image(
 
 
 def _measured(network: Network, arch_kwargs: dict[str, Any]) -> Measured:
-    "The taps; an error of the run names the size of the images and what the arch was built with."
+    "Measure the taps; an error of the run names the size of the images and what the arch was built with."
     try:
         return network.cut.measure(network.net, network.shape)
     except MISFITS as e:

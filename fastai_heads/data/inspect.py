@@ -1,12 +1,11 @@
 """One look at the data before a learner is made: what it holds, and whatever in it would not train."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from fastai.data.core import DataLoaders, TfmdDL
-from fastai.torch_core import no_random, to_device
-from torch import Tensor
+from fastai.torch_core import no_random
+from fasttransform import Transform
 
 from fastai_heads.data.bbox_blocks import joined_boxes
 from fastai_heads.data.box_items import row_name
@@ -14,18 +13,19 @@ from fastai_heads.data.faults import check_labels
 from fastai_heads.data.files import Headers, first_missing, spread
 from fastai_heads.data.in_image import PLACES, check_places
 from fastai_heads.data.inputs import Input, dls_inputs
-from fastai_heads.data.labels import MISREAD, Labels, opens_image, read_labels, source_of, split_name
+from fastai_heads.data.labels import Labels, opens_image, read_labels, source_of, split_name
 from fastai_heads.data.loader import with_inputs
 from fastai_heads.data.mask_faults import Masks, check_masks
 from fastai_heads.data.missing import IGNORE_PIXEL
 from fastai_heads.data.partial import check_complete
 from fastai_heads.data.plain import PlainDatasets, Stated, from_plain
+from fastai_heads.data.sample import Sample, draw_sample
 from fastai_heads.data.tabular import from_tabular
 from fastai_heads.data.targets import Target, dls_targets
 from fastai_heads.data.watched import scaler_of, watch
 from fastai_heads.errors import HeadsError
 
-__all__ = ["Inspected", "inspect_data", "sample_batch"]
+__all__ = ["Inspected", "inspect_data"]
 
 _SAMPLE = 64  # images whose sizes are compared
 
@@ -37,12 +37,15 @@ class Inspected:
     dls: DataLoaders  # one target for each head: boxes joined to their labels, a plain `Dataset` with targets
     inputs: tuple[Input, ...]  # in order
     targets: tuple[Target, ...]  # in order
-    sample: tuple[Tensor, ...]  # one training item as a batch of one, on the device of `dls`
+    sample: Sample | None  # a few training items; None where there is none
 
-    @property
-    def sample_inputs(self) -> tuple[Tensor, ...]:
-        "Give the inputs of the sample."
-        return self.sample[: len(self.inputs)]
+    def add_transforms(
+        self,
+        transforms: Sequence[Transform],  # for batches
+    ) -> None:
+        "Treat batches as those were that the weights in use saw, save where the data does so already."
+        known = self.dls.after_batch.fs
+        self.dls.add_tfms([t for t in transforms if not any(isinstance(f, type(t)) for f in known)], "after_batch")
 
 
 def inspect_data(
@@ -70,7 +73,7 @@ def inspect_data(
         watch(dl, split_name(n), (*names, *(t.name for t in targets)))
         if not plain:
             _check_image_sizes(dl)
-    return Inspected(dls, inputs, targets, sample_batch(dls))
+    return Inspected(dls, inputs, targets, draw_sample(dls, targets))
 
 
 def check_items(
@@ -133,20 +136,3 @@ def _check_image_sizes(dl: TfmdDL) -> None:
     if len(seen) > 1:
         with no_random():
             dl.before_batch([dl.do_item(i) for i in [*seen.values()][:2]])
-
-
-def sample_batch(
-    dls: DataLoaders,  # fastai's
-) -> tuple[Tensor, ...]:  # one item's inputs and targets as a batch of one, on the device of `dls`
-    "Draw the first training item after all transforms, without touching the random state."
-    dl = dls.train
-    with no_random(), torch.no_grad():
-        try:
-            batch = dl.do_batch([dl.do_item(0)])
-            batch = dl.after_batch(batch if dl.device is None else to_device(batch, dl.device))
-        except HeadsError:
-            raise
-        except MISREAD as error:
-            name = row_name(dl.dataset.tls[0], 0)
-            raise HeadsError(f"{name}: its transforms fail: {type(error).__name__}: {error}") from error
-    return tuple(batch)

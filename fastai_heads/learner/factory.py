@@ -8,14 +8,12 @@ from typing import Any
 
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
-from fastai.torch_core import to_device
-from torch import Tensor, nn
+from torch import nn
 
 from fastai_heads.archs.records import Level
 from fastai_heads.bodies.contract import Body, BodySpec, Found
 from fastai_heads.bodies.image import find_image
 from fastai_heads.bodies.together import On, find_bodies, find_body
-from fastai_heads.build import build_model
 from fastai_heads.data.given import check_columns, check_loaders
 from fastai_heads.data.inputs import Input
 from fastai_heads.data.inspect import inspect_data
@@ -26,6 +24,7 @@ from fastai_heads.learner.arguments import check_settings
 from fastai_heads.learner.learner import MultiHeadLearner
 from fastai_heads.learner.resolve import renamed_targets, resolve_heads, stated_targets
 from fastai_heads.learner.trial import run_trial
+from fastai_heads.model import build_model
 from fastai_heads.names import check_name
 from fastai_heads.trunks import Trunk
 
@@ -76,7 +75,7 @@ def multihead_learner(
     metrics: Any = None,  # a metric or a list of them, for every head that can take it and whose spec names none
     **learner_kwargs: Any,  # fastai's `Learner`'s: opt_func, lr, cbs, path, model_dir, wd, wd_bn_bias, train_bn, moms
 ) -> MultiHeadLearner:
-    """A learner with one pretrained body and a head per target.
+    """Make a learner with one pretrained body and a head per target.
 
     With `heads=None` every target of `dls` gets the head of its kind. A list renames the targets in order. In a dict,
     `spec.target` says which target a head predicts (by default the one that bears its name), targets not named get
@@ -95,11 +94,12 @@ def multihead_learner(
     specs = resolve_heads(heads, targets, dls, found.head)
     trunks = _check_trunks(trunk or {}, specs)
     body = _build(found, _needed_taps(specs, trunks))
-    inputs = _check_inputs(data.sample_inputs, body)
+    inputs = data.sample.inputs()
+    body.check_inputs(inputs)
     model = build_model(body, {name: spec for name, (spec, _) in specs.items()}, trunks, inputs)
     if normalize:
-        _add_transforms(dls, body)
-    trial = run_trial(model, dls, specs)
+        data.add_transforms(body.transforms())
+    trial = run_trial(model, data.sample.batch(), specs)
     learn = MultiHeadLearner(dls, model, trial.measured(specs), targets, strategy, fused=fused, **learner_kwargs)
     learn.accept(trial, metrics)
     if body.weights:
@@ -133,7 +133,7 @@ def _check_trunks(trunks: Mapping[str, Trunk], specs: Mapping[str, tuple[HeadSpe
 
 
 def _trunk_of(tap: str | int | Level, trunks: Mapping[str, Trunk]) -> str | None:
-    "The trunk that a tap is, or is a level of."
+    "Find the trunk that a tap is, or is a level of."
     names = (tap, tap.rpartition(".")[0]) if isinstance(tap, str) else ()
     return next((name for name in names if name in trunks), None)
 
@@ -195,16 +195,3 @@ def _build(found: Found, taps: Mapping[str | int | Level, tuple[str, str | None]
             raise
         place, head = taps[error.tap]
         raise error.within(place, head=head) from None
-
-
-def _check_inputs(inputs: tuple[Tensor, ...], body: Body) -> tuple[Tensor, ...]:
-    "Give one item's inputs, which the body can take; else a `HeadsError`."
-    body.check_inputs(inputs)
-    return to_device(inputs, "cpu")
-
-
-def _add_transforms(dls: DataLoaders, body: Body) -> None:
-    "Treat batches as those were that the weights in use saw, unless the data does so already."
-    for transform in body.transforms():
-        if not any(isinstance(f, type(transform)) for f in dls.after_batch.fs):
-            dls.add_tfms([transform], "after_batch")

@@ -5,19 +5,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from fastai.data.core import DataLoaders
-from fastai.torch_core import get_model, to_device
+from fastai.torch_core import get_model
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastai_heads.data.bbox_blocks import joined_boxes
-from fastai_heads.data.inspect import inspect_data, sample_batch
+from fastai_heads.data.inspect import Inspected, inspect_data
 from fastai_heads.data.plain import Stated
+from fastai_heads.data.sample import draw_sample
 from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError, HeadsWarning
 from fastai_heads.modes import evaluate
 from fastai_heads.training.bound import BoundHeads
 
-__all__ = ["check_batches", "same_data", "sample_inputs"]
+__all__ = ["check_batches", "same_data"]
 
 
 def check_batches(
@@ -51,13 +52,13 @@ def check_batches(
         if all(name.startswith("1.") for name in narrow):
             fix += ", or build the heads with `first_bn=False, lin_ftrs=[]`"
         raise HeadsError(
-            f"`dls.train`: {which} holds one image, of which {len(narrow)} batch norm(s) would see one value per "
+            f"`dls.train`: {which} holds one item, of which {len(narrow)} batch norm(s) would see one value per "
             f"channel ({narrow[0]}). {fix}."
         )
 
 
 def _narrow_norms(model: nn.Module, dls: DataLoaders) -> list[str]:
-    "The batch norms that see a single value per channel in a batch of one, found by looking at one in evaluation."
+    "Find the batch norms that see a single value per channel in a batch of one, by looking at one in evaluation."
     names = {m: name for name, m in model.named_modules() if isinstance(m, _BatchNorm)}
     found: dict[str, None] = {}
 
@@ -68,7 +69,7 @@ def _narrow_norms(model: nn.Module, dls: DataLoaders) -> list[str]:
     hooks = [m.register_forward_pre_hook(look) for m in names]
     try:
         with evaluate(model):
-            get_model(model)(*to_device(sample_inputs(dls), next(model.parameters()).device))
+            get_model(model)(*draw_sample(dls, n=1).inputs(device=next(model.parameters()).device))
     finally:
         for hook in hooks:
             hook.remove()
@@ -79,10 +80,10 @@ def same_data(
     dls: DataLoaders,  # the new ones
     targets: Sequence[Target],  # of the learner
     heads: BoundHeads,  # of the learner
-) -> tuple[DataLoaders, tuple[Target, ...]]:  # as `inspect_data` gives them, the targets by the learner's names
+) -> Inspected:  # the targets by the learner's names
     "Refuse `learn.dls = dls` where the data would not train, or where targets or vocabularies differ from the heads'."
     if not len(getattr(dls, "train_ds", ())):
-        return joined_boxes(dls), tuple(targets)  # what `export` leaves of the data: transforms without items
+        return Inspected(joined_boxes(dls), (), tuple(targets), None)  # what `export` leaves: transforms without items
     void = next((v for h in heads.values() if (v := getattr(h.spec, "ignore_index", None)) is not None), None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", HeadsWarning)
@@ -98,14 +99,7 @@ def same_data(
                 f"`learn.dls`: target {old.name!r} has another vocabulary: expected {old.vocab}, found {new.vocab}. "
                 f"Build the data with `vocab={list(old.vocab or ())}`."
             )
-    return data.dls, tuple(replace(old, partial=new.partial) for old, new in zip(targets, found))
-
-
-def sample_inputs(
-    dls: DataLoaders,  # fastai's
-) -> tuple[Tensor, ...]:  # one item's inputs as a batch of one, on the device of `dls`
-    "The inputs of the first training item after all transforms, drawn without touching the random state."
-    return sample_batch(dls)[: dls.n_inp]
+    return replace(data, targets=tuple(replace(old, partial=new.partial) for old, new in zip(targets, found)))
 
 
 def _kinds(targets: Sequence[Target]) -> str:

@@ -14,18 +14,19 @@ from fastai_heads.bodies.contract import Body
 from fastai_heads.data.decode import dls_of_target
 from fastai_heads.head_tuple import HeadTuple
 from fastai_heads.heads.custom import CustomHead
-from fastai_heads.model import PREFIX, Heads, MultiHeadModel, run_trunks
+from fastai_heads.model import Heads, MultiHeadModel
 from fastai_heads.training.bound import BoundHead, BoundHeads
 from fastai_heads.training.loss import CombinedLoss
 from fastai_heads.training.metrics import HeadMetric, HeadValidLoss
 from fastai_heads.training.recorder import HeadTrainLoss
+from fastai_heads.trunks import PREFIX, Trunks
 from fastai_heads.view.decoded import decode_heads
-from fastai_heads.view.show import show_samples
+from fastai_heads.view.show import pick_image, show_samples
 
 __all__ = ["head_learner"]
 
 
-class BodyToHead(nn.Module):
+class BodyToHead(Trunks):
     "The body and the trunks that one head needs: the inputs to what the head takes."
 
     def __init__(
@@ -34,17 +35,16 @@ class BodyToHead(nn.Module):
         heads: Heads,  # whose trunks are shared
         name: str,  # of the head
     ):
-        super().__init__()
         alone = heads.only(name)
-        self.body, self.trunks, self.reads = body, alone.trunks, alone.reads[name]
-        self.trunk_reads, self.trunk_gives = alone.trunk_reads, alone.trunk_gives
+        super().__init__({trunk: alone.trunk(trunk) for trunk in alone.trunk_reads}, alone.trunk_reads)
+        self.body, self.reads, self.trunk_gives = body, alone.reads[name], alone.trunk_gives
         self.register_load_state_dict_pre_hook(_rename_trunks)
 
     def forward(
         self,
         *inputs: Tensor,  # what the body takes
     ) -> Tensor | tuple[Tensor, ...]:  # what the head takes; a tuple for a head on several taps
-        tensors = run_trunks(self.trunks, self.trunk_reads, self.trunk_gives, self.body(*inputs))
+        tensors = self.run_trunks(self.body(*inputs))
         found = tuple(tensors[tap] for tap in self.reads)
         return found[0] if len(found) == 1 else found
 
@@ -134,7 +134,7 @@ class ShowingLearner(Learner):
         n_inp = self.dls.n_inp
         outs = decode_heads(dl, tuple(batch[:n_inp]), heads, (decoded,), max_n)
         targets = [HeadTuple(item[n_inp:], [head.name for head in heads]) for item in samples]
-        return show_samples([item[0] for item in samples], targets, [item[-1] for item in outs], **kwargs)
+        return show_samples([pick_image(item) for item in samples], targets, [item[-1] for item in outs], **kwargs)
 
 
 def head_learner(
@@ -183,6 +183,6 @@ class _Unprefixed(HeadMetric):
 
 
 def _settings(learn: Learner) -> dict[str, Any]:
-    "What the user chose for training, save, and looks."
+    "List what the user chose for training, save, and looks."
     names = ("opt_func", "lr", "path", "model_dir", "wd", "wd_bn_bias", "train_bn", "moms")
     return {name: getattr(learn, name) for name in names}

@@ -13,7 +13,7 @@ from fastai.callback.tracker import TrackerCallback
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner, Metric, Recorder
 from fastai.optimizer import OptimWrapper, _BaseOptimizer
-from fastai.torch_core import distrib_barrier, get_model, to_device
+from fastai.torch_core import distrib_barrier, get_model
 from fastcore.basics import detuplify
 from fastcore.foundation import L
 from fastcore.xtras import join_path_file
@@ -21,13 +21,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import nn
 
+from fastai_heads.data.sample import draw_sample
 from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError, HeadsWarning
 from fastai_heads.heads.spec import HeadSpec
 from fastai_heads.learner.arguments import check_arguments
 from fastai_heads.learner.editing import add_module, added_spec, restandardize
 from fastai_heads.learner.export import HeadsExport
-from fastai_heads.learner.guards import check_batches, sample_inputs
+from fastai_heads.learner.guards import check_batches
 from fastai_heads.learner.head_view import head_learner
 from fastai_heads.learner.predictions import HeadPredictions
 from fastai_heads.learner.settings import CheckedLearner
@@ -272,7 +273,8 @@ class MultiHeadLearner(CheckedLearner, HeadPredictions, HeadsExport):
     def _trial_with(self, added: BoundHead) -> Trial:
         "A few items through the network with one head more."
         heads = (*self.heads.values(), added)
-        return run_trial(self.model, self.dls, {head.name: (head.spec, head.target) for head in heads})
+        specs = {head.name: (head.spec, head.target) for head in heads}
+        return run_trial(self.model, draw_sample(self.dls, self.data_targets).batch(), specs)
 
     def drop_head(
         self,
@@ -322,7 +324,7 @@ class MultiHeadLearner(CheckedLearner, HeadPredictions, HeadsExport):
         "One item's inputs where the model is; none where `export` has left no item."
         if not len(self.dls.train_ds):
             return ()
-        return to_device(sample_inputs(self.dls), next(self.model.parameters()).device)
+        return draw_sample(self.dls, n=1).inputs(device=next(self.model.parameters()).device)
 
     def load(
         self,

@@ -12,7 +12,9 @@ from fastai.learner import Learner, mk_metric
 from fastcore.foundation import L
 from torch import nn
 
+from fastai_heads.data.inspect import Inspected
 from fastai_heads.data.loaders import with_test_dl
+from fastai_heads.data.sample import draw_sample
 from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError
 from fastai_heads.learner.arguments import check_arguments
@@ -85,7 +87,8 @@ class CheckedLearner(Learner):
         given = [m for m in L(value) if not isinstance(m, HeadMetric)]
         if given:
             specs = {name: (head.spec, head.target) for name, head in self.heads.items()}
-            trial = run_trial(self.model, self.dls, specs) if len(self.dls.train_ds) else None
+            batch = draw_sample(self.dls, self.data_targets).batch() if len(self.dls.train_ds) else None
+            trial = None if batch is None else run_trial(self.model, batch, specs)
             shared = shared_metrics(self, trial, given)
             kept = [*kept, *shared] if kept else fitting_metrics(self, shared, self._own_metrics())
         self._metrics = L(kept).map(mk_metric)
@@ -100,10 +103,11 @@ class CheckedLearner(Learner):
     def dls(self, dls: DataLoaders) -> None:
         if hasattr(self, "_dls"):
             before = self.data_targets
-            dls, targets = same_data(dls, before, self.heads)
-            self._set_targets(targets)
+            data = same_data(dls, before, self.heads)
+            dls = data.dls
+            self._set_targets(data.targets)
             try:
-                self._try(dls)
+                self._try(data)
             except HeadsError:
                 self._set_targets(before)
                 raise
@@ -114,13 +118,13 @@ class CheckedLearner(Learner):
         for head in self.heads.values():
             head.target = self.data_targets[head.target.index]
 
-    def _try(self, dls: DataLoaders) -> None:
+    def _try(self, data: Inspected) -> None:
         "Refuse data that the network or a head cannot take. What was tried already, and data without items, is not."
-        if not len(dls.train_ds) or (self._tried is not None and self._tried() is dls):
+        if data.sample is None or (self._tried is not None and self._tried() is data.dls):
             return
         specs = {name: (head.spec, head.target) for name, head in self.heads.items()}
-        run_trial(self.model, dls, specs).check(tuple(self.heads.values()))
-        self._tried = ref(dls)
+        run_trial(self.model, data.sample.batch(), specs).check(tuple(self.heads.values()))
+        self._tried = ref(data.dls)
 
     def __getstate__(self) -> dict[str, Any]:
         "Without what points to the data that was tried."

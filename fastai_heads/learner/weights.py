@@ -11,7 +11,8 @@ from fastai.learner import load_model
 from torch import Tensor, nn
 
 from fastai_heads.errors import HeadsError, did_you_mean
-from fastai_heads.model import PREFIX, STRATEGY
+from fastai_heads.model import STRATEGY
+from fastai_heads.trunks import PREFIX
 
 __all__ = [
     "check_load_arguments",

@@ -13,7 +13,7 @@ from matplotlib.patches import FancyBboxPatch
 from matplotlib.textpath import TextPath
 from torch import Tensor, nn
 
-from fastai_heads.model import Heads, MultiHeadModel, run_trunks
+from fastai_heads.model import Heads, MultiHeadModel
 from fastai_heads.modes import evaluate
 from fastai_heads.training.bound import BoundHead
 from fastai_heads.training.loss import loss_name
@@ -75,10 +75,10 @@ def _measure_shapes(model: MultiHeadModel, inputs: Sequence[Tensor]) -> dict[str
     heads = model.heads
     with evaluate(model):
         taps = model.body(*inputs)
-        tensors, preds = run_trunks(heads.trunks, heads.trunk_reads, heads.trunk_gives, taps), heads(taps)
+        tensors, preds = heads.run_trunks(taps), heads(taps)
     found = {f"tap {name}": tensor for name, tensor in tensors.items()}
     found |= {f"head {name}": pred for name, pred in zip(heads.names, preds)}
-    found["input"] = inputs[0]
+    found |= {f"input {name}": x for name, x in zip(model.body.input_names, inputs)}
     return {key: " × ".join(map(str, t.shape[1:])) or "1" for key, t in found.items() if isinstance(t, Tensor)}
 
 
@@ -87,11 +87,9 @@ def _body_boxes(learn: Learner, shapes: Mapping[str, str]) -> list[Box]:
     body, heads = get_model(learn.model)
     weights = body.weights or "not pretrained"
     state, color = _state(body)
-    image = shapes.get("input")
-    boxes = [
-        Box("input", 0, ("image", *([image] if image else []))),
-        Box("body", 1, (body.arch, weights, _params(body), state), ("input",), color),
-    ]
+    keys = {f"input {name}": name for name in body.input_names}
+    boxes = [Box(key, 0, (name, *([shapes[key]] if key in shapes else []))) for key, name in keys.items()]
+    boxes.append(Box("body", 1, (body.arch, weights, _params(body), state), tuple(keys), color))
     for tap in body.taps:
         stride = body.strides[tap]
         place = "a vector" if stride is None else f"stride {stride}"

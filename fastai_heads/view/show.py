@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
+from fastai.vision.core import PILBase, TensorImageBase
 from fastcore.basics import Inf
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -38,7 +39,7 @@ from fastai_heads.view.shapes import (
 )
 from fastai_heads.view.texts import LINE, PLAIN, say_both
 
-__all__ = ["show_predictions", "show_samples", "show_targets"]
+__all__ = ["pick_image", "show_predictions", "show_samples", "show_targets"]
 
 
 @dataclass(frozen=True)
@@ -83,9 +84,9 @@ def show_samples(
     titles: Sequence[str] | None = None,  # per image a text over it
     **kwargs: Any,  # fastai's, as for `grid_options`: `nrows`, `ncols`, `figsize`, `imsize`, `title`, `dpi`, …
 ) -> Figure:
-    """Images in a grid: points and boxes drawn in (the target green, the prediction orange), each mask in a panel of
-    its own, texts beside. A text says `head: prediction`, green where it is right, and red with the target behind it
-    where it is wrong; a missing label is a dash."""
+    """Draw images in a grid: points and boxes in the image (the target green, the prediction orange), each mask in a
+    panel of its own, texts beside. A text says `head: prediction`, green where it is right, and red with the target
+    behind it where it is wrong; a missing label is a dash."""
     options = grid_options(**kwargs)
     if not len(inputs):
         raise HeadsError("there is no image to show: the data holds none, or `max_n` is 0.")
@@ -115,12 +116,12 @@ def _seen(target: HeadTuple, pred: HeadTuple | None, shown: Mapping[str, str]) -
 
 
 def _masks(rows: Rows, head: str) -> list[Tensor]:
-    "Every mask of one head, true and predicted."
+    "List every mask of one head, true and predicted."
     return [v for row in rows for seen in row if seen.head == head for v, _ in seen.drawn if is_mask(v)]
 
 
 def _panels(rows: Rows, masks: Mapping[str, list[Tensor]]) -> list[Panel]:
-    "The image by itself, or for every head of masks its target and its prediction."
+    "List the image by itself, or for every head of masks its target and its prediction."
     found: list[Panel] = []
     for first in (seen for seen in rows[0] if seen.head in masks):
         sides = [("truth", "target")] if first.truth is not None else []
@@ -132,7 +133,7 @@ def _panels(rows: Rows, masks: Mapping[str, list[Tensor]]) -> list[Panel]:
 
 
 def _keys(rows: Rows, masks: Mapping[str, list[Tensor]], predicted: bool) -> list[Artist]:
-    "The legend: the colours of target and prediction, and of each mask's codes."
+    "Make the legend: the colours of target and prediction, and of each mask's codes."
     shapes = any(is_shape(value) for row in rows for seen in row for value, _ in seen.drawn)
     keys = shape_keys() if shapes and predicted else []
     for head, found in masks.items():
@@ -170,7 +171,7 @@ def _draw_shapes(ax: Axes, row: Sequence[Seen]) -> None:
 
 
 def _write(ax: Axes, layout: Layout, i: int) -> None:
-    "The texts over a sample's panels, and those beside them, one below the other."
+    "Write the texts over a sample's panels, and those beside them, one below the other."
     left, top = layout.corner(i)
     right = left + layout.cell[0] - layout.text
     places = [(left, top - n * LINE, line) for n, line in enumerate(layout.over[i])]
@@ -188,7 +189,7 @@ def show_targets(
     b: Any = None,  # a batch to show instead of the first one
     **kwargs: Any,  # to the drawing: `nrows`, `ncols`, `figsize`, `imsize`, `title`
 ) -> Figure:
-    "A batch with every target on its image, as fastai's `dls.show_batch` shows one target."
+    "Show a batch with every target on its image, as fastai's `dls.show_batch` shows one target."
     check_loaders(dls)
     _check_max_n(max_n)
     dls = joined_boxes(dls)
@@ -201,7 +202,9 @@ def show_targets(
         dl = dl.new(get_idxs=lambda: Inf.zeros, num_workers=0)
     samples = list(dl.decode_batch(dl.one_batch() if b is None else b, max_n=max_n))
     n_inp = dls.n_inp
-    return show_samples([s[0] for s in samples], [HeadTuple(s[n_inp:], names) for s in samples], **kwargs)
+    return show_samples(
+        [pick_image(s[:n_inp]) for s in samples], [HeadTuple(s[n_inp:], names) for s in samples], **kwargs
+    )
 
 
 def show_predictions(
@@ -212,7 +215,7 @@ def show_predictions(
     max_n: int = 9,  # how many images
     **kwargs: Any,  # to the drawing: `nrows`, `ncols`, `figsize`, `imsize`, `title`, `titles`
 ) -> Figure:
-    "Images with what every deciding head says of them, and its target."
+    "Show images with what every deciding head says of them, and its target."
     _check_max_n(max_n)
     dl, n_inp = learn.dls.valid, len(inputs)
     names = [t.name for t in learn.data_targets] if targets else []
@@ -220,12 +223,19 @@ def show_predictions(
     heads = learn.heads.deciding
     samples = decode_heads(dl, inputs, heads, decoded, max_n)
     return show_samples(
-        [s[0] for s in samples],
+        [pick_image(s[:n_inp]) for s in samples],
         [HeadTuple(t[n_inp:], names) for t in truths],
         [s[-1] for s in samples],
         {h.name: h.target.name for h in heads},
         **kwargs,
     )
+
+
+def pick_image(
+    inputs: Sequence[Any],  # of one item, decoded
+) -> Any:
+    "Choose the input that is drawn: the first that is an image."
+    return next((x for x in inputs if isinstance(x, PILBase | TensorImageBase)), inputs[0])
 
 
 def _check_max_n(max_n: Any) -> None:

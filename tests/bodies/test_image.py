@@ -220,3 +220,12 @@ def test_checkpointed_activations_are_computed_again_and_give_the_same_gradients
 def test_checkpointing_that_an_arch_does_not_have_is_refused(arch, says):
     with pytest.raises(HeadsError, match=f"`grad_checkpointing`: .*{says}"):
         cut_body(arch, pretrained=isinstance(arch, nn.Module), grad_checkpointing=True)
+
+
+def test_sizes_are_said_in_pixels_and_larger_ones_are_made_to_try():
+    body = cut_body("test_resnet", pretrained=False)
+    inputs = (torch.randn(2, 3, 70, 40),)
+    assert body.size_of(inputs) == "70×40 pixels" and body.input_names == ("image",)
+    assert [x.shape for (x,) in body.other_sizes(inputs)][:2] == [(1, 3, 64, 64), (1, 3, 96, 96)]
+    body.input_size = 64  # as of an arch that takes one size alone
+    assert list(body.other_sizes(inputs)) == []

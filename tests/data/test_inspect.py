@@ -150,7 +150,7 @@ def test_good_data_passes_and_is_told(folder, kind, wrap):
     assert torch.equal(state[0], torch.get_rng_state()) and state[1] == random.getstate()
     assert state[2] == np.random.get_state()[1].tolist()
     assert data.dls is dls and [i.name for i in data.inputs] == ["image"] and [t.name for t in data.targets] == ["y"]
-    assert data.sample_inputs[0].shape == (1, 3, HEIGHT, WIDTH) and len(data.sample) == 2
+    assert data.sample.inputs()[0].shape == (1, 3, HEIGHT, WIDTH) and len(data.sample.batch()[1]) == 1
 
 
 # masks
@@ -173,7 +173,7 @@ def test_every_way_out_of_255_passes(folder):
     inspect_data(masks(folder, "white.png", lambda: PartialBlock(MaskBlock(CODES))))
     of_white = lambda row: (np.array(Image.open(folder / row["y"])) > 0).astype(np.uint8)  # noqa: E731
     data = inspect_data(masks(folder, "white.png", getter=of_white))
-    assert data.sample[1].unique().tolist() == [0, 1]
+    assert data.sample.batch(1)[1][0].unique().tolist() == [0, 1]
     some = ["good.png"] + ["white.png"] * 7  # void in most, foreground in one
     inspect_data(masks(folder, some))
 
@@ -184,7 +184,7 @@ def test_the_getter_that_a_refusal_names_gives_the_codes(folder, file):
         found = np.array(Image.open(folder / row["y"]))
         return found[..., 0] if found.ndim > 2 else found.astype(np.uint8)
 
-    assert inspect_data(masks(folder, file, getter=codes)).sample[1].unique().tolist() == [0, 1]
+    assert inspect_data(masks(folder, file, getter=codes)).sample.batch(1)[1][0].unique().tolist() == [0, 1]
 
 
 def test_colours_that_a_getter_opens_are_refused(folder):
@@ -240,17 +240,17 @@ def test_images_of_two_sizes_name_resize_and_two_files(folder):
 def test_what_no_look_sees_is_raised_when_it_is_reached(folder, monkeypatch, tmp_path):
     monkeypatch.setattr("fastai_heads.data.inspect._SAMPLE", 1)
     df = table("number")
-    df.loc[5, "image"] = "large.png"
+    df.loc[6, "image"] = "large.png"
     dls = loaders(folder, df, RegressionBlock, ColReader("y"), bs=6)
     inspect_data(dls)
     with pytest.raises(HeadsError, match=r"two sizes, .*large\.png.*Resize"):
         dls.train.one_batch()
     (tmp_path / "broken.png").write_text("no picture")
     df["image"] = str(folder / "1.png")
-    df.loc[5, "image"] = str(tmp_path / "broken.png")
+    df.loc[6, "image"] = str(tmp_path / "broken.png")
     dls = loaders("", df, RegressionBlock, ColReader("y"), bs=2)
     inspect_data(dls)
-    with pytest.raises(HeadsError, match=r"row 5 \(.*broken\.png\) of the training set: it cannot be read"):
+    with pytest.raises(HeadsError, match=r"row 6 \(.*broken\.png\) of the training set: it cannot be read"):
         list(dls.train)
 
 
@@ -311,7 +311,7 @@ def test_numbers_that_are_text_are_taken_where_some_may_be_missing(folder, colum
     df.loc[3, columns] = None
     data = inspect_data(loaders(folder, df, PartialBlock(RegressionBlock), ColReader(columns)))
     assert data.targets[0].n_out == len(columns)
-    assert data.sample[1].reshape(-1).tolist() == [12.5, 3.0][: len(columns)]
+    assert data.sample.batch(1)[1][0].reshape(-1).tolist() == [12.5, 3.0][: len(columns)]
     df.loc[5, "y"] = "twelve"
     with pytest.raises(HeadsError, match=r"row 5 .*'twelve'"):
         inspect_data(loaders(folder, df, PartialBlock(RegressionBlock), ColReader(columns)))

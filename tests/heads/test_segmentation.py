@@ -208,7 +208,7 @@ def test_one_image_to_a_batch_norm_is_refused_before_training(path, make):
     dls = digits_dls(("mask",), n=40, size=48, bs=31, path=path)
     dls.train.drop_last = False
     learn = make(dls=dls, decoder="deeplabv3plus")
-    with pytest.raises(HeadsError, match=r"the last of 2 training batches .* holds one image.*Pass `drop_last=True`"):
+    with pytest.raises(HeadsError, match=r"the last of 2 training batches .* holds one item.*Pass `drop_last=True`"):
         learn.fit(1)
     assert learn.get_preds(dl=learn.test_dl(dls.valid_ds.items[:1]))[0].mask.shape == (1, 11, 48, 48)
     make(dls=dls, decoder="pspnet").fit(1)

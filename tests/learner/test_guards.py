@@ -9,11 +9,12 @@ from fastai.data.transforms import ColReader, RandomSplitter
 from fastai.vision.data import ImageBlock
 
 from fastai_heads.data.digits import digits_block
+from fastai_heads.data.sample import draw_sample
 from fastai_heads.data.targets import dls_targets
 from fastai_heads.errors import HeadsError
 from fastai_heads.heads import ClassificationHead
 from fastai_heads.learner import multihead_learner
-from fastai_heads.learner.guards import check_batches, sample_inputs
+from fastai_heads.learner.guards import check_batches
 
 PLAIN = {"digit": ClassificationHead(first_bn=False, lin_ftrs=[])}
 
@@ -25,7 +26,7 @@ def changed(learn, before):
 def test_ranks_share_the_last_batch(split_dls, make_learner):
     learn = make_learner(dls=split_dls(range(34, 40), drop_last=False))  # 34 items: 16, 16, and 1 for each of two ranks
     check_batches(learn.dls, learn.model)
-    with pytest.raises(HeadsError, match=r"the last of 3 training batches \(34 items, `bs=8`\) holds one image"):
+    with pytest.raises(HeadsError, match=r"the last of 3 training batches \(34 items, `bs=8`\) holds one item"):
         check_batches(learn.dls, learn.model, ranks=2)
     dls = split_dls(range(10, 40))  # 10 items, drop_last
     check_batches(dls, learn.model)
@@ -37,10 +38,10 @@ def test_ranks_share_the_last_batch(split_dls, make_learner):
 def test_a_batch_of_one_is_refused_before_the_first_step(make_learner, train):
     learn = make_learner("digit", bs=1)
     before = [p.detach().clone() for p in learn.model.parameters()]
-    with pytest.raises(HeadsError, match=r"`dls\.train`: every training batch holds one image, .*Pass `bs=2` or more"):
+    with pytest.raises(HeadsError, match=r"`dls\.train`: every training batch holds one item, .*Pass `bs=2` or more"):
         getattr(learn, train)(1)
     assert not changed(learn, before) and learn.rows == []
-    with pytest.raises(HeadsError, match="every training batch holds one image"):
+    with pytest.raises(HeadsError, match="every training batch holds one item"):
         learn.lr_find(show_plot=False)
 
 
@@ -136,7 +137,7 @@ def test_the_same_targets_are_taken(make_learner, make_dls, scenes, table):
 def test_drawing_a_sample_leaves_the_random_state_alone(make_dls):
     dls = make_dls("digit", "ink")
     state = torch.get_rng_state()
-    (image,) = sample_inputs(dls)
+    (image,) = draw_sample(dls, n=1).inputs()
     assert torch.equal(state, torch.get_rng_state())
     assert image.shape == (1, 3, 32, 32) and image.dtype == torch.float32
     assert [t.name for t in dls_targets(dls)] == ["digit", "ink"]

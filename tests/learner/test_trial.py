@@ -179,5 +179,5 @@ def test_images_of_two_sizes_are_named_with_the_fix(scenes, table, tmp_path):
         image.resize((32, 48) if place else (32, 32)).save(tmp_path / name)
     block = digits_block(tmp_path, ("digit",))
     dls = block.dataloaders(table, bs=8, num_workers=0)
-    words = ["one size", "(3, 32, 32) of item 0", "(3, 48, 32) of item", "`item_tfms=Resize(32)`"]
+    words = ["two sizes, 32×32 and 32×48 pixels", "row 0 (", "row 1 (", "`item_tfms=Resize(32)`"]
     refused(words, lambda: multihead_learner(dls, "test_resnet", pretrained=False))

@@ -170,7 +170,7 @@ def test_an_error_leaves_the_learner_as_it_was(found):
 def test_what_cannot_be_is_refused(found):
     for rank in found.ranks:
         assert "find the rate in a run with one process" in rank["refused"]["lr_find"]
-        assert "the last of 3 training batches (18 items, `bs=4`) holds one image" in rank["refused"]["one image"]
+        assert "the last of 3 training batches (18 items, `bs=4`) holds one item" in rank["refused"]["one image"]
 
 
 @pytest.mark.parametrize("drop_last", [False, True])
