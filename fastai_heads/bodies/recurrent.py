@@ -49,7 +49,7 @@ class RecurrentBody(Body):
     ) -> tuple[TapPoint, ...]:
         "List every tap: the sequence, and the text's vector."
         width = _full_config(spec)["emb_sz"]
-        return TapPoint(TOKENS, "rnns", width), TapPoint(FEATURES, "rnns", 3 * width)
+        return TapPoint(TOKENS, "rnns", width, sequence=True), TapPoint(FEATURES, "rnns", 3 * width)
 
     def forward(self, ids: Tensor) -> dict[str, Tensor]:
         "Give the vectors (B, C) or the sequence (B, L, C) at the taps; `ids` is (B, L), padded at either side."

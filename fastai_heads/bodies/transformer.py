@@ -55,7 +55,11 @@ class TransformerBody(Body):
         config = _encoder(model).config
         width, n_layers = config.hidden_size, config.num_hidden_layers
         layers = tuple(TapPoint(f"layer{i}", f"hidden_states[{i}]", width) for i in range(n_layers + 1))
-        return (*layers, TapPoint(TOKENS, "last_hidden_state", width), TapPoint(FEATURES, "last_hidden_state", width))
+        return (
+            *layers,
+            TapPoint(TOKENS, "last_hidden_state", width, sequence=True),
+            TapPoint(FEATURES, "last_hidden_state", width),
+        )
 
     @property
     def limit(self) -> int | None:

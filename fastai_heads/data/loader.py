@@ -8,6 +8,7 @@ import pandas as pd
 from fastai.data.core import DataLoaders, Datasets, TfmdDL, TfmdLists
 from fastai.data.load import DataLoader
 
+from fastai_heads.data.raw_texts import place_texts
 from fastai_heads.data.text_part import text_class
 
 __all__ = ["InputsDL", "token_counts", "with_inputs"]
@@ -28,6 +29,7 @@ class InputsDL(TfmdDL):
         **kwargs: Any,  # of `TfmdDL`
     ):
         for tl in _inputs(dataset):
+            place_texts(tl)
             for f in tl.tfms.fs:
                 if hasattr(type(f), "prepare"):
                     f.prepare(tl)

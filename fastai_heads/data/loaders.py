@@ -124,9 +124,9 @@ _SEVERAL = "For several items there is `get_preds(dl=learn.dls.test_dl(items))`.
 
 
 def _as_frame(items: Any, train_ds: Datasets) -> Any:
-    "Make a frame of a list of dicts, where an input is read from the rows of a frame."
-    dicts = isinstance(items, list | tuple) and len(items) > 0 and all(isinstance(o, Mapping) for o in items)
-    if not dicts or not _read_columns(train_ds, with_labels=False):
+    "Make a frame of a list of rows, where an input is read from the rows of a frame."
+    rows = isinstance(items, list | tuple) and len(items) > 0 and all(isinstance(o, Mapping | pd.Series) for o in items)
+    if not rows or not _read_columns(train_ds, with_labels=False):
         return items
     return items if any(dict in L(tl.types) for tl in train_ds.tls) else make_frame(items)
 

@@ -273,8 +273,8 @@ def TabularBlock(
     procs: Sequence[Any] = (Categorify, FillMissing, Normalize),  # fastai's, fitted on the training split alone
     fill_new_gaps: bool = False,  # fill a gap where training had none, by the median; False: refuse it by row
 ) -> TransformBlock:
-    """Make an input block for a row of a table. Its item is a row of a DataFrame or a dict, its batch a `Row`: (B, n_cat)
-    codes and (B, n_cont) numbers. A category that training did not have is `#na#`, code 0."""
+    """Make an input block for a row of a table. Its item is a row of a DataFrame or a dict, its batch a `Row` of codes
+    (B, n_cat) and numbers (B, n_cont). A category that training did not have is `#na#`, code 0."""
     cats, conts = ([names] if isinstance(names, str) else list(names) for names in (cat_names, cont_names))
     twice = [c for i, c in enumerate([*cats, *conts]) if c in [*cats, *conts][:i]]
     if twice or not (cats or conts):

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from fastai_heads.bodies.contract import Body
 from fastai_heads.data.decode import dls_of_target
+from fastai_heads.data.inputs import ImageInput, dls_inputs
+from fastai_heads.data.loaders import with_test_dl
 from fastai_heads.head_tuple import HeadTuple
 from fastai_heads.heads.custom import CustomHead
 from fastai_heads.model import Heads, MultiHeadModel
@@ -21,7 +23,7 @@ from fastai_heads.training.metrics import HeadMetric, HeadValidLoss
 from fastai_heads.training.recorder import HeadTrainLoss
 from fastai_heads.trunks import PREFIX, Trunks
 from fastai_heads.view.decoded import decode_heads
-from fastai_heads.view.show import pick_image, show_samples
+from fastai_heads.view.show import show_samples
 
 __all__ = ["head_learner"]
 
@@ -99,7 +101,7 @@ class OneHeadLoss(CombinedLoss):
 
 class ShowingLearner(Learner):
     """A plain `Learner` of numbers or of boxes with labels, which fastai 2.8's `show_results` cannot draw on an image,
-    and of what has not the form of its target, which fastai cannot decode."""
+    of inputs that are no image, and of what has not the form of its target, which fastai cannot decode."""
 
     def predict(
         self,
@@ -134,7 +136,9 @@ class ShowingLearner(Learner):
         n_inp = self.dls.n_inp
         outs = decode_heads(dl, tuple(batch[:n_inp]), heads, (decoded,), max_n)
         targets = [HeadTuple(item[n_inp:], [head.name for head in heads]) for item in samples]
-        return show_samples([pick_image(item) for item in samples], targets, [item[-1] for item in outs], **kwargs)
+        names = [source.name for source in dls_inputs(self.dls)]
+        said = [item[-1] for item in outs]
+        return show_samples([item[:n_inp] for item in samples], targets, said, names=names, **kwargs)
 
 
 def head_learner(
@@ -146,10 +150,12 @@ def head_learner(
     body, heads = get_model(learn.model)
     module = head.module if len(heads.reads[name]) == 1 else OnTuple(head.module)
     alone = BoundHead(name, head.spec, replace(head.target, index=0), heads)
-    showing = head.target.kind in ("regression", "detection") or isinstance(head.spec, CustomHead)
+    inputs = dls_inputs(learn.dls)
+    images = len(inputs) == 1 and isinstance(inputs[0], ImageInput)
+    showing = not images or head.target.kind in ("regression", "detection") or isinstance(head.spec, CustomHead)
     cls = ShowingLearner if showing else Learner
     view = cls(
-        dls_of_target(learn.dls, head.target.index),
+        with_test_dl(dls_of_target(learn.dls, head.target.index)),
         MultiHeadModel(BodyToHead(body, heads, name), module),
         loss_func=OneHeadLoss(BoundHeads({name: alone})),
         metrics=_metrics(alone, [m for m in learn.metrics if isinstance(m, HeadMetric) and m.head is head]),
