@@ -92,8 +92,9 @@ class Bodies(Body):
         return self.through_taps(found)
 
     def _part(self, name: str, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        "Take the element of a batch that a body reads."
-        return (inputs[[s.name for s in self.sources].index(self.reads[name])],)
+        "Take the element of a batch that a body reads, as a plain tensor: what one gives is joined to what others give."
+        found = inputs[[s.name for s in self.sources].index(self.reads[name])]
+        return (found.as_subclass(Tensor) if isinstance(found, Tensor) else found,)
 
     def _run(self, owner: str, users: list[str], parts: list[tuple[Any, ...]]) -> dict[str, Tensor]:
         "Compute the taps of one network for all that read it, in one pass."

@@ -19,6 +19,7 @@ from fastai_heads.data.mask_faults import Masks, check_masks
 from fastai_heads.data.missing import IGNORE_PIXEL
 from fastai_heads.data.partial import check_complete
 from fastai_heads.data.plain import PlainDatasets, Stated, from_plain
+from fastai_heads.data.present import check_present
 from fastai_heads.data.sample import Sample, draw_sample
 from fastai_heads.data.tabular import from_tabular
 from fastai_heads.data.targets import Target, dls_targets
@@ -69,6 +70,7 @@ def inspect_data(
     for n, dl in enumerate(dls.loaders):
         plain = isinstance(dl.dataset, PlainDatasets)  # reading its labels opens its images: checked as they are read
         if not plain:
+            check_present(dl.dataset, f"{split_name(n)} set")
             _check_split(dl, split_name(n), names, targets, void)
         watch(dl, split_name(n), (*names, *(t.name for t in targets)))
         if not plain:

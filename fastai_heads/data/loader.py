@@ -80,7 +80,7 @@ def with_inputs(
 
 
 def _again(dl: TfmdDL) -> "InputsDL":
-    return DataLoader.new(dl, dl.dataset, cls=InputsDL)
+    return DataLoader.new(dl, dl.dataset, cls=InputsDL, do_setup=False)  # setup would empty the pipelines of `dl`
 
 
 def token_counts(

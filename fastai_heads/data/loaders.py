@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from fastai.data.core import DataLoaders, Datasets, TfmdDL
+from fastai.data.core import DataLoaders, Datasets, TfmdDL, test_set
 from fastai.data.load import DataLoader
 from fastcore.foundation import L
 from PIL import Image
@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader as TorchLoader
 
 from fastai_heads.data.frames import make_frame
 from fastai_heads.data.inputs import columns_of
+from fastai_heads.data.present import check_present
 from fastai_heads.errors import HeadsError, did_you_mean
 
 __all__ = ["HeadsLoaders", "check_item", "pick_loader", "readable", "with_test_dl"]
@@ -42,10 +43,12 @@ class HeadsLoaders(DataLoaders):
         if not len(test_items):
             return self.valid.new(self.valid_ds.new_empty(), **kwargs)
         try:
-            dl = super().test_dl(test_items, rm_type_tfms=rm_type_tfms, with_labels=with_labels, **kwargs)
+            dataset = test_set(self.valid_ds, test_items, rm_tfms=rm_type_tfms, with_labels=with_labels)
         except AssertionError as error:  # fastai's: the type of the first item is not one that a transform gives
             raise HeadsError(f"`items` of `test_dl` {_types_in(str(error))}") from error
-        dl.dataset.n_inp = self.n_inp
+        dataset.n_inp = self.n_inp
+        dl = self.valid.new(dataset, **kwargs)
+        check_present(dataset, "items")
         return dl
 
 

@@ -71,6 +71,11 @@ class EncodedRows:
         "The rows by their places."
         return self
 
+    @property
+    def absent(self) -> Tensor:
+        "Which rows (N,) are missing."
+        return (self.cats < 0).any(1) | self.conts.isnan().any(1)
+
     def __len__(self) -> int:
         return len(self.cats)
 

@@ -145,7 +145,7 @@ def from_tabular(
         after = [f for f in dl.after_batch.fs if not isinstance(f, ReadTabBatch)]
         encoded = [_encoded_labels(to, target) for target in targets]
         more = {"after_batch": Pipeline(after), "wgts": getattr(dl, "wgts", None), "labels": encoded}
-        loaders.append(DataLoader.new(dl, Datasets(tls=tls, n_inp=1), cls=TableDL, **more))
+        loaders.append(DataLoader.new(dl, Datasets(tls=tls, n_inp=1), cls=TableDL, do_setup=False, **more))
     return DataLoaders(*loaders, path=dls.path, device=dls.device)
 
 

@@ -74,8 +74,8 @@ def add_module(
     for tap in (tap for tap in spec.reads if tap not in heads.trunk_gives):
         if tap in heads.shapes:
             continue
-        for name in body.tap_names([tap]):
-            heads.shapes.setdefault(body.tap_also(name), TapShape.of(body.point(name)))
+        for found in body.tap_names([tap]):
+            heads.shapes.setdefault(body.tap_also(found), TapShape.of(body.point(found)))
     reads = read_by(spec, body, heads)
     heads.add(name, spec.build(tuple(heads.shapes[tap] for tap in reads)), reads)
     heads.to(next(body.parameters()).device)
