@@ -18,10 +18,10 @@ from torchvision.models.detection import FCOS, RetinaNet
 from benchmarks.steps import learner_steps, quiet_fit, seconds_per_step
 from fastai_heads.data.detection import to_pixels
 from fastai_heads.data.digits import digits_dls
-from fastai_heads.heads.anchors import anchor_generator
 from fastai_heads.heads.detection import DetectionHead
-from fastai_heads.heads.mean_ap import MeanAP
 from fastai_heads.learner import MultiHeadLearner, multihead_learner
+from fastai_heads.tasks.detection_loss import anchor_generator
+from fastai_heads.tasks.mean_ap import MeanAP
 
 ARCH, SIDE, SEEDS, EPOCHS, LR = "resnet10t", 96, (0, 1), 4, 3e-3
 FIELDS = {"tap": (8, 16), "extra_levels": 0, "channels": 64}

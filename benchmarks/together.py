@@ -16,10 +16,10 @@ from benchmarks.steps import learner_steps, quiet_fit, seconds_per_step
 from fastai_heads.data.digits import digits_dls
 from fastai_heads.heads.classification import ClassificationHead
 from fastai_heads.heads.detection import DetectionHead
-from fastai_heads.heads.mean_ap import MeanAP
 from fastai_heads.heads.segmentation import SegmentationHead
 from fastai_heads.heads.spec import HeadSpec
 from fastai_heads.learner import MultiHeadLearner, multihead_learner
+from fastai_heads.tasks.mean_ap import MeanAP
 
 ARCH, SIDE, EPOCHS, LR, SEED = "resnet10t", 96, 5, 3e-3, 0
 TARGETS = ("count", "mask", "boxes")

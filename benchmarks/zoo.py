@@ -19,7 +19,7 @@ import torch
 from benchmarks.sweep.names import every_name, family_name, in_turn, zoo_of
 from benchmarks.sweep.page import Place, page
 from benchmarks.sweep.training import training_step
-from fastai_heads.archs.checks import CHECKS, FAULT, NOT_RUN, OK, Report, check_arch
+from fastai_heads.archs.proof.checks import CHECKS, FAULT, NOT_RUN, OK, Report, check_arch
 from fastai_heads.bodies.image import ImageBody
 
 ALL = {**CHECKS, "training": training_step}

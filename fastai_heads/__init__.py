@@ -21,7 +21,6 @@ from fastai_heads.heads import (
     CustomHead,
     DetectionHead,
     HeadSpec,
-    MeanAP,
     MultiLabelHead,
     PointHead,
     RegressionHead,
@@ -29,7 +28,8 @@ from fastai_heads.heads import (
     TapShape,
 )
 from fastai_heads.learner import MultiHeadLearner, multihead_learner
-from fastai_heads.training import Balance, ConflictRecorder, Disjoint, HeadsMonitor, LossWeightScheduler
+from fastai_heads.tasks import MeanAP, Task
+from fastai_heads.training import Balance, ConflictRecorder, Disjoint, HeadsMonitor, LossWeightScheduler, Strategy
 from fastai_heads.trunks import Trunk
 from fastai_heads.view import HeadsInterpretation, show_targets
 
@@ -61,7 +61,9 @@ __all__ = [
     "PointHead",
     "RegressionHead",
     "SegmentationHead",
+    "Strategy",
     "TapShape",
+    "Task",
     "Trunk",
     "compare_to_single",
     "cut_body",

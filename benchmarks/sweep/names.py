@@ -10,8 +10,8 @@ from timm.models import list_modules
 from torchvision import models
 from torchvision.models import list_models
 
+from fastai_heads.archs.proof.smallest import SMALLEST, SMALLEST_TORCHVISION
 from fastai_heads.archs.registry import arch_by_name, list_archs
-from fastai_heads.archs.smallest import SMALLEST, SMALLEST_TORCHVISION
 from fastai_heads.archs.torchvision_zoo import BUILD_ARGS
 
 __all__ = ["every_name", "family_name", "in_turn", "size_of", "zoo_of"]

@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from fastai_heads.archs.checks import FAULT, OK
+from fastai_heads.archs.proof.checks import FAULT, OK
 
 __all__ = ["Place", "page"]
 
@@ -43,8 +43,8 @@ def page(
             "",
             "Written by `python -m benchmarks.zoo --no-run --table docs/archs.md` from [archs.csv](archs.csv), a row "
             "per arch with the result of each check: `ok`, `fault: …`, `not run` or `not run: why`. What the checks "
-            "are is told in `fastai_heads/archs/checks.py` and `benchmarks/sweep/training.py`. `make zoo` runs the "
-            "rest.",
+            "are is told in `fastai_heads/archs/proof/checks.py` and `benchmarks/sweep/training.py`. `make zoo` runs "
+            "the rest.",
             "",
             *_by_zoo(known, places, checks),
             *_by_check(known, checks),
@@ -147,7 +147,7 @@ def _by_name(title: str, pairs: Iterable[tuple[str, str]], level: int = 2) -> li
 def _shrunken(rows: Sequence[Row]) -> list[str]:
     text = (
         "Over 300 M parameters: shapes of the arch itself on the meta device, values in a smaller configuration of its "
-        "class (`fastai_heads/archs/shrunken.py`)."
+        "class (`fastai_heads/archs/proof/shrunken.py`)."
     )
     title, *lines = _by_name("Shrunken", ((r["shrunken"], r["arch"]) for r in rows if r["shrunken"]))[1:]
     return ["", title, "", text, *lines]

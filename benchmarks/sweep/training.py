@@ -8,7 +8,7 @@ from fastai.data.core import DataLoaders, Datasets
 from fastai.data.transforms import Categorize, RegressionSetup
 from torch import nn
 
-from fastai_heads.archs.checks import Case
+from fastai_heads.archs.proof.checks import Case
 from fastai_heads.archs.records import FEATURES, PRE_LOGITS
 from fastai_heads.heads import ClassificationHead, RegressionHead
 from fastai_heads.learner import multihead_learner

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastai_heads.archs.points import Parts, all_taps, parts_of, sort_out
 from fastai_heads.archs.probe import on_meta
-from fastai_heads.archs.proof import cut_off
+from fastai_heads.archs.proof.equality import cut_off
 from fastai_heads.archs.records import FEATURES, INPUT, PRE_LOGITS, Level, Measured, Network, Removed, TapPoint
 from fastai_heads.archs.source import Request, find_network
 from fastai_heads.bodies.contract import Body, Found, tap_key

@@ -92,7 +92,7 @@ class Bodies(Body):
         return self.through_taps(found)
 
     def _part(self, name: str, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        "Take the element of a batch that a body reads, as a plain tensor: what one gives is joined to what others give."
+        "Take the element of a batch that a body reads, as a plain tensor: taps of all bodies are joined."
         found = inputs[[s.name for s in self.sources].index(self.reads[name])]
         return (found.as_subclass(Tensor) if isinstance(found, Tensor) else found,)
 

@@ -16,15 +16,15 @@ from fastai.torch_core import get_model, no_random
 from fastprogress.fastprogress import progress_bar
 
 from fastai_heads.compare.runs import Runs
-from fastai_heads.compare.table import ALL, SINGLE, Measure, compared, table_text
+from fastai_heads.compare.table import ALL, SINGLE, Measure, table_text, tabulate
 from fastai_heads.errors import HeadsError, did_you_mean, unknown
 from fastai_heads.learner.learner import MultiHeadLearner
 from fastai_heads.training.metrics import HeadMetric
 from fastai_heads.training.strategies.balance import Balance
 from fastai_heads.training.strategies.base import WeightedSum
 from fastai_heads.training.strategies.bridge import UW, GeometricMean, UPGrad
+from fastai_heads.training.strategies.choose import as_strategy
 from fastai_heads.training.strategies.disjoint import Disjoint
-from fastai_heads.training.strategies.resolve import as_strategy
 
 __all__ = ["compare_to_single"]
 
@@ -96,7 +96,7 @@ def compare_to_single(
         runs.add(run._asdict() | _trained(make, strategies.get(run.strategy), run, epochs, fit or one_cycle))
     frame = runs.frame()
     wanted = frame["seed"].isin(seeds) & frame["strategy"].isin([SINGLE, *strategies])
-    table = compared(frame[wanted], measures)
+    table = tabulate(frame[wanted], measures)
     print(table_text(table))
     return table
 

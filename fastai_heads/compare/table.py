@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-__all__ = ["ALL", "SINGLE", "Measure", "compared", "delta_m", "table_text"]
+__all__ = ["ALL", "SINGLE", "Measure", "delta_m", "table_text", "tabulate"]
 
 SINGLE = "single"  # the label of the heads alone
 ALL = "all"  # the row of all heads of a strategy
@@ -29,7 +29,7 @@ def delta_m(
     return (1 if higher_is_better else -1) * (together - single) / abs(single) * 100
 
 
-def compared(
+def tabulate(
     runs: pd.DataFrame,  # a row per run: strategy, head, seed, seconds, parameters, and each head's metric by its name
     measures: Mapping[str, Measure],  # head → what it is judged by
 ) -> pd.DataFrame:  # by (strategy, head): metric, mean, spread, runs, delta_m, cost, parameters
@@ -65,7 +65,7 @@ def _measured(values: pd.Series, measure: Measure) -> dict:
 
 
 def table_text(
-    table: pd.DataFrame,  # from `compared`
+    table: pd.DataFrame,  # from `tabulate`
 ) -> str:
     "The table for people; what a row does not have stays empty."
     shown = pd.DataFrame(index=table.index)

@@ -12,6 +12,7 @@ from fasttransform.transform import ItemTransform
 from torch import Tensor
 
 from fastai_heads.data.box_items import row_name
+from fastai_heads.data.kinds import TellsKind
 from fastai_heads.data.missing import is_missing
 from fastai_heads.data.parse import parse_box, parse_numbers
 from fastai_heads.data.partial import Missing
@@ -21,7 +22,7 @@ from fastai_heads.errors import HeadsError
 __all__ = ["BoxBlock", "MakeBox", "NumbersReader"]
 
 
-class MakeBox(ItemTransform):
+class MakeBox(TellsKind, ItemTransform):
     "Four numbers to fastai's `TensorBBox` of shape (1, 4), in pixels; `PointScaler` scales it to -1 … 1 afterwards."
 
     # an ItemTransform, because a plain Transform maps over the four numbers of a tuple
@@ -33,6 +34,9 @@ class MakeBox(ItemTransform):
     ):
         super().__init__()
         self.clip = clip
+
+    def target_kind(self) -> tuple[str, int | None, tuple | None]:
+        return "box", self.c, None
 
     def setup(
         self,

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 from fastai_heads.data.box_items import parse_boxes, row_name
+from fastai_heads.data.kinds import TellsKind
 from fastai_heads.data.missing import IGNORE_CATEGORY
 from fastai_heads.data.places import check_in_image, clipped, image_size
 from fastai_heads.errors import HeadsError, did_you_mean
@@ -64,7 +65,7 @@ class LabeledBoxes(TensorBBox):
         return ctx
 
 
-class MakeBoxes(ItemTransform):
+class MakeBoxes(TellsKind, ItemTransform):
     """(boxes, labels) to a pair of tensors: `TensorBBox` (n, 4) in pixels and classes (n,); a row of padding where
     there is no box. Knows the vocabulary, and of every item with boxes which row it came from, for messages."""
 
@@ -77,6 +78,9 @@ class MakeBoxes(ItemTransform):
         self.clip = clip
         self.vocab = None if vocab is None else CategoryMap(list(vocab), sort=False)
         self._rows: dict[tuple, str] = {}
+
+    def target_kind(self) -> tuple[str, int | None, tuple | None]:
+        return "detection", len(self.vocab), tuple(self.vocab)
 
     def __getstate__(self) -> dict[str, Any]:
         "Without the rows: an exported learner has other data."

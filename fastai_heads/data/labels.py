@@ -20,12 +20,10 @@ from fasttransform import Transform
 from PIL import Image
 from torch import Tensor
 
-from fastai_heads.data.blocks import MakeBox
 from fastai_heads.data.box_items import row_name
 from fastai_heads.data.columns import cells, read_columns
-from fastai_heads.data.detection import MakeBoxes
+from fastai_heads.data.kinds import TellsKind
 from fastai_heads.data.partial import Partial
-from fastai_heads.data.plain import PlainPart
 from fastai_heads.errors import HeadsError
 
 __all__ = [
@@ -49,10 +47,8 @@ _MAKERS = (
     OneHotEncode,
     EncodedMultiCategorize,
     RegressionSetup,
-    MakeBox,
-    MakeBoxes,
     Partial,
-    PlainPart,
+    TellsKind,
 )
 "The transforms that blocks begin with."
 _OPENS = Transform(PILBase.create).name

@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from fastai_heads.data.kinds import TellsKind
 from fastai_heads.data.missing import IGNORE_CATEGORY
 from fastai_heads.errors import HeadsError
 
@@ -67,7 +68,7 @@ class PlainImage(TensorBase):
         )
 
 
-class PlainPart(ItemTransform):
+class PlainPart(TellsKind, ItemTransform):
     "One element of an item, as the tensor that a body or a head takes."
 
     def __init__(
@@ -78,6 +79,9 @@ class PlainPart(ItemTransform):
     ):
         super().__init__()
         self.place, self.part, self.stated = place, name, stated
+
+    def target_kind(self) -> tuple[str, int | None, tuple | None]:
+        return self.stated.kind, self.stated.n_out, None
 
     def encodes(self, o):
         value = o[self.place] if isinstance(o, tuple | list) else o

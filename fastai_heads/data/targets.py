@@ -22,8 +22,8 @@ from torch import Tensor
 from fastai_heads.data.bbox_blocks import ReadPair
 from fastai_heads.data.blocks import MakeBox
 from fastai_heads.data.box_items import BoxesReader
-from fastai_heads.data.detection import MakeBoxes
 from fastai_heads.data.files import spread
+from fastai_heads.data.kinds import TellsKind
 from fastai_heads.data.labels import step_of
 from fastai_heads.data.missing import labelled
 from fastai_heads.data.moving import may_leave
@@ -132,15 +132,8 @@ def _kind(tl: TfmdLists) -> tuple[str, int | None, tuple | None]:
         return "category", len(vocab), vocab
     if RegressionSetup in by_type:
         return "regression", by_type[RegressionSetup].c or None, None
-    if MakeBox in by_type:
-        return "box", 4, None
-    if PlainPart in by_type:
-        stated = by_type[PlainPart].stated
-        return stated.kind, stated.n_out, None
-    if MakeBoxes in by_type:
-        vocab = tuple(by_type[MakeBoxes].vocab)
-        return "detection", len(vocab), vocab
-    return _kind_of_label(tl)
+    own = next((f for f in by_type.values() if isinstance(f, TellsKind)), None)
+    return _kind_of_label(tl) if own is None else own.target_kind()
 
 
 def _kind_of_label(tl: TfmdLists) -> tuple[str, int | None, None]:

@@ -1,10 +1,9 @@
-"""The heads: what each kind predicts, from what, and how it is trained, read and measured."""
+"""The heads: how each kind is built, and from what."""
 
 from fastai_heads.heads.box import BoxHead
 from fastai_heads.heads.classification import ClassificationHead
 from fastai_heads.heads.custom import CustomHead
 from fastai_heads.heads.detection import DetectionHead
-from fastai_heads.heads.mean_ap import MeanAP
 from fastai_heads.heads.multilabel import MultiLabelHead
 from fastai_heads.heads.point import PointHead
 from fastai_heads.heads.regression import RegressionHead
@@ -17,7 +16,6 @@ __all__ = [
     "CustomHead",
     "DetectionHead",
     "HeadSpec",
-    "MeanAP",
     "MultiLabelHead",
     "PointHead",
     "RegressionHead",

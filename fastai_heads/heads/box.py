@@ -1,46 +1,20 @@
 """One box per image."""
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from fastai.losses import L1LossFlat
-from torch import Tensor
+from fastai_heads.heads.pooled import PooledSpec
+from fastai_heads.tasks.box import BoxTask
 
-from fastai_heads.heads.pooled import NumbersSpec
-
-__all__ = ["BoxHead", "iou"]
+__all__ = ["BoxHead"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class BoxHead(NumbersSpec):
+class BoxHead(PooledSpec):
     """One box. Output (B, 4), activated (B, 1, 4) as the target is: x1, y1, x2, y2 in fastai's units, −1 to 1 over the
     image (`PointScaler`), decoded to pixels. Source: `fastai.vision.core.TensorBBox`."""
 
     y_range: tuple[float, float] | None = (-1.0, 1.0)  # the whole image
 
     kinds: ClassVar[frozenset[str]] = frozenset({"box"})
-    blends: ClassVar[bool] = False
-    moves_with_image: ClassVar[bool] = True
-
-    def default_loss(self) -> Callable:
-        return L1LossFlat()
-
-    def activation(self, loss_func: Callable, pred: Tensor) -> Tensor:
-        "Give the boxes in the shape of the target, (B, 1, 4)."
-        return super().activation(loss_func, pred).reshape(-1, 1, 4)
-
-    def default_metrics(self) -> Sequence[Callable]:
-        return (iou,)
-
-
-def iou(
-    pred: Tensor,  # (B, 4) x1, y1, x2, y2
-    targ: Tensor,  # (B, 4) or (B, 1, 4), in the same unit
-) -> Tensor:  # a scalar
-    "Mean intersection over union of each predicted box with its true one; a predicted box turned inside out has none."
-    pred, targ = pred.reshape(-1, 4), targ.reshape(-1, 4)
-    overlap = (torch.min(pred[:, 2:], targ[:, 2:]) - torch.max(pred[:, :2], targ[:, :2])).clamp(min=0).prod(1)
-    area = [(b[:, 2:] - b[:, :2]).clamp(min=0).prod(1) for b in (pred, targ)]
-    return (overlap / (area[0] + area[1] - overlap).clamp(min=torch.finfo(pred.dtype).eps)).mean()
+    predicts: ClassVar[type[BoxTask]] = BoxTask

@@ -5,8 +5,6 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from fastai.losses import CrossEntropyLossFlat
-from fastai.metrics import accuracy
 from torch import Tensor
 from typing_extensions import Self
 
@@ -14,6 +12,7 @@ from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError
 from fastai_heads.heads.pooled import PooledSpec
 from fastai_heads.heads.spec import check_weights, is_number
+from fastai_heads.tasks.classification import ClassificationTask
 
 __all__ = ["ClassificationHead"]
 
@@ -26,6 +25,7 @@ class ClassificationHead(PooledSpec):
     class_weights: str | Sequence[float] | Tensor | None = None  # (n_out,), or 'balanced': N / (n_out * count)
 
     kinds: ClassVar[frozenset[str]] = frozenset({"category"})
+    predicts: ClassVar[type[ClassificationTask]] = ClassificationTask
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -42,7 +42,7 @@ class ClassificationHead(PooledSpec):
             )
 
     def fit(self, target: Target, labels: Callable[[], Tensor]) -> Self:
-        "As for every head, with 'balanced' weights counted on the training set's labels."
+        "Fit as every head does, with 'balanced' weights counted on the training set's labels."
         spec = super().fit(target, labels)
         if target.vocab is not None and len(target.vocab) == 1:
             raise HeadsError(
@@ -55,22 +55,6 @@ class ClassificationHead(PooledSpec):
         if isinstance(spec.class_weights, str):
             return replace(spec, class_weights=balanced_weights(labels(), spec.n_out, target))
         return replace(spec, class_weights=check_weights("class_weights", spec.class_weights, spec.n_out, target))
-
-    def default_loss(self) -> Callable:
-        weight = None if self.class_weights is None else torch.tensor(self.class_weights)
-        return CrossEntropyLossFlat(weight=weight, label_smoothing=self.label_smoothing)
-
-    def activation(self, loss_func: Callable, pred: Tensor) -> Tensor:
-        "By the loss where it is fastai's, else softmax: torch's losses and plain functions take logits."
-        return super().activation(loss_func, pred) if hasattr(loss_func, "activation") else pred.softmax(-1)
-
-    def decode(self, loss_func: Callable, pred: Tensor) -> Tensor:
-        "The class, also where the loss does not say how."
-        found = super().decode(loss_func, pred)
-        return found.argmax(-1) if found.ndim > 1 else found
-
-    def default_metrics(self) -> Sequence[Callable]:
-        return (accuracy,)
 
 
 def balanced_weights(

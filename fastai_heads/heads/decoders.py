@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from inspect import signature
 from typing import Any
 
@@ -13,6 +12,7 @@ from fastai.vision.models.unet import UnetBlock
 from torch import Tensor, nn
 
 from fastai_heads.errors import HeadsError
+from fastai_heads.tasks.smp import smp
 
 __all__ = [
     "DECODERS",
@@ -24,11 +24,9 @@ __all__ = [
     "SmpDecoder",
     "SmpKind",
     "make_decoder",
-    "smp",
 ]
 
 DYNAMIC_UNET, DPT = "dynamic_unet", "dpt"
-_INSTALL = "pip install 'segmentation_models_pytorch>=0.6,<0.7'"
 
 
 @dataclass(frozen=True)
@@ -67,19 +65,6 @@ DECODERS: dict[str, SmpKind] = {
         divisible=True,
     ),
 }
-
-
-def smp(
-    module: str,  # below the package
-) -> Any:
-    "Import a module of segmentation_models_pytorch. Raises a `HeadsError` with the command that installs it."
-    try:
-        return import_module(f"segmentation_models_pytorch.{module}")
-    except ImportError as error:
-        raise HeadsError(
-            f"SMP's decoders and losses need segmentation_models_pytorch ({error}). Run: {_INSTALL}. "
-            "`SegmentationHead(decoder='dynamic_unet')` with cross-entropy needs fastai alone."
-        ) from None
 
 
 class PaddedDecoder(nn.Module):

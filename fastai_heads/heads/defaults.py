@@ -14,8 +14,9 @@ from fastai_heads.heads.pooled import PooledSpec
 from fastai_heads.heads.regression import RegressionHead
 from fastai_heads.heads.segmentation import SegmentationHead
 from fastai_heads.heads.spec import HeadSpec
+from fastai_heads.tasks.task import Task
 
-__all__ = ["default_head", "has_default"]
+__all__ = ["default_head", "has_default", "task_type"]
 
 _HEADS: dict[str, type[HeadSpec]] = {
     "category": ClassificationHead,
@@ -37,7 +38,7 @@ _PAIR = {
 def has_default(
     target: Target,  # what is to be predicted
 ) -> bool:
-    "Whether there is a default head for its kind."
+    "Tell whether there is a default head for its kind."
     return target.kind in _HEADS
 
 
@@ -45,7 +46,7 @@ def default_head(
     target: Target,  # what is to be predicted
     fields: Mapping[str, Any] | None = None,  # that the body wants of a pooled head; None: the kind's defaults
 ) -> HeadSpec:  # the spec of its kind
-    "The head for a target. Raises `HeadsError` for a kind that has no default."
+    "Return the head for a target. Raises `HeadsError` for a kind that has no default."
     if not has_default(target):
         raise HeadsError(
             f"target {target.name!r} is of kind {target.kind}, which has no default head: pass "
@@ -54,3 +55,10 @@ def default_head(
         )
     kind = _HEADS[target.kind]
     return kind(**(fields or {} if issubclass(kind, PooledSpec) else {}))
+
+
+def task_type(
+    target: Target,  # what is to be predicted
+) -> type[Task]:
+    "Return the class of the tasks of a target's kind; a plain `Task` for a kind that has no default head."
+    return _HEADS[target.kind].predicts if has_default(target) else Task

@@ -1,10 +1,10 @@
 """Boxes with labels, any number per image."""
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 from torchvision.models.detection.fcos import FCOSHead
 from torchvision.models.detection.retinanet import RetinaNetHead
@@ -15,11 +15,10 @@ from torchvision.ops.feature_pyramid_network import (
 )
 
 from fastai_heads.archs.records import INPUT, Level
-from fastai_heads.data.detection import NO_BOX
 from fastai_heads.errors import HeadsError, did_you_mean
-from fastai_heads.heads.anchors import DetectionLoss, Detector
-from fastai_heads.heads.mean_ap import MeanAP, has_torchmetrics
 from fastai_heads.heads.spec import HeadSpec, TapShape, is_number
+from fastai_heads.tasks.detection import DetectionTask
+from fastai_heads.tasks.detection_loss import Grid, pack
 
 __all__ = ["DetectionHead"]
 
@@ -29,7 +28,7 @@ KINDS = ("retinanet", "fcos")
 def group_norm(
     channels: int,  # of a map, a multiple of 32
 ) -> nn.GroupNorm:
-    "The norm that FCOS has in its head, and torchvision's `retinanet_resnet50_fpn_v2`: without it little is learned."
+    "Make the norm of FCOS's head and of torchvision's `retinanet_resnet50_fpn_v2`. Without it little is learned."
     return nn.GroupNorm(32, channels)
 
 
@@ -60,9 +59,7 @@ class DetectionHead(HeadSpec):
     decode_score: float = 0.5  # least score of a box that `predict` and `show_results` give
 
     kinds: ClassVar[frozenset[str]] = frozenset({"detection"})
-    blends: ClassVar[bool] = False
-    moves_with_image: ClassVar[bool] = True
-    by_batch: ClassVar[bool] = True
+    predicts: ClassVar[type[DetectionTask]] = DetectionTask
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -140,40 +137,25 @@ class DetectionHead(HeadSpec):
                 f"{self._group}; found {found} with {widths} channels. `pyramid=True` makes one of them."
             )
 
-    def default_loss(self) -> DetectionLoss:
-        options = {"score_thresh": self.score_thresh, "nms_thresh": self.nms_thresh}
-        options = {name: value for name, value in options.items() if value is not None}
-        return DetectionLoss(
-            self.kind,
-            self.n_out,
-            self.anchor_scale,
-            self.aspect_ratios,
-            detections_per_img=self.detections_per_img,
-            topk_candidates=self.topk_candidates,
-            **options,
-        )
 
-    def default_metrics(self) -> Sequence[Callable]:
-        "mAP@[.5:.95] and mAP@.5; none where torchmetrics, an extra, is not installed."
-        return (MeanAP(), MeanAP(0.5)) if has_torchmetrics() else ()
+class Detector(nn.Module):
+    """A feature pyramid, then torchvision's head on every level. It reads maps and their images, and answers as `pack`
+    does."""
 
-    def item_loss(self, loss_func: Callable, pred: Tensor, targ: Tensor) -> Tensor:
-        """Return each image's loss as if it stood alone. RetinaNet's mean over them is the loss of the batch; FCOS
-        divides by the boxes' cells in the whole batch, so that no value per image has that mean."""
-        return torch.stack([loss_func(p[None], t[None]) for p, t in zip(pred, targ)])
+    def __init__(
+        self,
+        pyramid: nn.Module,  # {name: map} → {name: map}, all of one width
+        head: nn.Module,  # of torchvision: maps → its outputs
+        strides: Sequence[int],  # of the pyramid's levels
+    ):
+        super().__init__()
+        self.pyramid, self.head, self.strides = pyramid, head, tuple(strides)
 
-    def activation(self, loss_func: Callable, pred: Tensor) -> Tensor:
-        return loss_func.detect(pred)
-
-    def decode(self, loss_func: Callable, pred: Tensor) -> Tensor:
-        "The detections of at least `decode_score`."
-        plain = pred.as_subclass(Tensor)
-        blank = plain.new_zeros(6)
-        blank[4] = NO_BOX
-        return torch.where((plain[..., 5] >= self.decode_score)[..., None], plain, blank)
-
-    def empty(self) -> Tensor:
-        return torch.empty(0, self.detections_per_img, 6)
+    def forward(self, *taps: Tensor) -> Tensor:
+        *maps, images = taps
+        found = list(self.pyramid(OrderedDict((str(i), m) for i, m in enumerate(maps))).values())
+        levels = [Grid(*f.shape[-2:], stride) for f, stride in zip(found, self.strides)]
+        return pack(self.head(found), levels, tuple(images.shape[-2:]))
 
 
 def _whole(value: object, least: int) -> bool:

@@ -2,12 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import ClassVar
 
-import torch
-from fastai.losses import BCEWithLogitsLossFlat
-from fastai.metrics import accuracy_multi
 from torch import Tensor
 from typing_extensions import Self
 
@@ -15,6 +11,7 @@ from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError
 from fastai_heads.heads.pooled import PooledSpec
 from fastai_heads.heads.spec import check_weights, is_number
+from fastai_heads.tasks.multilabel import MultiLabelTask
 
 __all__ = ["MultiLabelHead"]
 
@@ -27,6 +24,7 @@ class MultiLabelHead(PooledSpec):
     pos_weight: Sequence[float] | Tensor | float | None = None  # (n_out,) or one for all: weight of a present label
 
     kinds: ClassVar[frozenset[str]] = frozenset({"multilabel"})
+    predicts: ClassVar[type[MultiLabelTask]] = MultiLabelTask
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -38,22 +36,8 @@ class MultiLabelHead(PooledSpec):
             )
 
     def fit(self, target: Target, labels: Callable[[], Tensor]) -> Self:
-        "As for every head, with `pos_weight` brought to one weight per label."
+        "Fit as every head does, with `pos_weight` brought to one weight per label."
         spec = super().fit(target, labels)
         if spec.pos_weight is None:
             return spec
         return replace(spec, pos_weight=check_weights("pos_weight", spec.pos_weight, spec.n_out, target, positive=True))
-
-    def default_loss(self) -> Callable:
-        weight = None if self.pos_weight is None else torch.tensor(self.pos_weight)
-        return BCEWithLogitsLossFlat(pos_weight=weight, thresh=self.threshold)
-
-    def activation(self, loss_func: Callable, pred: Tensor) -> Tensor:
-        "By the loss where it is fastai's, else a sigmoid: torch's losses and plain functions take logits."
-        return super().activation(loss_func, pred) if hasattr(loss_func, "activation") else pred.sigmoid()
-
-    def decode(self, loss_func: Callable, pred: Tensor) -> Tensor:
-        return pred > self.threshold
-
-    def default_metrics(self) -> Sequence[Callable]:
-        return (partial(accuracy_multi, thresh=self.threshold),)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fastai_heads.errors import HeadsError, did_you_mean
 from fastai_heads.heads.spec import HeadSpec, TapShape, is_number
 
-__all__ = ["POOLS", "JoinedHead", "NumbersSpec", "PooledHead", "PooledSpec"]
+__all__ = ["POOLS", "JoinedHead", "PooledHead", "PooledSpec"]
 
 POOLS: dict[str, tuple[Callable[[], nn.Module], int]] = {  # name → (the pool of a map, its width per channel)
     "concat": (AdaptiveConcatPool2d, 2),
@@ -102,11 +102,6 @@ class PooledSpec(HeadSpec):
         self.check("ps", fits, f"one dropout in [0, 1) or one for each of its {layers} linear layers")
         self.check("init", self.init is None or callable(self.init), "a function of a weight, or None")
 
-    @property
-    def output_shape(self) -> tuple[int | None, ...]:
-        "As many numbers as `n_out`."
-        return (self.n_out,)
-
     def build(self, taps: tuple[TapShape, ...]) -> nn.Module:
         "Build fastai's head on the taps; a vector is not pooled, a map needs a `pool`. Refuses a sequence."
         levels = [tap.name for tap in taps if isinstance(self.tap, str) and tap.name.startswith(f"{self.tap}.")]
@@ -139,7 +134,7 @@ class PooledSpec(HeadSpec):
             )
 
     def head_kwargs(self) -> dict:
-        "The options of `create_head` that the spec fixes, in the form that it takes them."
+        "Return the options of `create_head` that the spec fixes, in the form that it takes them."
         return {
             "lin_ftrs": None if self.lin_ftrs is None else list(self.lin_ftrs),
             "ps": self.ps if is_number(self.ps) else list(self.ps),
@@ -150,18 +145,7 @@ class PooledSpec(HeadSpec):
         }
 
 
-@dataclass(frozen=True, kw_only=True)
-class NumbersSpec(PooledSpec):
-    "A pooled head of real numbers. Its loss sees targets in the shape of the predictions, whatever the block's axes."
-
-    def train_loss(self, loss_func: Callable, pred: Tensor, targ: Tensor) -> Tensor:
-        return super().train_loss(loss_func, pred, targ.reshape(pred.shape))
-
-    def item_loss(self, loss_func: Callable, pred: Tensor, targ: Tensor) -> Tensor:
-        return super().item_loss(loss_func, pred, targ.reshape(pred.shape))
-
-
 def _numbers(value: object) -> list | None:
-    "A list of finite numbers as one, anything else as None."
+    "Return finite numbers as a list, anything else as None."
     listed = isinstance(value, Sequence | L) and not isinstance(value, str)
     return list(value) if listed and all(is_number(v) for v in value) else None

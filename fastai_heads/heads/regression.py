@@ -6,17 +6,16 @@ from typing import ClassVar
 
 import torch
 from fastai.layers import sigmoid_range
-from fastai.losses import MSELossFlat
-from fastai.metrics import mae
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError
-from fastai_heads.heads.pooled import NumbersSpec
+from fastai_heads.heads.pooled import PooledSpec
 from fastai_heads.heads.spec import TapShape
+from fastai_heads.tasks.regression import RegressionTask
 
-__all__ = ["InUnit", "RegressionHead", "StandardizedLoss"]
+__all__ = ["InUnit", "RegressionHead"]
 
 
 class InUnit(nn.Module):
@@ -45,7 +44,7 @@ class InUnit(nn.Module):
         return x.float() * self.deviation + self.mean
 
     def _apply(self, fn: Callable, recurse: bool = True) -> Self:
-        "Keeps the statistics in float32 where the rest of the model is cast: 2000 ± 5 does not fit into bfloat16."
+        "Keep the statistics in float32 where the rest of the model is cast: 2000 ± 5 does not fit into bfloat16."
         kept = self.mean, self.deviation
         super()._apply(fn, recurse)
         if not (self.mean.is_meta or kept[0].is_meta):
@@ -53,41 +52,8 @@ class InUnit(nn.Module):
         return self
 
 
-class StandardizedLoss(nn.Module):
-    "A loss on (prediction − target) / deviation, so that targets of unlike size have losses of like size."
-
-    deviation: Tensor
-
-    def __init__(
-        self,
-        loss_func: Callable,  # (pred, target) → a scalar
-        deviation: Sequence[float],  # one per output, in the user's unit
-    ):
-        super().__init__()
-        self.loss_func = loss_func
-        self.register_buffer("deviation", torch.tensor(deviation, dtype=torch.float32))
-
-    @property
-    def reduction(self) -> str:
-        "The inner loss's."
-        return self.loss_func.reduction
-
-    @reduction.setter
-    def reduction(self, value: str) -> None:
-        self.loss_func.reduction = value
-
-    def forward(
-        self,
-        pred: Tensor,  # (B, n_out) in the user's unit
-        targ: Tensor,  # (B, n_out), or (B,) where n_out is 1, in the user's unit
-        **kwargs,  # to the inner loss
-    ) -> Tensor:
-        off = (pred - targ.float().view_as(pred)) / self.deviation
-        return self.loss_func(off, torch.zeros_like(off), **kwargs)
-
-
 @dataclass(frozen=True, kw_only=True)
-class RegressionHead(NumbersSpec):
+class RegressionHead(PooledSpec):
     """One or several real numbers. Output (B, n_out) in the user's unit, target (B,) or (B, n_out) likewise.
 
     By default the targets are standardised: the training set's mean and deviation are buffers of the head's last layer,
@@ -97,6 +63,7 @@ class RegressionHead(NumbersSpec):
     standardize: bool | tuple[Sequence[float], Sequence[float]] = True  # or (means, deviations), one per output
 
     kinds: ClassVar[frozenset[str]] = frozenset({"regression"})
+    predicts: ClassVar[type[RegressionTask]] = RegressionTask
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -105,7 +72,7 @@ class RegressionHead(NumbersSpec):
         self.check("standardize", isinstance(self.standardize, bool) or given, "True, False or (means, deviations)")
 
     def fit(self, target: Target, labels: Callable[[], Tensor]) -> Self:
-        "As for every head, with the mean and deviation of the training set's labels (missing ones left out)."
+        "Fit as every head does, with the mean and deviation of the training set's labels, missing ones left out."
         spec = super().fit(target, labels)
         if spec.standardize is False:
             return spec
@@ -127,24 +94,9 @@ class RegressionHead(NumbersSpec):
         kwargs = super().head_kwargs()
         return kwargs if self.standardize is False else {**kwargs, "y_range": None}  # `InUnit` applies it in float32
 
-    def loss_func(self) -> Callable:
-        loss = super().loss_func()
-        return loss if self.standardize is False else StandardizedLoss(loss, self.standardize[1])
-
-    def decode(self, loss_func: Callable, pred: Tensor) -> Tensor:
-        "The numbers as they are; where there is one per image (B,), as fastai's `RegressionBlock` has it."
-        decoded = super().decode(loss_func, pred)
-        return decoded.squeeze(-1) if self.n_out == 1 else decoded
-
-    def default_loss(self) -> Callable:
-        return MSELossFlat()
-
-    def default_metrics(self) -> Sequence[Callable]:
-        return (mae,)
-
 
 def _as_numbers(value: object) -> list[float] | None:
-    "One number or several, in whatever holds them, as a list; None for anything else."
+    "Return one number or several, in whatever holds them, as a list; None for anything else."
     try:
         return torch.as_tensor(value).double().view(-1).tolist()
     except (TypeError, ValueError, RuntimeError):

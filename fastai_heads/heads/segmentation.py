@@ -22,9 +22,9 @@ from fastai_heads.heads.decoders import (
     SmpDecoder,
     make_decoder,
 )
-from fastai_heads.heads.mask_loss import MASK_LOSSES, MODES, WEIGHTED, MaskLoss
-from fastai_heads.heads.mask_metrics import BoundaryF1, ForegroundAccuracy, MaskDice, MaskIoU, thresholded
 from fastai_heads.heads.spec import HeadSpec, TapShape, check_weights, is_number
+from fastai_heads.tasks.mask import MaskTask
+from fastai_heads.tasks.mask_loss import MASK_LOSSES, MODES, WEIGHTED
 
 __all__ = ["BoundaryRefine", "MaskModule", "SegmentationHead"]
 
@@ -51,8 +51,7 @@ class SegmentationHead(HeadSpec):
     refine: bool = False  # a residual block on the logits, for sharper boundaries
 
     kinds: ClassVar[frozenset[str]] = frozenset({"mask", "unknown"})
-    blends: ClassVar[bool] = False
-    moves_with_image: ClassVar[bool] = True
+    predicts: ClassVar[type[MaskTask]] = MaskTask
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -89,18 +88,13 @@ class SegmentationHead(HeadSpec):
         return dict.fromkeys((self.losses,) if isinstance(self.losses, str) else tuple(self.losses), 1.0)
 
     @property
-    def output_shape(self) -> tuple[int | None, ...]:
-        "A channel per code, at any size."
-        return (self.n_out, None, None)
-
-    @property
     def reads(self) -> tuple[str | int | Level, ...]:
         "As of every head; stride 2 only where the arch has it, and not for 'dpt', which does not read it."
         taps = (Level(2, optional=True) if tap == Level(2) else tap for tap in super().reads)
         return tuple(tap for tap in taps if self.decoder != DPT or tap != Level(2, optional=True))
 
     def infer_n_out(self, target: Target) -> int | None:
-        "A channel per code; one for code 1 alone where `mode='binary'`. Of several masks, `n_out` may say how many."
+        "Return a channel per code; one for code 1 alone where `mode='binary'`. Of several masks `n_out` may say it."
         if self.mode != "binary":
             of_another = target.n_out is None and target.vocab is not None and self.n_out is None
             return len(target.vocab) if of_another else target.n_out
@@ -109,7 +103,7 @@ class SegmentationHead(HeadSpec):
         return 1
 
     def fit(self, target: Target, labels: Callable[[], Tensor]) -> Self:
-        "As for every head, with one class weight per code."
+        "Fit as every head does, with one class weight per code."
         if target.kind == "unknown" and (self.mode != "multilabel" or self.n_out is None):
             raise HeadsError(
                 f"{self.label} needs a target of kind mask, and target {target.name!r} is of none that is known: for "
@@ -123,7 +117,7 @@ class SegmentationHead(HeadSpec):
         return replace(spec, class_weights=check_weights("class_weights", spec.class_weights, spec.n_out, target))
 
     def build(self, taps: tuple[TapShape, ...]) -> nn.Module:
-        "The decoder, and the refinement behind it."
+        "Make the decoder, and the refinement behind it."
         return MaskModule(self._decoder(taps), self.n_out, self.refine)
 
     def _decoder(self, taps: tuple[TapShape, ...]) -> nn.Module:
@@ -150,40 +144,6 @@ class SegmentationHead(HeadSpec):
         by_stride = dict(zip(strides, channels[1:]))
         levels = [channels[0], *(by_stride.get(s, 0) for s in STRIDES)]
         return SmpDecoder(DECODERS[self.decoder], levels, self.n_out, **options)
-
-    def default_loss(self) -> Callable:
-        return MaskLoss(self.terms, self.mode, self.class_weights, self.ignore_index)
-
-    def default_metrics(self) -> Sequence[Callable]:
-        reading = {"mode": self.mode, "threshold": self.threshold, "ignore_index": self.ignore_index}
-        found = [MaskIoU(**reading), MaskDice(**reading), ForegroundAccuracy(**reading)]
-        return [*found, BoundaryF1(**reading)] if self.refine else found
-
-    def train_loss(self, loss_func: Callable, pred: Tensor, targ: Tensor) -> Tensor:
-        "As for every head. Refuses masks of another size, and codes that no channel stands for."
-        if targ.shape[-2:] != pred.shape[-2:] or len(targ) != len(pred):
-            raise HeadsError(
-                f"a mask has the size of its image: the target is {tuple(targ.shape)} for a prediction of "
-                f"{tuple(pred.shape)}. Give both the same `item_tfms`, such as `Resize`."
-            )
-        n = self.n_out if self.mode == "multiclass" else 2
-        wrong = targ[(targ != self.ignore_index) & ((targ >= n) | (targ < 0))]
-        if wrong.numel():
-            codes = ", ".join(map(str, wrong.unique().tolist()[:5]))
-            raise HeadsError(
-                f"a mask holds codes from 0 to {n - 1}, or {self.ignore_index} for a pixel without a label; found "
-                f"{codes}. Name all codes, `MaskBlock(codes=…)`, or map the masks to their places; of several masks "
-                "pass `n_out=`, as fastai keeps the codes of one block alone."
-            )
-        return super().train_loss(loss_func, pred, targ)
-
-    def activation(self, loss_func: Callable, pred: Tensor) -> Tensor:
-        "Probabilities."
-        return pred.softmax(1) if self.mode == "multiclass" else pred.sigmoid()
-
-    def decode(self, loss_func: Callable, pred: Tensor) -> Tensor:
-        "Codes, in the form of the target."
-        return pred.argmax(1) if self.mode == "multiclass" else thresholded(pred, self.mode, self.threshold)
 
 
 class BoundaryRefine(nn.Module):
@@ -235,5 +195,5 @@ class MaskModule(nn.Module):
 
 
 def _resized(x: Tensor, size: Sequence[int]) -> Tensor:
-    "As segmentation_models_pytorch upsamples what its decoders give."
+    "Resize as segmentation_models_pytorch upsamples what its decoders give."
     return x if list(x.shape[-2:]) == list(size) else F.interpolate(x, size, mode="bilinear", align_corners=True)

@@ -1,46 +1,31 @@
-"""What every head says of itself: the public base of all specs."""
+"""How a head is built: the public base of all specs."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from math import isfinite
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import torch
 from fastai.learner import Metric
-from fastai.losses import BaseLoss, BCELossFlat, L1LossFlat, MSELossFlat
-from fastcore.basics import getcallable
 from fastcore.foundation import L
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from fastai_heads.archs.records import Level, TapPoint
-from fastai_heads.data.missing import labelled
 from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError, did_you_mean, refuse_change
-from fastai_heads.heads.reduction import (
-    counted,
-    mean_of_counted,
-    measured_count,
-    one_by_one,
-    unreduced,
-    without_gaps,
-)
+from fastai_heads.tasks.task import Task
 
 __all__ = [
     "HeadSpec",
     "TapShape",
     "check_weights",
-    "has_shape",
     "is_metric",
     "is_number",
     "is_tap",
     "read_as",
-    "weights_of",
 ]
-
-
-_MAKERS = (MSELossFlat, L1LossFlat, BCELossFlat)  # fastai's functions that make a loss, named as its classes are
 
 
 @dataclass(frozen=True)
@@ -64,7 +49,7 @@ class TapShape:
 @dataclass(frozen=True, kw_only=True)
 class HeadSpec:
     """What a head is before it is built: a frozen record. A subclass that says how its module is made from the taps
-    (`build`) and which loss it takes (`default_loss`) is a head like any other."""
+    (`build`) and which `Task` it `predicts` is a head like any other."""
 
     n_out: int | None = None  # numbers per image; None: as many as the target needs
     tap: str | int | tuple[str | int, ...] = "features"  # what it reads: a tap's name, a stride, or a tuple of either
@@ -77,14 +62,12 @@ class HeadSpec:
     mix: bool = True  # under MixUp and CutMix blend the loss; False: the label of the image with the larger share
 
     kinds: ClassVar[frozenset[str]] = frozenset()  # the kinds of target that fit; empty: any
-    blends: ClassVar[bool] = True  # False: the target is a place in the image, which MixUp and CutMix cannot blend
-    moves_with_image: ClassVar[bool] = False  # the target is a place: it changes when the image is turned or cut
-    by_batch: ClassVar[bool] = False  # its output is activated batch by batch: large, or of another shape each time
+    predicts: ClassVar[type[Task]] = Task  # what is said of an item: loss, decoding, metrics
 
-    def __new__(cls, *_args: Any, **fields: Any) -> Self:
-        "Refuses a field that the kind does not have, before Python's own error does, with the nearest right one."
+    def __new__(cls, *_args: Any, **given: Any) -> Self:
+        "Refuse a field that the kind does not have, before Python's own error does, with the nearest right one."
         known = list(cls.__dataclass_fields__)
-        for name in fields:
+        for name in given:
             if name not in known:
                 raise HeadsError(f"`{name}` is not a parameter of {cls.__name__}.{did_you_mean(name, known)}")
         cls.__setattr__ = refuse_change  # instead of the dataclass's own, which names the field alone
@@ -138,24 +121,11 @@ class HeadSpec:
         self,
         taps: tuple[TapShape, ...],  # what it reads, in the order of `tap`
     ) -> nn.Module:  # takes the taps' tensors as plain arguments, gives the prediction (B, …)
-        "The head's module."
+        "Make the head's module."
         raise HeadsError(f"{self.label} does not say how its module is built: define `build(self, taps)`.")
 
-    def default_loss(self) -> Callable:
-        "The loss where `loss` is None: (pred, target) → a scalar, with fastai's `activation` and `decodes` if any."
-        raise HeadsError(f"{self.label} has no loss of its own: define `default_loss(self)` or pass `loss=`.")
-
-    def default_metrics(self) -> Sequence[Callable]:
-        "The metrics where `metrics` is None."
-        return ()
-
-    @property
-    def output_shape(self) -> tuple[int | None, ...] | None:
-        "The shape of one item's prediction, None for a length that is free; None where its module alone decides."
-        return None
-
     def infer_n_out(self, target: Target) -> int | None:
-        "How many numbers per image the target needs; None where it cannot be told."
+        "Return how many numbers per image the target needs; None where it cannot be told."
         return target.n_out
 
     # what follows from it
@@ -165,7 +135,7 @@ class HeadSpec:
         target: Target,  # what it is to predict
         labels: Callable[[], Tensor],  # gives the training set's labels, (N, …), missing ones left out
     ) -> Self:  # the spec with all that the target tells filled in
-        "The spec for one target. Raises `HeadsError` where the two do not fit."
+        "Return the spec for one target. Raises `HeadsError` where the two do not fit."
         if self.kinds and target.kind not in self.kinds:
             raise HeadsError(
                 f"{self.label} needs a target of kind {' or '.join(sorted(self.kinds))}, "
@@ -182,84 +152,13 @@ class HeadSpec:
             )
         return replace(self, n_out=self.n_out if needed is None else needed)
 
-    def loss_func(self) -> Callable:
-        "The loss in use: `loss`, made if it is a class, or the kind's default."
-        if self.loss is None:
-            return self.default_loss()
-        return self.loss() if isinstance(self.loss, type) or self.loss in _MAKERS else self.loss
-
-    def train_loss(
+    def task(
         self,
-        loss_func: Callable,  # from `loss_func()`
-        pred: Tensor,  # (B, …) the module's output, labelled items only
-        targ: Tensor,  # (B, …) their targets
-    ) -> Tensor:  # a scalar, by the loss's own reduction
-        "The value that is trained on."
-        return loss_func(pred, targ)
-
-    def item_loss(
-        self,
-        loss_func: Callable,  # from `loss_func()`
-        pred: Tensor,  # (B, …) the module's output, labelled items only
-        targ: Tensor,  # (B, …) their targets
-    ) -> Tensor:  # (B,) NaN for an item of which nothing counts, such as a mask of ignored pixels
-        """Return the loss of each item, whatever stands beside it: what the loss gives with `reduction='none'`,
-        averaged over the item's own numbers, tags or pixels, those that count."""
-        known = counted(loss_func, targ)
-        values = unreduced(loss_func)(pred, without_gaps(targ, known))
-        if values.ndim == 0 and not self.blends:  # its `reduction` does nothing, as of SMP's; for reports alone
-            values = one_by_one(loss_func, pred, targ)
-        if values.numel() == 0 or values.numel() % len(targ):
-            raise HeadsError(f"the loss of {self.label} cannot be told apart by items: it gave {tuple(values.shape)}.")
-        return mean_of_counted(values, targ, known)
-
-    def loss_count(
-        self,
-        loss_func: Callable,  # from `loss_func()`
-        pred: Tensor,  # (B, …) the module's output, labelled items only
-        targ: Tensor,  # (B, …) their targets
-        loss: Tensor,  # a scalar, their `train_loss`
-    ) -> Tensor | None:  # a scalar; None: of nothing that adds up over batches
-        """Return what the loss of a batch is a mean of: labelled numbers or pixels, or the sum of their weights.
-
-        By it the batches of a data loader are averaged. A loss may say so itself, by a method `loss_count(pred,
-        targ)`, as those of masks and of boxes do. Where it is None, the mean of the items' losses is taken."""
-        own = getattr(loss_func, "loss_count", None)
-        return measured_count(self.item_loss, loss_func, pred, targ, loss) if own is None else own(pred, targ)
-
-    def activation(self, loss_func: Callable, pred: Tensor) -> Tensor:
-        "The module's output as probabilities, or as it is."
-        return getcallable(loss_func, "activation")(pred)
-
-    def decode(self, loss_func: Callable, pred: Tensor) -> Tensor:
-        "The activated output in the form of the target."
-        return getcallable(loss_func, "decodes")(pred)
-
-    def in_form(
-        self,
-        decoded: Tensor,  # (B, …) from `decode`
-    ) -> bool:
-        "Whether decoded values have the form of the target, so that what made the target can undo it."
-        return True
-
-    def empty(self) -> Tensor:
-        "Activated predictions of no item."
-        return torch.empty(0, self.n_out)
-
-    def mask(
-        self,
-        targ: Tensor,  # (B, …) targets as they come from the batch
-    ) -> Tensor:  # (B,) bool
-        "True where an item has a label."
-        return labelled(targ)
-
-
-def has_shape(
-    pred: Tensor,  # (B, …)
-    shape: tuple[int | None, ...],  # of one item; None: any length
-) -> bool:
-    "Tell whether every item of a prediction has a shape."
-    return pred.ndim == len(shape) + 1 and all(want in (None, got) for want, got in zip(shape, pred.shape[1:]))
+        target: Target,  # what it is fitted to
+    ) -> Task:
+        "Return what it predicts. The task takes over those attributes of the spec that bear the names of its fields."
+        own = (f.name for f in fields(self.predicts) if f.init and f.name != "target" and hasattr(self, f.name))
+        return self.predicts(target, **{name: getattr(self, name) for name in own})
 
 
 def is_metric(
@@ -272,14 +171,14 @@ def is_metric(
 def is_tap(
     value: object,  # what the user wrote
 ) -> bool:
-    "Whether it is a name or a whole number."
+    "Tell whether it is a name or a whole number."
     return isinstance(value, str | int) and not isinstance(value, bool)
 
 
 def read_as(
     tap: str | int | tuple[str | int, ...],  # a tap's name, a stride, or a tuple of either
 ) -> tuple[str | int | Level, ...]:
-    "What is read, as the body resolves it: the strides of a tuple are levels, made where the arch has none."
+    "Return what is read, as the body resolves it: the strides of a tuple are levels, made where the arch has none."
     if not isinstance(tap, tuple):
         return (tap,)
     return tuple(Level(t) if isinstance(t, int) else t for t in tap)
@@ -290,7 +189,7 @@ def is_number(
     least: float = float("-inf"),  # the smallest that will do
     below: float = float("inf"),  # the first that is too large
 ) -> bool:
-    "Whether it is a finite number, and in range. True and False are none."
+    "Tell whether it is a finite number, and in range. True and False are none."
     return isinstance(value, Real) and not isinstance(value, bool) and isfinite(value) and least <= value < below
 
 
@@ -314,12 +213,3 @@ def check_weights(
         some = "" if positive else ", one of them above"
         raise HeadsError(f"`{field}` for target {target.name!r} {what}{some}, found {value!r}.", parameter=field)
     return tuple(weights.tolist())
-
-
-def weights_of(
-    loss_func: Callable,  # a fastai or torch loss, or one that wraps another as `.loss_func`
-) -> list[nn.Module]:  # outermost first
-    "The modules inside a loss, whose tensors must stand on the predictions' device."
-    found = [loss_func] if isinstance(loss_func, nn.Module) else []
-    inner = loss_func.func if isinstance(loss_func, BaseLoss) else getattr(loss_func, "loss_func", None)
-    return found + (weights_of(inner) if inner is not None else [])

@@ -13,41 +13,38 @@ from fastai.torch_core import rank_distrib
 
 from fastai_heads.errors import HeadsError
 
-__all__ = ["HeadsExport"]
+__all__ = ["export"]
 
 
-class HeadsExport(Learner):
-    "The part of `MultiHeadLearner` that writes it whole."
+def export(
+    learn: Learner,  # a `MultiHeadLearner`
+    fname: str | Path = "export.pkl",  # a name in `path`, or a path
+    pickle_module: ModuleType = cloudpickle,  # fastai's
+    pickle_protocol: int = 2,  # fastai's
+) -> None:
+    """Write the learner to one file, without the auxiliary heads (`train_only`) and what they alone read. A strategy
+    that was made for so many heads, as `UW(3)`, is the plain sum there.
 
-    def export(
-        self,
-        fname: str | Path = "export.pkl",  # a name in `path`, or a path
-        pickle_module: ModuleType = cloudpickle,  # fastai's
-        pickle_protocol: int = 2,  # fastai's
-    ) -> None:
-        """fastai's `export`, without the auxiliary heads (`train_only`) and what they alone read. A strategy that was
-        made for so many heads, as `UW(3)`, is the plain sum there.
-
-        The learner is as before, also where it cannot be written; the file is then not there, or the old one."""
-        if not isinstance(fname, str | Path):
-            raise HeadsError(f"`fname` is a file's name in `learn.path`, or a path, found {fname!r}.")
-        file = Path(self.path) / fname
-        if not file.parent.is_dir():
-            raise HeadsError(f"`fname`: there is no folder {file.parent}.")
-        auxiliary = [name for name, head in self.heads.items() if head.spec.train_only]
-        if len(auxiliary) == len(self.heads):
-            raise HeadsError(f"`export` leaves auxiliary heads out, and there is no other: {', '.join(auxiliary)}.")
-        if rank_distrib():
-            return
-        part = file.with_name(f"{file.name}.part")
-        try:
-            with _unchanged(self):
-                super().export(part.absolute(), pickle_module, pickle_protocol)
-            if auxiliary:
-                torch.save(_without(part, auxiliary), part, pickle_module, pickle_protocol)
-            part.replace(file)
-        finally:
-            part.unlink(missing_ok=True)
+    The learner is as before, also where it cannot be written; the file is then not there, or the old one."""
+    if not isinstance(fname, str | Path):
+        raise HeadsError(f"`fname` is a file's name in `learn.path`, or a path, found {fname!r}.")
+    file = Path(learn.path) / fname
+    if not file.parent.is_dir():
+        raise HeadsError(f"`fname`: there is no folder {file.parent}.")
+    auxiliary = [name for name, head in learn.heads.items() if head.spec.train_only]
+    if len(auxiliary) == len(learn.heads):
+        raise HeadsError(f"`export` leaves auxiliary heads out, and there is no other: {', '.join(auxiliary)}.")
+    if rank_distrib():
+        return
+    part = file.with_name(f"{file.name}.part")
+    try:
+        with _unchanged(learn):
+            Learner.export(learn, part.absolute(), pickle_module, pickle_protocol)
+        if auxiliary:
+            torch.save(_without(part, auxiliary), part, pickle_module, pickle_protocol)
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 @contextmanager

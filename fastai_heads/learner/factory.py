@@ -22,7 +22,8 @@ from fastai_heads.errors import HeadsError, did_you_mean
 from fastai_heads.heads.spec import HeadSpec
 from fastai_heads.learner.arguments import check_settings
 from fastai_heads.learner.learner import MultiHeadLearner
-from fastai_heads.learner.resolve import renamed_targets, resolve_heads, stated_targets
+from fastai_heads.learner.settings import accept_trial
+from fastai_heads.learner.specs import rename_targets, resolve_heads, state_targets
 from fastai_heads.learner.trial import run_trial
 from fastai_heads.model import build_model
 from fastai_heads.names import check_name
@@ -87,8 +88,8 @@ def multihead_learner(
     _check_kwargs(learner_kwargs)
     settings = {"pretrained": pretrained, "normalize": normalize, "n_in": n_in, "body_kwargs": body_kwargs}
     check_settings({**settings, "metrics": metrics, **learner_kwargs})
-    data = inspect_data(dls, stated_targets(heads))
-    dls, targets = data.dls, renamed_targets(heads, data.targets)
+    data = inspect_data(dls, state_targets(heads))
+    dls, targets = data.dls, rename_targets(heads, data.targets)
     options = {"pretrained": pretrained, "weights": weights, "n_in": n_in, **_check_options(body_kwargs or {})}
     found = _find(arch, data.inputs, options)
     specs = resolve_heads(heads, targets, dls, found.head)
@@ -101,7 +102,7 @@ def multihead_learner(
         data.add_transforms(body.transforms())
     trial = run_trial(model, data.sample.batch(), specs)
     learn = MultiHeadLearner(dls, model, trial.measured(specs), targets, strategy, fused=fused, **learner_kwargs)
-    learn.accept(trial, metrics)
+    accept_trial(learn, trial, metrics)
     if body.weights:
         learn.freeze()
     return learn

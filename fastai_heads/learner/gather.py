@@ -1,6 +1,7 @@
 """Predictions, targets and losses of every head, gathered over batches."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,12 +10,11 @@ from fastai.torch_core import nested_reorder, to_concat, to_detach
 from fastcore.basics import detuplify
 from torch import Tensor
 
-from fastai_heads.data.detection import same_count
 from fastai_heads.errors import HeadsError
 from fastai_heads.head_tuple import HeadTuple
 from fastai_heads.training.bound import BoundHead, BoundHeads
-from fastai_heads.training.joint import joined_target, speaks
 from fastai_heads.training.loss import CombinedLoss
+from fastai_heads.training.ranks.joint import gather_target, speaks
 
 __all__ = ["ConstantOrder", "GatherHeads"]
 
@@ -40,7 +40,8 @@ class GatherHeads(GatherPredsCallback):
         if not hasattr(self, "pred"):
             return
         answers = tuple(head.answer(pred) for head, pred in zip(self.learn.heads.values(), self.pred))
-        targs = tuple(joined_target(self.learn, *pair) for pair in zip(self.learn.data_targets, self.yb))
+        aligned = (partial(self.learn.heads.align, target) for target in self.learn.data_targets)
+        targs = tuple(gather_target(self.learn, *pair) for pair in zip(aligned, self.yb))
         preds, targs = self.learn.to_detach(answers), to_detach(targs, gather=False)
         if self.with_preds:
             self.preds.append(preds)
@@ -69,9 +70,8 @@ class GatherHeads(GatherPredsCallback):
             self.losses = to_concat(self.losses)
 
     def _targets(self) -> Any:
-        "The targets of all batches; those of boxes have their own number of rows in every batch."
-        kinds = [t.kind for t in self.learn.data_targets]
-        parts = [same_count(p) if kind == "detection" else list(p) for kind, p in zip(kinds, zip(*self.targets))]
+        "Return the targets of all batches, as each is joined."
+        parts = [self.learn.heads.align(*pair) for pair in zip(self.learn.data_targets, zip(*self.targets))]
         return to_concat(list(zip(*parts)), dim=self.concat_dim) if parts else to_concat(self.targets)
 
     def answer(
@@ -82,10 +82,10 @@ class GatherHeads(GatherPredsCallback):
         with_decoded: bool,  # decoded predictions, too
         order: Tensor | None,  # places that bring the items into the dataset's order
     ) -> tuple:  # ([inputs], predictions, targets, [decoded], [losses])
-        "What fastai's `get_preds` answers, by name."
+        "Return what fastai's `get_preds` answers, by name."
         heads = loss_func.heads
         res: list = [self.inputs] if self.with_input else []
-        preds = tuple(self.preds or (h.spec.empty() for h in heads.values())) if self.with_preds else None
+        preds = tuple(self.preds or (h.task.empty() for h in heads.values())) if self.with_preds else None
         if preds is not None:
             preds = tuple(_activated(h, p, act) for h, p in zip(heads.values(), preds))
         res += [preds, tuple(self.targets) if self.with_targs and len(self.targets) else None]
@@ -108,8 +108,8 @@ class GatherHeads(GatherPredsCallback):
 
 
 def _activated(head: BoundHead, pred: Tensor, act: Callable | None) -> Tensor:
-    "What is answered of one head; a head that answers batch by batch has done so."
-    if head.spec.by_batch:
+    "Return what is answered of one head. Where its task is `by_batch` that has been done."
+    if head.task.by_batch:
         return pred
     return head.activation(pred) if act is None else act(pred)
 

@@ -15,7 +15,6 @@ from fastai_heads.data.decode import dls_of_target
 from fastai_heads.data.inputs import ImageInput, dls_inputs
 from fastai_heads.data.loaders import with_test_dl
 from fastai_heads.head_tuple import HeadTuple
-from fastai_heads.heads.custom import CustomHead
 from fastai_heads.model import Heads, MultiHeadModel
 from fastai_heads.training.bound import BoundHead, BoundHeads
 from fastai_heads.training.loss import CombinedLoss
@@ -78,7 +77,7 @@ class ItemLosses(TensorBase):
     "Losses of items, of which those without a label rank last: fastai's `Interpretation` asks for the `topk`."
 
     def topk(self, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> tuple[Tensor, Tensor]:
-        "Find the largest values as of every tensor, for which NaN is the largest."
+        "Return the largest or smallest losses. For a plain tensor NaN is the largest."
         plain = self.as_subclass(Tensor)
         last = float("-inf") if largest else float("inf")
         places = plain.masked_fill(plain.isnan(), last).topk(k, dim, largest, sorted)[1]
@@ -109,7 +108,7 @@ class ShowingLearner(Learner):
         rm_type_tfms: int | None = None,  # fastai's: how many of the first transforms the item has been through
         with_input: bool = False,  # the decoded input first
     ) -> tuple:  # ([input], decoded, decoded as a tensor, activated)
-        "Predict as fastai does; a prediction that has not the form of its target is given as it is."
+        "fastai's; a prediction that has not the form of its target is given as it is."
         dl = self.dls.test_dl([item], rm_type_tfms=rm_type_tfms, num_workers=0)
         inputs, preds, _, decoded = self.get_preds(dl=dl, with_input=True, with_decoded=True)
         heads = tuple(self.loss_func.heads.values())
@@ -127,7 +126,7 @@ class ShowingLearner(Learner):
         shuffle: bool = True,  # drawn at random, or from the start
         **kwargs,  # to `show_samples`: `ncols`, `imsize`
     ) -> Figure:
-        "Show images with what is predicted, and what is true."
+        "Images with what is predicted, and what is true."
         dl = self.dls[ds_idx].new(shuffle=shuffle) if dl is None else dl
         batch = dl.one_batch()
         decoded = self.get_preds(dl=[batch], with_decoded=True)[2]
@@ -145,15 +144,15 @@ def head_learner(
     learn: Learner,  # a `MultiHeadLearner`
     name: str,  # of the head
 ) -> Learner:  # fastai's own, with one target
-    "Make a plain `Learner` over one head: every tool of fastai that knows one target works on it, on the same weights."
+    """Make a plain fastai `Learner` over the same weights with one head and one target: `ClassificationInterpretation`,
+    `show_results`, hooks on its `model[0]`, `lr_find`, `export`, and `fit`, which trains that head and the body."""
     head = learn.heads[name]
     body, heads = get_model(learn.model)
     module = head.module if len(heads.reads[name]) == 1 else OnTuple(head.module)
     alone = BoundHead(name, head.spec, replace(head.target, index=0), heads)
     inputs = dls_inputs(learn.dls)
     images = len(inputs) == 1 and isinstance(inputs[0], ImageInput)
-    showing = not images or head.target.kind in ("regression", "detection") or isinstance(head.spec, CustomHead)
-    cls = ShowingLearner if showing else Learner
+    cls = Learner if images and head.task.shown_by_fastai else ShowingLearner
     view = cls(
         with_test_dl(dls_of_target(learn.dls, head.target.index)),
         MultiHeadModel(BodyToHead(body, heads, name), module),
@@ -173,7 +172,7 @@ def head_learner(
 def split_view(
     model: MultiHeadModel,  # of a `head_learner`
 ) -> list[list[nn.Parameter]]:  # the body's groups, and one for trunks and head
-    "List the parameter groups of one head's learner."
+    "Split the parameters of one head's learner."
     return [*model[0].groups(), [*model[0].trunks.parameters(), *model[1].parameters()]]
 
 
@@ -189,6 +188,6 @@ class _Unprefixed(HeadMetric):
 
 
 def _settings(learn: Learner) -> dict[str, Any]:
-    "List what the user chose for training, save, and looks."
+    "Return what the user chose for training and for saving."
     names = ("opt_func", "lr", "path", "model_dir", "wd", "wd_bn_bias", "train_bn", "moms")
     return {name: getattr(learn, name) for name in names}

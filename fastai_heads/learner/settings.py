@@ -9,24 +9,34 @@ from weakref import ref
 import fastai.callback.schedule  # noqa: F401  gives `Learner` its `fit_one_cycle`, `fine_tune` and `lr_find`
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner, mk_metric
+from fastai.torch_core import get_model
 from fastcore.foundation import L
-from torch import nn
 
 from fastai_heads.data.inspect import Inspected
-from fastai_heads.data.loaders import with_test_dl
 from fastai_heads.data.sample import draw_sample
 from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError
+from fastai_heads.heads.spec import HeadSpec
 from fastai_heads.learner.arguments import check_arguments
 from fastai_heads.learner.guards import same_data
 from fastai_heads.learner.trial import Trial, run_trial
 from fastai_heads.learner.trial_metrics import check_metrics, fitting_metrics, shared_metrics
-from fastai_heads.modes import compile_in_place
+from fastai_heads.training.bound import BoundHeads
 from fastai_heads.training.loss import CombinedLoss
 from fastai_heads.training.metrics import HeadMetric, head_metrics
-from fastai_heads.training.mixing import combined_loss
+from fastai_heads.training.step import combined_loss
+from fastai_heads.training.strategies.base import Strategy
 
-__all__ = ["CheckedLearner"]
+__all__ = [
+    "accept_trial",
+    "bind_strategy",
+    "check_loss",
+    "check_strategy",
+    "checked",
+    "exchange_data",
+    "own_metrics",
+    "spread_metrics",
+]
 
 
 def checked(
@@ -42,108 +52,108 @@ def checked(
     return run
 
 
-class CheckedLearner(Learner):
-    "The part of `MultiHeadLearner` that refuses what would fail, or be ignored, in training."
+def check_loss(
+    loss_func: Callable,  # that is to be the learner's
+) -> Callable:  # the same
+    "Refuse a loss that is not the sum of the heads' own."
+    if not isinstance(combined_loss(loss_func), CombinedLoss):  # `MixUp` and `CutMix` wrap it while they train
+        raise HeadsError(
+            "`loss_func` of a learner with several heads is the sum of theirs, and each head's is `loss=` of its "
+            f"spec: `multihead_learner(dls, arch, heads={{name: ClassificationHead(loss={_name(loss_func)})}})`. "
+            "How they become one is `learn.heads.<name>.loss_weight` and `learn.strategy`."
+        )
+    return loss_func
 
-    fit_one_cycle = checked(Learner.fit_one_cycle)
-    fit_flat_cos = checked(Learner.fit_flat_cos)
-    fit_sgdr = checked(Learner.fit_sgdr)
-    fine_tune = checked(Learner.fine_tune)
-    lr_find = checked(Learner.lr_find)
 
-    @property
-    def model(self) -> nn.Module:
-        "The network, (body, heads). One that `torch.compile` has wrapped is compiled in place."
-        return self.__dict__.get("_model")  # fastai looks for what is not there yet in the model
+def own_metrics(
+    heads: BoundHeads,  # of a learner
+) -> list[HeadMetric]:
+    "List the metrics that the heads' specs name, or their kinds' defaults."
+    return [metric for place, head in enumerate(heads.values()) for metric in head_metrics(head, place)]
 
-    @model.setter
-    def model(self, model: nn.Module) -> None:
-        self._model = compile_in_place(model)
 
-    @property
-    def loss_func(self) -> CombinedLoss:
-        "The sum of the heads' losses, which are those of their specs."
-        return self._loss_func
+def spread_metrics(
+    learn: Learner,  # a `MultiHeadLearner`
+    metrics: Any,  # what is to be `learn.metrics`
+) -> L:
+    """Give each of a user's metrics to every head that can take it and whose spec names none. Those of `learn.metrics`
+    itself stay as they are."""
+    bound = [m for m in L(metrics) if isinstance(m, HeadMetric)]
+    given = [m for m in L(metrics) if not isinstance(m, HeadMetric)]
+    if given:
+        batch = draw_sample(learn.dls, learn.data_targets).batch() if len(learn.dls.train_ds) else None
+        trial = None if batch is None else run_trial(learn.model, batch, _specs(learn))
+        shared = shared_metrics(learn, trial, given)
+        bound = [*bound, *shared] if bound else fitting_metrics(learn, shared, own_metrics(learn.heads))
+    return L(bound).map(mk_metric)
 
-    @loss_func.setter
-    def loss_func(self, value: Callable) -> None:
-        if not isinstance(combined_loss(value), CombinedLoss):  # `MixUp` and `CutMix` wrap it while they train
-            raise HeadsError(
-                "`loss_func` of a learner with several heads is the sum of theirs, and each head's is `loss=` of its "
-                f"spec: `multihead_learner(dls, arch, heads={{name: ClassificationHead(loss={_name(value)})}})`. "
-                "How they become one is `learn.heads.<name>.loss_weight` and `learn.strategy`."
-            )
-        self._loss_func = value
 
-    @property
-    def metrics(self) -> L:
-        """The metrics of every head. It may be set: as with `metrics=` of `multihead_learner`, each of the metrics goes
-        to every head that can take it and whose spec names none. Those of `learn.metrics` itself stay as they are."""
-        return self._metrics
+def accept_trial(
+    learn: Learner,  # a `MultiHeadLearner`
+    trial: Trial,  # of this network on this data
+    metrics: Any = None,  # for every head that can take them and whose spec names none
+) -> None:
+    "Refuse heads and metrics that the trial shows not to work; the metrics that do are the learner's."
+    trial.check(tuple(learn.heads.values()))
+    own = check_metrics(learn, trial, learn.metrics)
+    given = [] if metrics is None else list(L(metrics))
+    learn.metrics = fitting_metrics(learn, shared_metrics(learn, trial, given), own)
 
-    @metrics.setter
-    def metrics(self, value: Any) -> None:
-        kept = [m for m in L(value) if isinstance(m, HeadMetric)]
-        given = [m for m in L(value) if not isinstance(m, HeadMetric)]
-        if given:
-            specs = {name: (head.spec, head.target) for name, head in self.heads.items()}
-            batch = draw_sample(self.dls, self.data_targets).batch() if len(self.dls.train_ds) else None
-            trial = None if batch is None else run_trial(self.model, batch, specs)
-            shared = shared_metrics(self, trial, given)
-            kept = [*kept, *shared] if kept else fitting_metrics(self, shared, self._own_metrics())
-        self._metrics = L(kept).map(mk_metric)
 
-    @property
-    def dls(self) -> DataLoaders:
-        """The data. New data must have the same targets and vocabularies, and a few of its items go through the network
-        and every head's loss; else `HeadsError`, and nothing has changed."""
-        return self._dls
+def exchange_data(
+    learn: Learner,  # a `MultiHeadLearner`
+    dls: DataLoaders,  # with the same targets and vocabularies
+) -> DataLoaders:  # one target for each head
+    "Bind the heads to the targets of new data. Refuse data that does not fit; then nothing has changed."
+    before = learn.data_targets
+    data = same_data(dls, before, learn.heads)
+    _bind_targets(learn, data.targets)
+    try:
+        _try_data(learn, data)
+    except HeadsError:
+        _bind_targets(learn, before)
+        raise
+    return data.dls
 
-    @dls.setter
-    def dls(self, dls: DataLoaders) -> None:
-        if hasattr(self, "_dls"):
-            before = self.data_targets
-            data = same_data(dls, before, self.heads)
-            dls = data.dls
-            self._set_targets(data.targets)
-            try:
-                self._try(data)
-            except HeadsError:
-                self._set_targets(before)
-                raise
-        self._dls = with_test_dl(dls)
 
-    def _set_targets(self, targets: Sequence[Target]) -> None:
-        self.data_targets = tuple(targets)
-        for head in self.heads.values():
-            head.target = self.data_targets[head.target.index]
+def _bind_targets(learn: Learner, targets: Sequence[Target]) -> None:
+    learn.data_targets = tuple(targets)
+    for head in learn.heads.values():
+        head.target = learn.data_targets[head.target.index]
 
-    def _try(self, data: Inspected) -> None:
-        "Refuse data that the network or a head cannot take. What was tried already, and data without items, is not."
-        if data.sample is None or (self._tried is not None and self._tried() is data.dls):
-            return
-        specs = {name: (head.spec, head.target) for name, head in self.heads.items()}
-        run_trial(self.model, data.sample.batch(), specs).check(tuple(self.heads.values()))
-        self._tried = ref(data.dls)
 
-    def __getstate__(self) -> dict[str, Any]:
-        "Without what points to the data that was tried."
-        return {**super().__getstate__(), "_tried": None}
+def _try_data(learn: Learner, data: Inspected) -> None:
+    "Refuse data that the network or a head cannot take. What was tried already, and data without items, is not."
+    if data.sample is None or (learn.tried_dls is not None and learn.tried_dls() is data.dls):
+        return
+    run_trial(learn.model, data.sample.batch(), _specs(learn)).check(tuple(learn.heads.values()))
+    learn.tried_dls = ref(data.dls)
 
-    def accept(
-        self,
-        trial: Trial,  # of this network on this data
-        metrics: Any = None,  # for every head that can take them and whose spec names none
-    ) -> None:
-        "Refuse heads and metrics that the trial shows not to work; the metrics that do are the learner's."
-        trial.check(tuple(self.heads.values()))
-        own = check_metrics(self, trial, self.metrics)
-        given = [] if metrics is None else list(L(metrics))
-        self.metrics = fitting_metrics(self, shared_metrics(self, trial, given), own)
 
-    def _own_metrics(self) -> list[HeadMetric]:
-        "The metrics that the heads' specs name, or their kinds' defaults."
-        return [m for place, head in enumerate(self.heads.values()) for m in head_metrics(head, place)]
+def _specs(learn: Learner) -> dict[str, tuple[HeadSpec, Target]]:
+    return {name: (head.spec, head.target) for name, head in learn.heads.items()}
+
+
+def check_strategy(
+    learn: Learner,  # a `MultiHeadLearner`
+    strategy: Strategy,  # that is to be its own
+    heads: BoundHeads,  # that it is to have
+) -> None:
+    "Refuse a strategy that does not fit the heads or the network."
+    strategy.check(heads)
+    strategy.check_model(learn.model)
+
+
+def bind_strategy(
+    learn: Learner,  # a `MultiHeadLearner`, whose strategy or heads are new
+) -> None:
+    "Put what the strategy learns beside the heads, on their device. The optimizer starts anew."
+    model = get_model(learn.model)
+    module = learn.strategy.module(learn.heads)
+    model[1].strategy = None if module is None else module.to(next(model.parameters()).device)
+    frozen, learn.opt = getattr(learn.opt, "frozen_idx", 0), None
+    if frozen:
+        learn.freeze_to(frozen)
 
 
 def _name(value: object) -> str:

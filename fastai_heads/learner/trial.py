@@ -67,7 +67,7 @@ def run_trial(
             preds = _forward(network, inputs, specs)
     found = dict(zip(network[1].names, preds, strict=True))
     for name, (spec, target) in specs.items():
-        check_output(name, spec, target, found[name], find_bs(inputs))
+        check_output(name, spec, spec.task(target), found[name], find_bs(inputs))
     return Trial(inputs, targets, found)
 
 

@@ -9,24 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError, first_line
-from fastai_heads.heads.pooled import NumbersSpec
-from fastai_heads.heads.spec import HeadSpec, has_shape, weights_of
+from fastai_heads.heads.spec import HeadSpec
+from fastai_heads.tasks.reduction import loss_modules
+from fastai_heads.tasks.regression import RegressionTask
+from fastai_heads.tasks.task import Answer, Task, has_shape
 from fastai_heads.training.bound import BoundHead
 from fastai_heads.training.loss import loss_name
 
 __all__ = ["check_decoding", "check_loss", "check_output"]
 
-_LOSS_OF_KIND = {
-    "category": "CrossEntropyLossFlat()",
-    "multilabel": "BCEWithLogitsLossFlat()",
-    "regression": "MSELossFlat()",
-    "point": "MSELossFlat()",
-    "box": "L1LossFlat()",
-    "mask": "CrossEntropyLossFlat(axis=1)",
-}
-"A loss that fits the default head of each kind."
 _ROWS = 5  # items on which a loss of the user's is tried; more where an axis is as long
 
 
@@ -36,14 +28,14 @@ _ROWS = 5  # items on which a loss of the user's is tried; more where an axis is
 def check_output(
     name: str,  # of the head
     spec: HeadSpec,  # fitted
-    target: Target,  # what it predicts
+    task: Task,  # what it predicts
     pred: Any,  # what its module gave
     n: int,  # for so many items
 ) -> None:
     "Refuse an output that is no tensor of one row per item, or not of the shape that the target needs."
     field = "module" if hasattr(spec, "module") else "build"
     start = f"`heads[{name!r}]`: `{field}` of {spec.label} gives "
-    wanted = f"({n}, {_wanted(spec)})"
+    wanted = f"({n}, {_wanted(task)})"
     if not isinstance(pred, Tensor):
         held = f" of {len(pred)}" if isinstance(pred, tuple | list | dict) else ""
         raise HeadsError(
@@ -55,34 +47,33 @@ def check_output(
         raise HeadsError(
             f"{start}{_told(pred)} for {n} images, expected numbers with a gradient, one row per image, {wanted}."
         )
-    shape = spec.output_shape
+    shape = task.output_shape
     own = shape is None and spec.loss is not None and spec.n_out is not None and hasattr(spec, "module")
     fits = has_shape(pred, shape) if shape is not None else not own or (pred.shape[1:] or (1,))[0] == spec.n_out
     if not fits:
-        raise HeadsError(
-            f"{start}{_told(pred)}, expected {wanted} for target {target.name!r}{_cure(spec, target, pred)}"
-        )
+        raise HeadsError(f"{start}{_told(pred)}, expected {wanted} for target {task.target.name!r}{_cure(task, pred)}")
 
 
-def _wanted(spec: HeadSpec) -> str:
-    "The shape of an item's output in words."
-    shape = spec.output_shape
+def _wanted(task: Task) -> str:
+    "Say the shape of an item's output in words."
+    shape = task.output_shape
     if shape is None:
-        return "…" if spec.n_out is None else f"{spec.n_out}, …"
+        return "…" if task.n_out is None else f"{task.n_out}, …"
     return ", ".join(side if size is None else str(size) for size, side in zip(shape, ("", "H", "W")))
 
 
-def _cure(spec: HeadSpec, target: Target, pred: Tensor) -> str:
-    "The nearest right output."
-    if spec.output_shape is None:
-        return f": pass `n_out={pred.shape[1] if pred.ndim > 1 else 1}`, or let the module give {spec.n_out}."
+def _cure(task: Task, pred: Tensor) -> str:
+    "Say the nearest right output."
+    target, shape = task.target, task.output_shape
+    if shape is None:
+        return f": pass `n_out={pred.shape[1] if pred.ndim > 1 else 1}`, or let the module give {task.n_out}."
     about = f" ({target.kind} of {len(target.vocab)})" if target.vocab else f" ({target.kind})"
-    if pred.ndim > len(spec.output_shape) + 1:
-        fix = f"Pool the map before its end: `nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(…, {spec.n_out})`"
-    elif len(spec.output_shape) == 1:
-        fix = f"End it with `nn.Linear(…, {spec.n_out})`"
+    if pred.ndim > len(shape) + 1:
+        fix = f"Pool the map before its end: `nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(…, {task.n_out})`"
+    elif len(shape) == 1:
+        fix = f"End it with `nn.Linear(…, {task.n_out})`"
     else:
-        fix = f"End it with a map of {spec.n_out} channels, such as `nn.Conv2d(…, {spec.n_out}, 1)`"
+        fix = f"End it with a map of {task.n_out} channels, such as `nn.Conv2d(…, {task.n_out}, 1)`"
     return f"{about}. {fix}; with a loss of your own, `loss=…`, it may give anything."
 
 
@@ -125,7 +116,7 @@ def _check_value(head: BoundHead, pred: Tensor, targ: Tensor) -> None:
         except Exception as error:  # a loss is the user's, and may raise anything
             raise _refused(head, pred, targ, f"cannot be taken: {first_line(error)}") from error
     broadcast = any(str(w.message).startswith("Using a target size") for w in said)
-    if broadcast and head.spec.output_shape is not None and head.spec.loss is not None:
+    if broadcast and head.task.output_shape is not None and head.spec.loss is not None:
         raise _refused(head, pred, targ, "broadcasts two shapes that are not the same")
     if not isinstance(loss, Tensor) or loss.ndim:
         found = _told(loss) if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
@@ -140,9 +131,9 @@ def _check_value(head: BoundHead, pred: Tensor, targ: Tensor) -> None:
 
 
 def _pairs_all(head: BoundHead, pred: Tensor, targ: Tensor) -> bool:
-    """Whether each prediction meets the target of every item. Then the loss does not change when targets change places,
-    and is the mean of what it is with each of the targets for all items. Where predictions lie on one side of all the
-    targets an absolute error does the same, so that they are spread out further and further."""
+    """Tell whether each prediction meets the target of every item. Then the loss does not change when targets change
+    places, and is the mean of what it is with each of the targets for all items. Where predictions lie on one side of
+    all the targets an absolute error does the same, so that they are spread out further and further."""
     order = torch.Generator().manual_seed(0)
     columns = [torch.linspace(-1, 1, len(pred))[torch.randperm(len(pred), generator=order)] for _ in pred[0].flatten()]
     spread = torch.stack(columns, 1).view(pred.shape).to(pred)
@@ -156,7 +147,7 @@ def _pairs_all(head: BoundHead, pred: Tensor, targ: Tensor) -> bool:
 
 
 def _meets_all(head: BoundHead, pred: Tensor, targ: Tensor) -> bool | None:
-    "The same for these predictions; None where they do not tell."
+    "Tell the same for these predictions; None where they do not tell."
     sides = [targ, targ.roll(1, 0), *(t[None].expand_as(targ) for t in targ)]
     values = [_value(head, pred, side) for side in sides]
     if any(value is None for value in values):
@@ -172,7 +163,7 @@ def _meets_all(head: BoundHead, pred: Tensor, targ: Tensor) -> bool | None:
 def _check_classes(head: BoundHead, pred: Tensor, targ: Tensor) -> None:
     "Refuse more logits than classes where the loss takes each of them for a class."
     n, several = head.target.n_out, pred.ndim > 1 and pred.shape[1]
-    if head.target.kind != "category" or n is None or not several or several <= n:
+    if head.task.answers is not Answer.CLASS or n is None or not several or several <= n:
         return
     if _value(head, pred, torch.full_like(targ, several - 1)) is not None:
         raise HeadsError(
@@ -183,12 +174,15 @@ def _check_classes(head: BoundHead, pred: Tensor, targ: Tensor) -> None:
 
 def _check_least(head: BoundHead, pred: Tensor, targ: Tensor) -> None:
     "Refuse a loss that is smaller for a wrong prediction than for the right one, or falls without end."
-    if isinstance(head.spec, NumbersSpec) and not (head.target.kind == "regression" and _is_activated(head, pred)):
+    task, numbers = head.task, head.task.answers is Answer.NUMBERS and targ.numel() == pred.numel()
+    if task.output_shape is None:
+        return
+    if numbers and not (isinstance(task, RegressionTask) and _is_activated(head, pred)):
         right = targ.reshape(pred.shape).to(pred.dtype)
         step = (right - right.mean(0)).abs().mean(0) + 0.1 * (right == right[0]).all()
         wrong = [right + step, right - step]
         hint = "it takes something else than the number itself"
-    elif head.target.kind == "category" and head.spec.output_shape is not None:
+    elif task.answers is Answer.CLASS:
         right = 8.0 * F.one_hot(targ.long().view(-1).clamp(min=0), pred.shape[1]).to(pred.dtype)
         wrong = [right.roll(1, 1), -right]
         hint = "it takes something else than logits"
@@ -198,19 +192,19 @@ def _check_least(head: BoundHead, pred: Tensor, targ: Tensor) -> None:
     else:
         return
     least, *others = (_value(head, side, targ) for side in (right, *wrong))
-    if least is None and isinstance(head.spec, NumbersSpec):
+    if least is None and numbers:
         raise _refused(head, pred, targ, f"is no finite number where the prediction is right: {hint}")
     if least is not None and any(other is not None and other < least - 1e-4 * (1 + abs(least)) for other in others):
         raise _refused(head, pred, targ, f"is smaller for a wrong prediction than for the right one: {hint}")
 
 
 def _is_activated(head: BoundHead, pred: Tensor) -> bool:
-    "Whether the numbers are what an activation makes of the output, as with fastai's losses on logits."
+    "Tell whether the numbers are what an activation makes of the output, as with fastai's losses on logits."
     return not torch.equal(head.activation(pred), pred)
 
 
 def _value(head: BoundHead, pred: Tensor, targ: Tensor) -> float | None:
-    "The loss of made-up predictions; None where it cannot take these."
+    "Return the loss of made-up predictions; None where it cannot take these."
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -221,7 +215,7 @@ def _value(head: BoundHead, pred: Tensor, targ: Tensor) -> float | None:
 
 
 def _rows(pred: Tensor, targ: Tensor) -> tuple[Tensor, Tensor]:
-    "The items again and again until no axis is as long as the batch, which would hide that shapes are broadcast."
+    "Repeat the items until no axis is as long as the batch, which would hide that shapes are broadcast."
     sides = {*pred.shape[1:], *targ.shape[1:]}
     n = next(n for n in range(max(_ROWS, len(targ)), 10**6) if n not in sides)
     rows = torch.arange(n, device=pred.device) % len(targ)
@@ -229,9 +223,9 @@ def _rows(pred: Tensor, targ: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _refused(head: BoundHead, pred: Tensor, targ: Tensor, what: str) -> HeadsError:
-    "The error for a loss: what it does, of which shapes, and the nearest that fits."
+    "Make the error for a loss: what it does, of which shapes, and the nearest that fits."
     spec, kind = head.spec, head.target.kind
-    fit = _LOSS_OF_KIND.get(kind)
+    fit = head.task.near_loss
     own = spec.loss is not None and hasattr(spec, "module")
     fits = spec.loss is not None and fit and (not own or spec.n_out == head.target.n_out)
     advice = f" Nearest: `loss={fit}`, or leave `loss` out." if fits else ""
@@ -251,9 +245,9 @@ def check_decoding(
     pred: Tensor,  # (B, …) its prediction
 ) -> None:
     "Refuse an activation or a decoding that fails, or does not give one row per item."
-    if head.spec.by_batch:
+    if head.task.by_batch:
         return
-    field = "decode" if getattr(head.spec, "decoder", None) is not None else "loss"
+    field = "decode" if getattr(head.spec, "decode", None) is not None else "loss"
     try:
         with torch.no_grad(), _moved(head.loss_func, pred.device):
             decoded = head.decode(head.activation(pred))
@@ -272,10 +266,10 @@ def check_decoding(
 
 @contextmanager
 def _moved(loss_func: Callable, device: torch.device) -> Iterator[None]:
-    "The tensors inside a loss on a device, and afterwards where they were."
+    "Move the tensors inside a loss to a device, and afterwards back."
     homes = [
         (module, next((t.device for t in (*module.parameters(), *module.buffers())), device))
-        for module in weights_of(loss_func)
+        for module in loss_modules(loss_func)
     ]
     for module, _ in homes:
         module.to(device)
@@ -287,7 +281,7 @@ def _moved(loss_func: Callable, device: torch.device) -> Iterator[None]:
 
 
 def _range(pred: Tensor, targ: Tensor) -> str:
-    "From where to where predictions and targets go."
+    "Say from where to where predictions and targets go."
     ends = [f"{part.min().item():.4g} to {part.max().item():.4g}" for part in (pred, targ)]
     return f"predictions go from {ends[0]}, targets from {ends[1]}"
 

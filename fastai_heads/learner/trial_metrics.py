@@ -14,12 +14,11 @@ from fastai_heads.errors import HeadsError, HeadsWarning, did_you_mean, first_li
 from fastai_heads.heads.spec import is_metric
 from fastai_heads.learner.trial import Trial
 from fastai_heads.training.bound import BoundHead
-from fastai_heads.training.metrics import HeadMetric, metric_name, takes_kind, told_by_kind
+from fastai_heads.training.metrics import HeadMetric, fits_task, metric_name, told_by_kind
+from fastai_heads.training.step import take_losses
 
 __all__ = ["check_metrics", "fitting_metrics", "shared_metrics"]
 
-_EXCLUSIVE = frozenset({"category", "multilabel", "regression", "point", "box"})
-"Kinds whose predictions no metric of another kind can read, also where it runs."
 _NAMES = ("accuracy", "error_rate", "accuracy_multi", "mae", "mse", "rmse", "Dice", "F1Score", "RocAuc", "R2Score")
 
 
@@ -48,8 +47,9 @@ def shared_metrics(
     trial: Trial | None,  # what the network gave; None: nothing was tried, and the kinds of target alone tell
     given: Sequence[Any],  # what fastai takes as metrics
 ) -> list[HeadMetric]:
-    """Each of the metrics for every deciding head that can take it and whose spec names none. Raises `HeadsError` for
-    one that no head can take; a `HeadsWarning` says which heads got none where that could not be told by kind."""
+    """Return each of the metrics for every deciding head that can take it and whose spec names none. Raises
+    `HeadsError` for one that no head can take; a `HeadsWarning` says which heads got none where that could not be told
+    by kind."""
     for metric in given:
         if not is_metric(metric):
             raise HeadsError(
@@ -63,7 +63,7 @@ def shared_metrics(
             continue
         for which, metric in enumerate(given):
             made = HeadMetric(head, place, metric)
-            why = "it is of another kind" if not takes_kind(metric, head.target.kind) else _fault(learn, trial, made)
+            why = "it is of another kind" if not fits_task(metric, head.task) else _fault(learn, trial, made)
             faults[which] |= {head.name: why} if why else {}
             found += [] if why else [made]
     _report(learn, given, found, faults)
@@ -75,7 +75,7 @@ def fitting_metrics(
     shared: Sequence[HeadMetric],  # from `shared_metrics`
     own: Sequence[HeadMetric],  # the heads' own and default metrics
 ) -> list[HeadMetric]:  # in head order
-    "The metrics of all heads: of those that share in what was given that, of the others their own."
+    "Return the metrics of all heads: what was given for those that share in it, their own for the others."
     sharing = {metric.head.name for metric in shared}
     found = [*shared, *(metric for metric in own if metric.head.name not in sharing)]
     return sorted(found, key=lambda metric: metric.place)
@@ -101,10 +101,11 @@ def _report(learn: Learner, given: Sequence[Any], found: list[HeadMetric], fault
 
 
 def _fault(learn: Learner, trial: Trial | None, metric: HeadMetric) -> str:
-    "Why a metric cannot be taken of its head; '' where it can, or where nothing was tried."
+    "Say why a metric cannot be taken of its head; '' where it can, or where nothing was tried."
     head = metric.head
-    known = head.target.kind in _EXCLUSIVE and head.spec.output_shape is not None
-    if known and not takes_kind(metric.metric, head.target.kind):
+    shape = head.task.output_shape
+    vector = head.task.answers is not None and shape is not None and len(shape) == 1
+    if vector and not fits_task(metric.metric, head.task):  # also where it runs
         return "it is of another kind"
     if trial is None:
         return ""
@@ -124,13 +125,13 @@ def _fault(learn: Learner, trial: Trial | None, metric: HeadMetric) -> str:
 
 @contextmanager
 def _after_batch(learn: Learner, trial: Trial) -> Iterator[None]:
-    "The learner as it is after a batch of validation, for a while."
+    "Put the learner in the state after a batch of validation, for a while."
     names = ("xb", "yb", "pred", "head_losses", "loss", "training", "dl")
     before = {name: learn.__dict__[name] for name in names if name in learn.__dict__}
     learn.xb, learn.yb, learn.pred = trial.inputs, trial.targets, tuple(trial.preds.values())
     learn.training, learn.dl = False, learn.dls.valid
     try:
-        learn.take_losses()
+        take_losses(learn)
         yield
     finally:
         for name in names:
@@ -146,6 +147,6 @@ def _shapes(trial: Trial | None, head: BoundHead) -> str:
 
 
 def _own(head: BoundHead) -> str:
-    "The nearest right answer: the metrics of the head's kind."
-    names = [metric_name(metric) for metric in head.spec.default_metrics()]
+    "Say the nearest right answer: the metrics of the head's kind."
+    names = [metric_name(metric) for metric in head.task.default_metrics()]
     return f"Its kind's are {', '.join(names)}." if names else "Pass `metrics=[]` for none."

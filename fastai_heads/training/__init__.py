@@ -7,6 +7,7 @@ from fastai_heads.training.metrics import HeadMetric
 from fastai_heads.training.monitors import HeadsMonitor
 from fastai_heads.training.schedule import LossWeightScheduler
 from fastai_heads.training.strategies.balance import Balance
+from fastai_heads.training.strategies.base import Strategy
 from fastai_heads.training.strategies.disjoint import Disjoint
 
 __all__ = [
@@ -19,4 +20,5 @@ __all__ = [
     "HeadMetric",
     "HeadsMonitor",
     "LossWeightScheduler",
+    "Strategy",
 ]

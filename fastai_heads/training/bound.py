@@ -1,6 +1,6 @@
-"""A head in a learner: its spec, its target, its loss, and what may change while training."""
+"""A head in a learner: its spec, its target, its task, and what may change while training."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, ItemsView, Iterator, Mapping, Sequence, ValuesView
 from html import escape
 from typing import Any
 from weakref import ref
@@ -11,14 +11,16 @@ from torch import Tensor, nn
 
 from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError, did_you_mean, unknown
-from fastai_heads.heads.reduction import counted, loss_over, own_reduction
+from fastai_heads.heads.defaults import task_type
 from fastai_heads.heads.spec import HeadSpec, is_number
 from fastai_heads.model import Heads
+from fastai_heads.tasks.reduction import own_reduction, zero_of
+from fastai_heads.tasks.task import Task
 
 __all__ = ["BoundHead", "BoundHeads", "need_heads"]
 
-_SET = ("name", "spec", "target", "loss_func", "loss_weight", "_heads", "_loss_weight", "_answered")
-"What a bound head holds; the first five may change."
+_SET = ("name", "spec", "target", "task", "loss_func", "loss_weight", "_spec", "_heads", "_loss_weight", "_answered")
+"What a bound head holds; the first six may change."
 
 
 class BoundHead:
@@ -31,8 +33,8 @@ class BoundHead:
         target: Target,  # what it predicts
         heads: Heads,  # the learner's `model[1]`
     ):
-        self.name, self.spec, self.target, self._heads = name, spec, target, heads
-        self.loss_func: Callable = spec.loss_func()
+        self.name, self.target, self._heads = name, target, heads
+        self.spec = spec
         self._loss_weight = float(spec.loss_weight)
         self._answered: tuple[Callable, Tensor] | None = None
 
@@ -49,6 +51,25 @@ class BoundHead:
         return None if foreign else vocab
 
     @property
+    def spec(self) -> HeadSpec:
+        "How it is built. Where another is set, its task is made anew."
+        return self._spec
+
+    @spec.setter
+    def spec(self, value: HeadSpec) -> None:
+        self._spec = value
+        self.task: Task = value.task(self.target)
+
+    @property
+    def loss_func(self) -> Callable:
+        "Its task's loss: (pred, target) → a scalar. It may be set."
+        return self.task.loss_func
+
+    @loss_func.setter
+    def loss_func(self, value: Callable) -> None:
+        self.task = self.task.with_loss(value)
+
+    @property
     def loss_weight(self) -> float:
         "Its share in the sum of the losses. It may be set while training."
         return self._loss_weight
@@ -60,7 +81,7 @@ class BoundHead:
         self._loss_weight = float(value)
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        "Those of its module."
+        "Return those of its module."
         return self.module.parameters()
 
     def train_loss(
@@ -70,11 +91,7 @@ class BoundHead:
     ) -> Tensor:  # a scalar; where no item has a label a zero that reaches every parameter
         "Return its loss's own reduction over the labelled items, and of these over the tags that are there."
         pred, targ, _ = self._labelled(pred, targ)
-        if not len(targ) or (self.target.kind == "mask" and not self.counted(targ).any()):
-            return _zero(pred)
-        if self._may_have_gaps:
-            return loss_over(self.loss_func, pred, targ, self.spec.train_loss)
-        return self.spec.train_loss(self.loss_func, pred, targ)
+        return self.task.train_loss(pred, targ) if len(targ) else zero_of(pred)
 
     def item_loss(
         self,
@@ -84,8 +101,8 @@ class BoundHead:
         "Return the loss of each item, which is the same in any batch."
         kept, kept_targ, mask = self._labelled(pred, targ)
         if not len(kept_targ):
-            return _zero(pred) + pred.new_full((len(pred),), torch.nan)
-        losses = self.spec.item_loss(self.loss_func, kept, kept_targ)
+            return zero_of(pred) + pred.new_full((len(pred),), torch.nan)
+        losses = self.task.item_loss(kept, kept_targ)
         return losses if mask is None else losses.new_full((len(pred),), torch.nan).masked_scatter(mask, losses)
 
     @torch.no_grad()
@@ -101,7 +118,7 @@ class BoundHead:
             return torch.zeros((), device=targ.device)
         if self.sums:
             return torch.ones((), device=targ.device)
-        return self.spec.loss_count(self.loss_func, pred, targ, loss.detach())
+        return self.task.loss_count(pred, targ, loss.detach())
 
     @torch.no_grad()
     def measure(
@@ -126,25 +143,13 @@ class BoundHead:
         "Whether its loss adds up items and does not average them: then so does the table."
         return own_reduction(self.loss_func) == "sum"
 
-    @property
-    def _may_have_gaps(self) -> bool:
-        "Whether some tags of an item may be missing and others not."
-        return self.target.partial and self.target.kind == "multilabel"
-
-    def counted(
-        self,
-        targ: Tensor,  # (B, …) its target
-    ) -> Tensor:  # bool, of the target's shape
-        "Return which numbers, tags or pixels of a target count."
-        return counted(self.loss_func, targ)
-
     def shares(
         self,
         targ: Tensor,  # (B, …) its target
     ) -> Tensor:  # (B,) from 0 to 1
         "Return how much of each item has a label."
         there = self.labelled(targ).float()
-        return there * self.counted(targ).float().mean(1) if self._may_have_gaps else there
+        return there * self.task.counted(targ).float().mean(1) if self.task.has_gaps else there
 
     def labelled(
         self,
@@ -153,30 +158,30 @@ class BoundHead:
         "Return which items have a label."
         if not self.target.partial:
             return torch.ones(len(targ), dtype=torch.bool, device=targ.device)
-        return self.spec.mask(targ)
+        return self.task.labelled(targ)
 
     def _labelled(self, pred: Tensor, targ: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        "The labelled items of a batch, and which they are (None: all)."
+        "Return the labelled items of a batch, and which they are (None: all)."
         if not self.target.partial:
             return pred, targ, None
-        mask = self.spec.mask(targ)
+        mask = self.task.labelled(targ)
         return (pred, targ, None) if mask.all() else (pred[mask], targ[mask], mask)
 
     def activation(self, pred: Tensor) -> Tensor:
-        "Its output as probabilities, or as it is."
-        return self.spec.activation(self.loss_func, pred)
+        "Return its output as probabilities, or as it is."
+        return self.task.activation(pred)
 
     def answer(
         self,
         pred: Tensor,  # its output for one batch
     ) -> Tensor:
-        """What is kept of a batch: of a head that answers batch by batch the activated output, of others the output.
+        """Return what is kept of a batch: the output, or where the task is `by_batch` the activated output.
 
         The last one is remembered, as metrics and predictions ask for the same."""
-        if not self.spec.by_batch:
+        if not self.task.by_batch:
             return pred
         if not len(pred):
-            return self.spec.empty().to(pred.device)
+            return self.task.empty().to(pred.device)
         if self._answered is None or self._answered[0]() is not pred:
             self._answered = ref(pred), self.activation(pred)
         return self._answered[1]
@@ -188,12 +193,12 @@ class BoundHead:
         super().__setattr__(name, value)
 
     def __getstate__(self) -> dict[str, Any]:
-        "Without what is remembered."
+        "Leave out what is remembered."
         return {**self.__dict__, "_answered": None}
 
     def decode(self, pred: Tensor) -> Tensor:
-        "Its activated output in the form of its target."
-        return self.spec.decode(self.loss_func, pred)
+        "Return its activated output in the form of its target."
+        return self.task.decode(pred)
 
     def __repr__(self) -> str:
         return f"{self.name}: {self.spec.label} on {self.spec.tap!r}, target {self.target.name!r}"
@@ -215,6 +220,15 @@ class BoundHeads(Mapping[str, BoundHead]):
         "The heads that decode a target: all but the auxiliary ones."
         return tuple(h for h in self._by_name.values() if not h.spec.train_only)
 
+    def align(
+        self,
+        target: Target,  # one of the data's, perhaps without a head
+        parts: Sequence[Tensor],  # it in several batches, (B, …) each
+    ) -> list[Tensor]:
+        "Bring a target of several batches to shapes that can be joined, as its head's task does, else its kind's."
+        task = next((head.task for head in self.values() if head.target.index == target.index), task_type(target))
+        return task.align(parts)
+
     def __getitem__(self, name: str) -> BoundHead:
         if name not in self._by_name:
             raise unknown("head", name, self.names)
@@ -225,7 +239,7 @@ class BoundHeads(Mapping[str, BoundHead]):
         name: str,  # of a head
         default: Any = None,  # what is given where there is none
     ) -> BoundHead | Any:
-        "As of a dictionary; `Mapping`'s own takes a `KeyError` only."
+        "Get a head as from a dictionary; `Mapping`'s own takes a `KeyError` only."
         return self._by_name.get(name, default)
 
     def __contains__(self, name: object) -> bool:
@@ -255,6 +269,14 @@ class BoundHeads(Mapping[str, BoundHead]):
     def __len__(self) -> int:
         return len(self._by_name)
 
+    def values(self) -> ValuesView[BoundHead]:
+        "List the heads, as every training step asks for them: `Mapping`'s own looks each of them up."
+        return self._by_name.values()
+
+    def items(self) -> ItemsView[str, BoundHead]:
+        "List names and heads."
+        return self._by_name.items()
+
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *self.names]
 
@@ -262,7 +284,7 @@ class BoundHeads(Mapping[str, BoundHead]):
         return "\n".join(map(repr, self._by_name.values()))
 
     def _repr_html_(self) -> str:
-        "A table in Jupyter, a row for each head."
+        "Return a table for Jupyter, a row for each head."
         titles = ("head", "kind", "target", "tap", "outputs", "parameters", "loss weight")
         rows = [titles, *(_cells(head) for head in self._by_name.values())]
         marks = ["th"] + ["td"] * len(self)
@@ -271,7 +293,7 @@ class BoundHeads(Mapping[str, BoundHead]):
 
 
 def _nothing_to_set(head: str, name: str, value: Any) -> str:
-    "Why setting an attribute of a head changes nothing, and what would."
+    "Say why setting an attribute of a head changes nothing, and what would."
     start = f"`learn.heads.{head}.{name}` cannot be set"
     if name in HeadSpec.__dataclass_fields__:
         return (
@@ -282,13 +304,8 @@ def _nothing_to_set(head: str, name: str, value: Any) -> str:
     return f"{start}: a head has no {name!r}.{near} What may change while training is `loss_weight`."
 
 
-def _zero(pred: Tensor) -> Tensor:
-    "A zero that keeps the graph, so that every parameter gets a gradient (of zero) also where nothing is labelled."
-    return pred.flatten()[:0].sum()
-
-
 def _cells(head: BoundHead) -> tuple[str, ...]:
-    "A head in a row of the table."
+    "Return a head as a row of the table."
     name = f"{head.name} (auxiliary)" if head.spec.train_only else head.name
     taps, params = ", ".join(map(str, head.spec.taps)), sum(p.numel() for p in head.parameters())
     return name, head.spec.label, head.target.name, taps, str(head.spec.n_out), f"{params:,}", f"{head.loss_weight:g}"

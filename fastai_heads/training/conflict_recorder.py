@@ -11,13 +11,12 @@ from fastai.torch_core import get_model
 from torch import Tensor, nn
 
 from fastai_heads.errors import HeadsError
-from fastai_heads.training.across import mean_over_ranks, sum_over_ranks
 from fastai_heads.training.bound import need_heads
-from fastai_heads.training.conflict import ConflictRecord, step_shares
+from fastai_heads.training.conflict_record import ConflictRecord, step_shares
 from fastai_heads.training.disjoint_optimizer import DisjointOptimizer
 from fastai_heads.training.gradients import Row, add_rows, gramian, loss_gradients
-from fastai_heads.training.mixing import label_counts
-from fastai_heads.training.strategies.base import shared_losses
+from fastai_heads.training.ranks.exchange import mean_over_ranks, sum_over_ranks
+from fastai_heads.training.step import count_labels, share_losses
 from fastai_heads.training.strategies.rows import is_compiled, loss_scale, trainable
 
 __all__ = ["ConflictRecorder"]
@@ -110,11 +109,11 @@ def _keep_buffers(model: nn.Module) -> Iterator[None]:
 def _shared_rows(learn: Learner) -> tuple[list[str], list[Row], list[nn.Parameter]]:
     """Give the heads with a label in this batch, the gradients of their losses, and the shared parameters that these
     are of."""
-    losses = dict(zip(learn.heads.names, shared_losses(learn, learn.head_losses)))
+    losses = dict(zip(learn.heads.names, share_losses(learn, learn.head_losses)))
     params = trainable(learn.model)
     rows = _whole_rows(losses, loss_scale(learn), params, learn.strategy.cuts)
     shared = [i for i in range(len(params)) if sum(row[i] is not None for row in rows.values()) > 1]
-    counts = sum_over_ranks(label_counts(learn.loss_func, learn.yb)).tolist()
+    counts = sum_over_ranks(count_labels(learn.loss_func, learn.yb)).tolist()
     ours = {name: [row[i] for i in shared] for (name, row), count in zip(rows.items(), counts) if count}
     mean_over_ranks([grad for row in ours.values() for grad in row if grad is not None])
     return list(ours), list(ours.values()), [params[i] for i in shared]

@@ -1,4 +1,4 @@
-"""The gradient of every loss by itself, as rows over the same variables: how they are had, compared and joined."""
+"""The gradient of every loss by itself, as rows over the same variables: made, multiplied, and added up."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from fastai_heads.errors import HeadsError
-from fastai_heads.heads.spec import weights_of
+from fastai_heads.tasks.reduction import loss_modules
 from fastai_heads.training.bound import BoundHead, BoundHeads
 
 __all__ = ["CombinedLoss", "loss_name"]
@@ -28,7 +28,7 @@ class CombinedLoss(nn.Module):
         preds: tuple[Tensor, ...] | Tensor,  # one per head, in head order
         targs: tuple[Tensor, ...],  # one per target, in target order
     ) -> tuple[Tensor, ...]:  # one per head: scalars, or (B,) each with `reduction='none'`, NaN without a label
-        "Each head's loss, not weighted."
+        "Return each head's loss, not weighted."
         pairs = [(h, p, targs[h.target.index]) for h, p in self.pairs(preds)]
         return tuple((h.item_loss if self.reduction == "none" else h.train_loss)(p, t) for h, p, t in pairs)
 
@@ -36,7 +36,7 @@ class CombinedLoss(nn.Module):
         self,
         preds: tuple[Tensor, ...] | Tensor,  # one per head, in head order
     ) -> list[tuple[BoundHead, Tensor]]:
-        "Each head with its prediction."
+        "Return each head with its prediction."
         preds = preds if isinstance(preds, tuple | list) else (preds,)
         if len(preds) != len(self.heads):
             raise HeadsError(f"the model gave {len(preds)} predictions for {len(self.heads)} heads.")
@@ -61,7 +61,7 @@ class CombinedLoss(nn.Module):
         self,
         preds: tuple[Tensor, ...] | Tensor,  # one per head
     ) -> tuple[Tensor, ...]:  # one per head
-        "Every prediction through its head's activation."
+        "Activate every prediction as its head does."
         preds = preds if isinstance(preds, tuple | list) else (preds,)
         return tuple(h.activation(p) for h, p in zip(self.heads.values(), preds))
 
@@ -69,13 +69,13 @@ class CombinedLoss(nn.Module):
         self,
         preds: tuple[Tensor, ...],  # activated, one per head
     ) -> tuple[Tensor, ...]:  # one per deciding head
-        "Every activated prediction in the form of its target; auxiliary heads decode nothing."
+        "Return every activated prediction in the form of its target; auxiliary heads decode nothing."
         return tuple(h.decode(p) for h, p in zip(self.heads.values(), preds) if not h.spec.train_only)
 
     def _apply(self, fn: Callable, recurse: bool = True) -> Self:
-        "Moves the weights inside the heads' losses, too (`class_weights`, `pos_weight`)."
+        "Move the weights inside the heads' losses, too (`class_weights`, `pos_weight`)."
         for head in self.heads.values():
-            for module in weights_of(head.loss_func):
+            for module in loss_modules(head.loss_func):
                 module._apply(fn)
         return super()._apply(fn, recurse)
 
@@ -87,6 +87,6 @@ class CombinedLoss(nn.Module):
 def loss_name(
     loss_func: Callable,  # a fastai or torch loss, or a function
 ) -> str:
-    "What a loss is called, for people."
-    modules = weights_of(loss_func)
+    "Return what a loss is called, for people."
+    modules = loss_modules(loss_func)
     return type(modules[-1]).__name__ if modules else getattr(loss_func, "__name__", type(loss_func).__name__)

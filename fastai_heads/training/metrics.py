@@ -13,21 +13,21 @@ from fastai.torch_core import to_detach
 from torch import Tensor, nn
 
 from fastai_heads.data.decode import dls_of_target, select_targets
+from fastai_heads.tasks.task import Answer, Task
 from fastai_heads.training.bound import BoundHead
-from fastai_heads.training.joint import is_joined, joined, joined_target, over_counts, seen_loss, seen_measure
+from fastai_heads.training.ranks.joint import gather_items, gather_target, is_shared, over_counts
+from fastai_heads.training.step import read_loss, read_measure
 from fastai_heads.training.wrapped_metrics import TagsMetric, TorchMetric, as_metric, metric_name
 
-__all__ = ["HeadMetric", "HeadValidLoss", "distinct", "head_metrics", "metric_name", "takes_kind", "told_by_kind"]
+__all__ = ["HeadMetric", "HeadValidLoss", "distinct", "fits_task", "head_metrics", "metric_name", "told_by_kind"]
 
 _BY_NUMBER = (AvgMetric, AccumMetric, Dice, DiceMulti)  # fastai's, which look at the pixels of a mask one by one
-_NUMBERS = frozenset({"regression", "point", "box"})
-_KINDS: dict[str, frozenset[str]] = {  # fastai's functions, by the kind of target that they measure
-    **dict.fromkeys(("accuracy", "error_rate", "top_k_accuracy"), frozenset({"category"})),
-    **dict.fromkeys(("accuracy_multi",), frozenset({"multilabel"})),
-    **dict.fromkeys(("mse", "_rmse", "mae", "msle", "_exp_rmspe", "rmse", "exp_rmspe"), _NUMBERS),
-    **dict.fromkeys(("foreground_acc",), frozenset({"mask"})),
+_FUNCTIONS: dict[str, Answer] = {  # fastai's, by what they measure
+    **dict.fromkeys(("accuracy", "error_rate", "top_k_accuracy"), Answer.CLASS),
+    **dict.fromkeys(("accuracy_multi",), Answer.TAGS),
+    **dict.fromkeys(("mse", "_rmse", "mae", "msle", "_exp_rmspe", "rmse", "exp_rmspe"), Answer.NUMBERS),
+    **dict.fromkeys(("foreground_acc",), Answer.CODES),
 }
-
 _OF_MASKS = (Dice, DiceMulti, JaccardCoeffMulti)  # `JaccardCoeff` is a `Dice`
 
 
@@ -73,8 +73,8 @@ class HeadMetric(Metric):
             self._add_loss(learn)
             return
         preds = learn.pred if isinstance(learn.pred, tuple | list) else (learn.pred,)
-        targ = joined_target(learn, self.head.target, learn.yb[self.head.target.index])
-        pred = joined(learn, self.head.answer(preds[self.place]))
+        targ = gather_target(learn, self.head.task.align, learn.yb[self.head.target.index])
+        pred = gather_items(learn, self.head.answer(preds[self.place]))
         mask = self.head.labelled(targ)
         if not mask.any() and len(mask):
             return
@@ -84,14 +84,14 @@ class HeadMetric(Metric):
     def _add_loss(self, learn: Learner) -> None:
         if learn.loss.ndim:
             return
-        total, count = seen_measure(learn, self.head, self.place)
+        total, count = read_measure(learn, self.head, self.place)
         self.metric.total += total
         self.metric.count = 1 if self.head.sums else self.metric.count + count
 
     def _add(self, view: "_OneHead") -> None:
         weight = len(view.y)
         if view.y.ndim > 1 and self._looks_by_number:
-            known = self.head.counted(view.y)
+            known = self.head.task.counted(view.y)
             if not known.any() and known.numel():
                 return
             if not known.all():
@@ -105,8 +105,8 @@ class HeadMetric(Metric):
 
     @property
     def _looks_by_number(self) -> bool:
-        "Whether it can be given the tags or pixels that are there, without those beside them."
-        if self.head.target.kind == "mask":
+        "Tell whether it can be given the tags or pixels that are there, without those beside them."
+        if self.head.task.answers is Answer.CODES:
             return isinstance(self.metric, (*_BY_NUMBER, TorchMetric))
         return not isinstance(self.metric, TagsMetric | TorchMetric)
 
@@ -136,7 +136,7 @@ class HeadValidLoss(Metric):
         "Add a batch; losses per item (`get_preds(with_loss=True)`) are none."
         if learn.loss.ndim:
             return
-        total, count = (to_detach(part, gather=False).double() for part in seen_measure(learn, self.head, self.place))
+        total, count = (to_detach(part, gather=False).double() for part in read_measure(learn, self.head, self.place))
         self.total, self.count = self.total + total, self.count + count
 
     @property
@@ -153,7 +153,7 @@ class _OneHead:
         self.learn, self.head, self.pred, self.y = learn, metric.head, pred, targ
         self.loss_func = metric.head.loss_func
         self._place, self._mask = metric.place, mask
-        if is_joined(learn):  # the items are those of all ranks already
+        if is_shared(learn):  # the items are those of all ranks already
             self.to_detach = partial(to_detach, gather=False)
 
     @property
@@ -162,11 +162,11 @@ class _OneHead:
 
     @property
     def loss(self) -> Tensor:
-        return seen_loss(self.learn, self._place)
+        return read_loss(self.learn, self._place)
 
     @property
     def xb(self) -> tuple[Tensor, ...]:
-        inputs = joined(self.learn, tuple(self.learn.xb))
+        inputs = gather_items(self.learn, tuple(self.learn.xb))
         return inputs if self._mask.all() else tuple(x[self._mask.to(x.device)] for x in inputs)
 
     @property
@@ -186,16 +186,17 @@ class _OneHead:
 
 
 def _counted_alone(pred: Tensor, targ: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
-    "The tags that are there, (N,); of a mask the labelled pixels as an image that is one pixel wide."
+    "Return the tags that are there, (N,); of a mask the labelled pixels as an image that is one pixel wide."
     if pred.shape == targ.shape:
         return pred[known], targ[known]
     return pred.movedim(1, -1)[known].T[None, ..., None], targ[known][None, :, None]
 
 
 def _of_gaps(head: BoundHead, metric: Metric) -> Metric:
-    "scikit-learn's metrics of several tags see them beside each other."
-    tags = head.target.partial and head.target.kind == "multilabel"
-    return TagsMetric(metric) if tags and isinstance(metric, AccumMetric) and not metric.flatten else metric
+    "Let scikit-learn's metrics of several tags see them beside each other."
+    return (
+        TagsMetric(metric) if head.task.has_gaps and isinstance(metric, AccumMetric) and not metric.flatten else metric
+    )
 
 
 def distinct(
@@ -209,49 +210,51 @@ def distinct(
     return found
 
 
-def takes_kind(
+def fits_task(
     metric: Any,  # what fastai takes as one
-    kind: str,  # of a target
+    task: Task,  # of a head
 ) -> bool:
-    "Whether a metric says something of a kind of target: told for fastai's own, believed of the user's."
-    return kind in (_known_kinds(metric) or {kind})
+    "Tell whether a metric says something of a task: known of fastai's own, believed of the user's."
+    return measured_answer(metric) in (None, task.answers)
 
 
 def told_by_kind(
     metric: Any,  # what fastai takes as one
 ) -> bool:
-    "Tell whether it is one of fastai's functions and scores, which are of one kind of target alone."
-    return bool(_known_kinds(metric)) and not isinstance(as_metric(metric), _OF_MASKS)
+    "Tell whether it is one of fastai's functions and scores, which are of one kind of answer alone."
+    return measured_answer(metric) is not None and not isinstance(as_metric(metric), _OF_MASKS)
 
 
-def _known_kinds(metric: Any) -> frozenset[str]:
-    "List the kinds of target that one of fastai's metrics measures; none for the user's."
+def measured_answer(
+    metric: Any,  # what fastai takes as one
+) -> Answer | None:
+    "Return what one of fastai's metrics measures; None for the user's."
     made = as_metric(metric)
     if isinstance(made, AccumMetric):
-        return _accumulated_kinds(made)
+        return _accumulated_answer(made)
     if isinstance(made, _OF_MASKS):
-        return frozenset({"mask"})
+        return Answer.CODES
     func = getattr(made, "func", None)
-    return _KINDS.get(getattr(getattr(func, "func", func), "__name__", ""), frozenset())
+    return _FUNCTIONS.get(getattr(getattr(func, "func", func), "__name__", ""))
 
 
-def _accumulated_kinds(metric: AccumMetric) -> frozenset[str]:
-    "What fastai's scikit-learn metrics do to the prediction tells what they are for."
+def _accumulated_answer(metric: AccumMetric) -> Answer:
+    "Tell by what fastai's scikit-learn metrics do to the prediction."
     if metric.activation == ActivationType.Sigmoid or metric.thresh is not None:
-        return frozenset({"multilabel"})  # first, as `RocAucMulti` has an unused `dim_argmax`
+        return Answer.TAGS  # first, as `RocAucMulti` has an unused `dim_argmax`
     if metric.activation in (ActivationType.Softmax, ActivationType.BinarySoftmax) or metric.dim_argmax is not None:
-        return frozenset({"category"})
-    return _NUMBERS
+        return Answer.CLASS
+    return Answer.NUMBERS
 
 
 def head_metrics(
     head: BoundHead,  # the head
     place: int,  # its place among the predictions
 ) -> list[HeadMetric]:  # none for an auxiliary head without metrics of its own
-    "The metrics of one head: those of its spec, else its kind's defaults."
+    "Return the metrics of one head: those of its spec, else its kind's defaults."
     chosen = head.spec.metrics
     if chosen is None:
-        chosen = () if head.spec.train_only else head.spec.default_metrics()
+        chosen = () if head.spec.train_only else head.task.default_metrics()
     elif callable(chosen) or isinstance(chosen, Metric):
         chosen = (chosen,)
     chosen = [m for given in chosen for m in (given.values() if isinstance(given, nn.ModuleDict) else (given,))]

@@ -1,7 +1,5 @@
 """fastai's `MixUp` and `CutMix` over any number of targets: the losses are blended head by head."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -12,9 +10,8 @@ from torch import Tensor
 
 from fastai_heads.errors import HeadsError
 from fastai_heads.training.bound import BoundHead, BoundHeads
-from fastai_heads.training.loss import CombinedLoss
 
-__all__ = ["Targets", "batch_losses", "blended_loss", "check_mixing", "combined_loss", "label_counts", "loss_count"]
+__all__ = ["Targets", "blend_loss", "blend_losses", "check_mixing", "find_blend", "find_others"]
 
 
 class Targets(tuple):
@@ -22,72 +19,43 @@ class Targets(tuple):
     items."""
 
     def size(self, dim: int | None = None) -> Any:
-        "The first target's, as all have as many items."
+        "Give the first target's size, as all have as many items."
         return self[0].size() if dim is None else self[0].size(dim)
 
     def __getitem__(self, index: Any) -> Any:
-        "One target by its place; by a tensor, those items of every target."
+        "Give one target by its place; by a tensor, those items of every target."
         return Targets(t[index] for t in self) if isinstance(index, Tensor) else super().__getitem__(index)
 
 
-def batch_losses(
-    loss_func: Callable,  # `learn.loss_func`: a `CombinedLoss`, or what `MixUp` and `CutMix` put in its place
+def find_blend(
+    loss_func: Callable,  # `learn.loss_func`
+) -> MixHandler | None:
+    "Return the callback whose method stands in the loss's place, if there is one."
+    owner = getattr(loss_func, "__self__", None)
+    return owner if isinstance(owner, MixHandler) else None
+
+
+def find_others(
+    blend: MixHandler,  # of a batch
+) -> tuple[Tensor, ...]:  # one per target
+    "Return the targets of the images that were blended in: `MixUp` and `CutMix` keep them in different ways."
+    return blend.yb1[0] if isinstance(blend.yb1[0], Targets) else blend.yb1
+
+
+def blend_losses(
+    blend: MixHandler,  # of a batch
     preds: tuple[Tensor, ...] | Tensor,  # one per head
     targs: tuple[Tensor, ...],  # one per target
 ) -> tuple[Tensor, ...]:  # one per head
-    "Return each head's loss, not weighted, blended where images are."
-    loss, handler = combined_loss(loss_func), _handler(loss_func)
-    if handler is None:
-        return loss.losses(preds, targs)
-    others = _blended_in(handler)
+    "Return each head's loss of blended images, not weighted."
+    others = find_others(blend)
     return tuple(
-        blended_loss(head, pred, targs[head.target.index], others[head.target.index], handler.lam)
-        for head, pred in loss.pairs(preds)
+        blend_loss(head, pred, targs[head.target.index], others[head.target.index], blend.lam)
+        for head, pred in blend.old_lf.pairs(preds)
     )
 
 
-def label_counts(
-    loss_func: Callable,  # as of `batch_losses`
-    targs: tuple[Tensor, ...],  # one per target
-) -> Tensor:  # (K,) one per head
-    "Count the images of a batch that have a label for each head; where images are blended, one of the two is enough."
-    return torch.stack([_label_count(loss_func, head, targs) for head in combined_loss(loss_func).heads.values()])
-
-
-def loss_count(
-    loss_func: Callable,  # as of `batch_losses`
-    head: BoundHead,  # one of its heads
-    pred: Tensor,  # the head's
-    targs: tuple[Tensor, ...],  # one per target
-    loss: Tensor,  # the head's, a scalar
-) -> Tensor:  # a scalar
-    """Return what a head's loss of a batch is a mean of: see `HeadSpec.loss_count`. Where images are blended, and where
-    a loss is of nothing that adds up, it is images."""
-    plain = _handler(loss_func) is None
-    count = head.loss_count(pred, targs[head.target.index], loss) if plain else None
-    return _label_count(loss_func, head, targs) if count is None else count
-
-
-def _label_count(loss_func: Callable, head: BoundHead, targs: tuple[Tensor, ...]) -> Tensor:
-    handler = _handler(loss_func)
-    sides = [targs] if handler is None else [targs, _blended_in(handler)]
-    return torch.stack([head.labelled(side[head.target.index]) for side in sides]).any(0).sum()
-
-
-def _blended_in(handler: MixHandler) -> tuple[Tensor, ...]:
-    "The targets of the images that were blended in: `MixUp` and `CutMix` keep them in different ways."
-    return handler.yb1[0] if isinstance(handler.yb1[0], Targets) else handler.yb1
-
-
-def combined_loss(
-    loss_func: Callable,  # `learn.loss_func`
-) -> CombinedLoss:
-    "Return the learner's own loss, also while `MixUp` or `CutMix` stand in its place."
-    handler = _handler(loss_func)
-    return loss_func if handler is None else handler.old_lf
-
-
-def blended_loss(
+def blend_loss(
     head: BoundHead,  # whose loss it is
     pred: Tensor,  # (B, …) its prediction for the blended images
     targ: Tensor,  # (B, …) the target of the images
@@ -129,7 +97,7 @@ def check_mixing(
     names = [_name(cb) for cb in cbs if _is_handler(cb)]
     if len(names) > 1:
         raise HeadsError(f"`cbs`: {' and '.join(names)} cannot both blend the images of a batch. Pass one of them.")
-    fixed = [head for head in heads.values() if head.spec.mix and not head.spec.blends]
+    fixed = [head for head in heads.values() if head.spec.mix and not head.task.blends]
     if names and fixed:
         which = " or ".join(f"{head.name!r} ({head.target.kind})" for head in fixed)
         raise HeadsError(f"`cbs`: {names[0]} cannot blend the target of {which}. {_remedy(*fixed)}.")
@@ -138,12 +106,6 @@ def check_mixing(
 def _remedy(*heads: BoundHead) -> str:
     specs = ", ".join(f"{h.name!r}: {h.spec.label}(mix=False)" for h in heads)
     return f"Pass `heads={{{specs}}}` to train on the label of the image with the larger share"
-
-
-def _handler(loss_func: Callable) -> MixHandler | None:
-    "The callback whose method stands in the loss's place."
-    owner = getattr(loss_func, "__self__", None)
-    return owner if isinstance(owner, MixHandler) else None
 
 
 def _is_handler(cb: Callback | type) -> bool:

@@ -7,11 +7,13 @@ import torch
 from fastai.callback.core import Callback
 from fastai.torch_core import get_model
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from fastai_heads.errors import HeadsWarning
-from fastai_heads.training.across import sum_over_ranks
 from fastai_heads.training.bound import BoundHead
-from fastai_heads.training.joint import is_joined, seen_labels, seen_loss, speaks
+from fastai_heads.training.ranks.exchange import sum_over_ranks
+from fastai_heads.training.ranks.joint import is_shared, speaks
+from fastai_heads.training.step import read_labels
 
 __all__ = ["HeadsMonitor", "reaches"]
 
@@ -31,29 +33,27 @@ class HeadsMonitor(Callback):
     """Warns of a head that did not learn in an epoch, with the likely cause (`HeadsWarning`). The warning comes once.
     It comes again only if the head was well for an epoch in between.
 
-    Every step adds to a few sums over K numbers, which stay on the device. A backward pass through one head alone asks
-    whether its gradient reaches the body. It runs in the first batch of an epoch, and in further batches until a
-    gradient has reached the body. It does not run where the body does not train. `learn.remove_cb(HeadsMonitor)` turns
-    all this off."""
+    After an epoch it reads the recorder's tally of the losses. A backward pass through one head alone asks whether its
+    gradient reaches the body. It runs in the first batch of an epoch, and in further batches until a gradient has
+    reached the body. It does not run where the body does not train. `learn.remove_cb(HeadsMonitor)` turns all this
+    off."""
 
     order, run_valid = 20, False  # after MixedPrecision has left autocast
 
     def __init__(self):
         self._named: set[tuple[str, str]] = set()
-        self._steps, self._hook = 0, None
+        self._hook: RemovableHandle | None = None
 
     def before_fit(self) -> None:
         "Stop watching while the learning rate is sought. That search goes on until the loss explodes."
         self._unhook()
-        self.run = not hasattr(self.learn, "lr_finder")
+        self.run = hasattr(self.learn, "recorder") and not hasattr(self.learn, "lr_finder")
 
     def before_train(self) -> None:
-        "Start an epoch: nothing is seen yet."
-        heads = self.learn.heads.values()
-        self._steps, self._zeros, self._odd = 0, 0, 0
-        self._labels: dict[str, Tensor | int] = {h.name: 0 for h in heads if h.target.partial}
-        self._silent = {h.name for h in heads} if self._body_trains() else set()
+        "Start an epoch: no head was asked yet."
+        self._silent = set(self.learn.heads) if self._body_trains() else set()
         self._asked: set[str] = set()
+        self._first = self.run_train = True
 
     def before_batch(self) -> None:
         "Keep the taps of this batch if any head is still to be asked for its gradient."
@@ -67,29 +67,22 @@ class HeadsMonitor(Callback):
         self._unhook()
 
     def after_loss(self) -> None:
-        "Count losses of zero, losses that are not finite, and labels. Nothing waits for the device."
-        heads = list(self.learn.heads.values())
-        losses = torch.stack([seen_loss(self.learn, place).float() for place in range(len(heads))])
-        self._zeros = self._zeros + (losses == 0)
-        self._odd = self._odd + ~losses.isfinite()
-        labels = {head.name: seen_labels(self.learn, head, place) for place, head in enumerate(heads)}
-        for name in self._labels:
-            self._labels[name] = self._labels[name] + labels[name]
+        "Ask the heads for their gradient. When no head is left to be asked, the steps of this epoch go on without it."
         taps = [tap for tap in self._taps if tap.requires_grad]
         if taps:
-            self._ask(taps, labels)
-        self._taps = ()
-        self._steps += 1
+            self._ask(taps)
+        self._taps, self._first = (), False
+        self.run_train = bool(self._select_heads())
 
     def after_train(self) -> None:
         "Warn of the heads that did not learn in this epoch."
-        if self._steps:
+        if self.learn.recorder.tally.steps:
             self._warn(self._diagnose())
 
     def after_cancel_fit(self) -> None:
         "Warn of the losses that are not finite, as they may have stopped training (`TerminateOnNaNCallback`)."
         self._unhook()
-        if self.learn.training and self._steps:
+        if self.learn.training and self.learn.recorder.tally.steps:
             self._warn({name: cause for name, cause in self._diagnose().items() if cause == "not finite"}, whole=False)
 
     def _body_trains(self) -> bool:
@@ -105,7 +98,7 @@ class HeadsMonitor(Callback):
         return [
             head
             for name, head in self.learn.heads.items()
-            if name in self._silent and (self._steps == 0 or (name, "no gradient") not in self._named)
+            if name in self._silent and (self._first or (name, "no gradient") not in self._named)
         ]
 
     def _keep(self, _heads: nn.Module, inputs: tuple[dict[str, Tensor]], _preds: tuple) -> None:
@@ -116,40 +109,42 @@ class HeadsMonitor(Callback):
             self._hook.remove()
             self._hook = None
 
-    def _ask(self, taps: list[Tensor], labels: dict[str, Tensor | int]) -> None:
+    def _ask(self, taps: list[Tensor]) -> None:
         scaler = getattr(self.learn, "scaler", None)
         scale = 1.0 if scaler is None else scaler.get_scale()
-        losses = dict(zip(self.learn.heads.names, self.learn.head_losses))
         for head in self._select_heads():
-            if labels[head.name]:
+            place = self.learn.heads.names.index(head.name)
+            if read_labels(self.learn, head, place):
                 self._asked.add(head.name)
-                if self._on_any_rank(reaches(losses[head.name], taps, scale), taps[0].device):
+                if self._on_any_rank(reaches(self.learn.head_losses[place], taps, scale), taps[0].device):
                     self._silent.discard(head.name)
 
     def _on_any_rank(self, found: bool, device: torch.device) -> bool:
-        return bool(sum_over_ranks(torch.tensor(int(found), device=device))) if is_joined(self.learn) else found
+        return bool(sum_over_ranks(torch.tensor(int(found), device=device))) if is_shared(self.learn) else found
 
     def _diagnose(self) -> dict[str, str]:  # head → what is wrong
-        zeros, odd = (getattr(n, "tolist", list)() for n in (self._zeros, self._odd))
+        tally = self.learn.recorder.tally
+        zeros, odd = tally.zeros.tolist(), tally.odd.int().tolist()
         found: dict[str, str] = {}
         for i, name in enumerate(self.learn.heads.names):
-            if name in self._labels and not int(self._labels[name]):
+            if name in tally.labels and not int(tally.labels[name]):
                 found[name] = "no label"
             elif odd[i]:
                 found[name] = "not finite"
-            elif zeros[i] == self._steps:
+            elif zeros[i] == tally.steps:
                 found[name] = "zero"
             elif name in self._silent and (name in self._asked or (name, "no gradient") in self._named):
                 found[name] = "no gradient"
-        self._counts = dict(zip(self.learn.heads.names, odd))
         return found
 
     def _warn(self, found: dict[str, str], whole: bool = True) -> None:
+        tally = self.learn.recorder.tally
         where = f"in epoch {self.epoch}" if whole else f"in epoch {self.epoch}, where training stopped"
         for name, cause in found.items():
             if speaks(self.learn) and (name, cause) not in self._named:
                 head = self.learn.heads[name]
-                text = _CAUSES[cause].format(target=head.target.name, count=self._counts[name], steps=self._steps)
+                odd, steps = tally.odd[self.learn.heads.names.index(name)], tally.steps
+                text = _CAUSES[cause].format(target=head.target.name, count=int(odd), steps=steps)
                 warnings.warn(f"head {name!r} {text} ({where}).", HeadsWarning, stacklevel=2)
         self._named = set(found.items()) if whole else self._named | set(found.items())
 

@@ -7,14 +7,11 @@ import torch
 from fastai.learner import AvgSmoothLoss, Learner, Metric, Recorder
 from fastai.torch_core import to_detach
 from fastcore.foundation import L
-from matplotlib.axes import Axes
 from torch import Tensor, lerp
 
-from fastai_heads.errors import HeadsError
-from fastai_heads.training.bound import BoundHead
-from fastai_heads.training.curves import Curves, empty_figure
-from fastai_heads.training.joint import seen_labels, seen_loss
+from fastai_heads.training.bound import BoundHead, BoundHeads
 from fastai_heads.training.metrics import HeadValidLoss, distinct
+from fastai_heads.training.step import read_labels, read_loss
 
 __all__ = ["HeadsRecorder"]
 
@@ -36,9 +33,9 @@ class HeadTrainLoss(AvgSmoothLoss):
         return f"{self.head.name}_loss"
 
     def accumulate(self, learn: Learner) -> None:
-        if not seen_labels(learn, self.head, self.place):
+        if not read_labels(learn, self.head, self.place):
             return
-        loss = to_detach(seen_loss(learn, self.place), gather=False)
+        loss = to_detach(read_loss(learn, self.place), gather=False)
         self.count += 1
         self.val = lerp(loss, self.val.to(loss.dtype), self.beta)
 
@@ -74,6 +71,32 @@ class TotalValidLoss(Metric):
         return torch.stack(known).sum() if known else None
 
 
+class Tally:
+    "What was seen of the heads' losses in an epoch of training: a few sums over K numbers, which stay on the device."
+
+    def __init__(
+        self,
+        heads: BoundHeads,  # of the learner, K of them
+    ):
+        self.steps = 0
+        self.zeros, self.odd = torch.zeros(()), torch.zeros(())  # (K,) batches with a loss of 0, or not finite
+        self.labels: dict[str, Tensor | int] = {h.name: 0 for h in heads.values() if h.target.partial}
+
+    def add(
+        self,
+        learn: Learner,  # after the losses of a batch
+    ) -> None:
+        "Count a batch."
+        heads = list(learn.heads.values())
+        losses = torch.stack([read_loss(learn, place).float() for place in range(len(heads))])
+        self.steps += 1
+        self.zeros = self.zeros.to(losses.device) + (losses == 0)
+        self.odd = self.odd.to(losses.device) + ~losses.isfinite()
+        for place, head in enumerate(heads):
+            if head.name in self.labels:
+                self.labels[head.name] = self.labels[head.name] + read_labels(learn, head, place)
+
+
 class HeadsRecorder(Recorder):
     """fastai's `Recorder`, whose table also has `train_<head>_loss` and `valid_<head>_loss` for every head.
 
@@ -92,6 +115,7 @@ class HeadsRecorder(Recorder):
     ):
         super().__init__(add_time, train_metrics, valid_metrics, beta)
         self.loss, self.smooth_loss = TotalValidLoss(), TotalTrainLoss(beta)
+        self.tally = Tally(BoundHeads({}))  # of the last epoch
 
     def before_fit(self) -> None:
         "Prepare the table: fastai's columns, each total followed by the heads' own."
@@ -104,7 +128,7 @@ class HeadsRecorder(Recorder):
         self.metric_names = "epoch" + L(distinct(self.columns())) + (L("time") if self.add_time else L())
 
     def columns(self) -> L:
-        "The names of a row's values, in order."
+        "List the names of a row's values, in order."
         names, metrics = L(self.learn.heads.names), self.learn.metrics.attrgot("name")
         train = names.map("train_{}_loss") + (metrics.map("train_{}") if self.train_metrics else L())
         if not self.valid_metrics:
@@ -114,46 +138,33 @@ class HeadsRecorder(Recorder):
 
     def before_train(self) -> None:
         "Reset what is counted by epoch; the smoothed losses go on."
+        self.tally = Tally(self.learn.heads)
         if self.train_metrics:
             for metric in self.metrics:
                 metric.reset()
 
+    def after_loss(self) -> None:
+        "Count a training batch by its losses, also where its step is to be left out."
+        if self.training and len(self.yb):
+            self.tally.add(self.learn)
+
     def after_batch(self) -> None:
-        "fastai's, and every head's smoothed loss."
+        "Record a batch as fastai does, and every head's smoothed loss."
         super().after_batch()
         if self.training and len(self.yb):
             for loss in self._train_heads:
                 self.losses_by_head[loss.head.name].append(loss.value)
 
     def after_epoch(self) -> None:
-        "fastai's, the totals first; a row that training or validation has left short stays as it is."
+        "Record an epoch as fastai does, the totals first. A row that an epoch has left short stays as it is."
         at = 2 + len(self._train_mets[1:])  # after the epoch and what was measured in training
         if self.valid_metrics and at > 2 and len(self.log) == at + len(self._valid_mets) > at:
             self.log = self.log[:2] + self.log[at : at + 1] + self.log[2:at] + self.log[at + 1 :]
         super().after_epoch()
 
-    def plot_loss(
-        self,
-        skip_start: int = 5,  # the first steps are left out
-        with_valid: bool = True,  # the validation losses, too
-        log: bool = False,  # both axes logarithmic
-        show_epochs: bool = False,  # a line where an epoch ends
-        ax: Axes | None = None,  # to draw on, heads as thin lines; None: a figure with an axes for each head
-        heads: bool = True,  # the heads' own losses, too, where there are several
-    ) -> Axes:  # the total's
-        "fastai's learning curve of the total, and every head's below it."
-        if not getattr(self, "losses", None):
-            raise HeadsError("`plot_loss` draws the last fit, and there has been none.")
-        curves = Curves(self, skip_start, with_valid, log, show_epochs)
-        several = heads and len(self.losses_by_head) > 1
-        if ax is None and several:
-            return curves.whole(empty_figure())
-        ax = curves.total(empty_figure().add_subplot() if ax is None else ax)
-        return curves.beside(ax) if several else ax
-
     @contextmanager
-    def kept(self) -> Iterator[None]:
-        "What was recorded of the last fit is there again afterwards; fastai's predictions start the record anew."
+    def keep(self) -> Iterator[None]:
+        "Keep what was recorded of the last fit; fastai's predictions start the record anew."
         names = ("lrs", "iters", "losses", "values", "losses_by_head", "metric_names")
         before = {name: getattr(self, name) for name in names if name in self.__dict__}
         smooth = self.smooth_loss.count, self.smooth_loss.val

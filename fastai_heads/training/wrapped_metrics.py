@@ -11,8 +11,6 @@ from fastai.metrics import AccumMetric
 from fastcore.basics import camel2snake
 from torch import Tensor, nn
 
-from fastai_heads.errors import HeadsError
-
 __all__ = ["TagsMetric", "TorchMetric", "as_metric", "metric_name"]
 
 
@@ -35,24 +33,14 @@ class TorchMetric(Metric):
         self.seen = False
 
     def accumulate(self, learn: Learner) -> None:
-        "Update it with a batch: numbers in the shape of the prediction, tags as whole numbers."
+        "Update it with a batch, as the head's task says."
         pred, targ = (t.detach().as_subclass(Tensor) for t in (learn.pred, learn.y))
         if targ.is_floating_point():
-            targ = self._as_codes(targ) if learn.head.target.kind == "multilabel" else targ.reshape(pred.shape)
+            targ = learn.head.task.as_updated(pred, targ, self.func)
         if pred.ndim == 2 and pred.shape[1] == 1 and targ.shape == pred.shape:
             pred, targ = pred[:, 0], targ[:, 0]
         self.func.to(pred.device).update(pred.float(), targ)
         self.seen = True
-
-    def _as_codes(self, targ: Tensor) -> Tensor:
-        gaps = targ.isnan()
-        ignored = getattr(self.func, "ignore_index", None)
-        if ignored is None and gaps.any():
-            raise HeadsError(
-                f"`metrics`: some tags of an image are missing, and {type(self.func).__name__} counts them all. "
-                "Make it with `ignore_index=-1`."
-            )
-        return targ.masked_fill(gaps, 0 if ignored is None else ignored).long()
 
     @property
     def value(self) -> Any:
@@ -105,7 +93,7 @@ class TagsMetric(Metric):
         return float((scores * weights).sum() / weights.sum().clamp(min=1))
 
     def _score(self, preds: Tensor, targs: Tensor) -> Any:
-        "Of one tag, or of all as one: what the function does with 0 and 1 where it is not told how to average."
+        "Score one tag, or all as one, as the function does where it is not told how to average."
         kwargs = {name: value for name, value in self.metric.kwargs.items() if name != "average"}
         pair = (targs, preds) if self.metric.invert_args else (preds, targs)
         return self.metric.func(*(part.numpy() if self.metric.to_np else part for part in pair), **kwargs)

@@ -22,7 +22,7 @@ def decode_heads(
     """Undo what made the targets, head by head. Values that do not have the form of the target, such as a mean with its
     variance, are given as they are."""
     values = dict(zip((head.name for head in heads), decoded, strict=True))
-    formed = [head for head in heads if head.spec.in_form(values[head.name])]
+    formed = [head for head in heads if head.task.in_form(values[head.name])]
     places = [head.target.index for head in formed]
     items = decode_targets(dl, inputs, [values[head.name] for head in formed], places, max_n)
     found = []

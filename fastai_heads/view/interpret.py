@@ -19,10 +19,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from fastai_heads.data.loaders import pick_loader
-from fastai_heads.data.missing import IGNORE_PIXEL
 from fastai_heads.errors import HeadsError
 from fastai_heads.head_tuple import HeadTuple
 from fastai_heads.heads.spec import is_number
+from fastai_heads.tasks.task import Answer
 from fastai_heads.training.bound import BoundHead, BoundHeads
 from fastai_heads.view.charts import draw_confusion, draw_label_confusions, draw_scatter
 from fastai_heads.view.keywords import check_cmap, check_k, figure_options, places_in, report_options
@@ -31,8 +31,7 @@ from fastai_heads.view.texts import number
 
 __all__ = ["HeadsInterpretation"]
 
-_CLASSES = ("category", "mask")
-_NUMBERS = ("regression", "point", "box")
+_CLASSES = (Answer.CLASS, Answer.CODES)
 
 
 class ItemLosses(Callback):
@@ -137,7 +136,7 @@ class HeadsInterpretation(Interpretation):
         head: str | None = None,  # by this head's loss; None: by the total
         **kwargs,  # to the drawing: `nrows`, `ncols`, `figsize`, `imsize`, `title`
     ) -> Figure:
-        "The items with the largest losses: every head's target and prediction, over them the losses."
+        "Draw the items with the largest losses: every head's target and prediction, over them the losses."
         some = k is not None and not isinstance(k, int | str)
         _, idx = self.top_losses(None if some else k, largest, head=head)
         return self.show_results(idx[places_in(k, len(idx), "k")] if some else idx, first=head, **kwargs)
@@ -156,7 +155,7 @@ class HeadsInterpretation(Interpretation):
         return show_predictions(self.learn, inputs, targs, decoded, len(idxs), titles=titles, **kwargs)
 
     def _title(self, i: int, first: str | None) -> str:
-        "The losses of one item in words: a head's first if it is asked for, then the total, then the others."
+        "Say the losses of one item in words: a head's first if it is asked for, then the total, then the others."
         each = {name: number(loss[i]) for name, loss in self.head_losses.pairs()}
         said = {first: each[first]} if first is not None else {}
         if len(each) > 1:
@@ -169,10 +168,10 @@ class HeadsInterpretation(Interpretation):
         self,
         head: str | None = None,  # of classes, labels or masks; None: the only head
     ) -> np.ndarray:  # (C, C) counts, a row per true class; of several labels (C, 2, 2)
-        "How often which class was taken for which. Source for labels: scikit-learn's `multilabel_confusion_matrix`."
-        bound = self._head(head, (*_CLASSES, "multilabel"), "confusion_matrix")
+        "Count which class was taken for which. Source for labels: scikit-learn's `multilabel_confusion_matrix`."
+        bound = self._head(head, (*_CLASSES, Answer.TAGS), "confusion_matrix")
         said, truth = self._pairs(bound)
-        if bound.target.kind == "multilabel":
+        if bound.task.answers is Answer.TAGS:
             return np.stack([skm.confusion_matrix(*pair, labels=[0, 1]) for pair in _by_tag(truth, said)])
         n = _n_classes(bound, said, truth)
         return np.bincount(truth.astype(int) * n + said.astype(int), minlength=n * n).reshape(n, n)
@@ -187,7 +186,7 @@ class HeadsInterpretation(Interpretation):
         plot_txt: bool = True,  # numbers in the cells
         **kwargs,  # to matplotlib's `figure`: `figsize`, `dpi`
     ) -> Figure:
-        "The confusion matrix of a head; of several labels one for each."
+        "Draw the confusion matrix of a head; of several labels one for each."
         check_cmap(cmap)
         kwargs = figure_options(**kwargs)
         matrix = self.confusion_matrix(head)
@@ -198,7 +197,7 @@ class HeadsInterpretation(Interpretation):
         names = bound.vocab or range(len(matrix))
         style = {"cmap": cmap, "decimals": norm_dec if normalize else None, "written": plot_txt}
         side = max(3.2, min(14, 1.5 + 0.36 * len(names)))
-        if bound.target.kind == "multilabel":
+        if bound.task.answers is Answer.TAGS:
             size = (2.7 * min(4, len(names)), 2.8 * -(-len(names) // 4))
             fig = plt.figure(**{"figsize": size, **kwargs})
             draw_label_confusions(matrix, names, fig, **style)
@@ -216,7 +215,7 @@ class HeadsInterpretation(Interpretation):
         head: str | None = None,  # of classes or masks; None: the only head
         min_val: int = 1,  # how often at least
     ) -> list[tuple[Any, Any, int]]:  # (actual, predicted, how often), the most frequent first
-        "The pairs of classes that were mixed up most often."
+        "Return the pairs of classes that were mixed up most often."
         bound = self._head(head, _CLASSES, "most_confused")
         if not is_number(min_val):
             raise HeadsError(f"`min_val` is how often a pair was mixed up at least, a number, found {min_val!r}.")
@@ -232,9 +231,9 @@ class HeadsInterpretation(Interpretation):
         **kwargs,  # scikit-learn's: `output_dict`, `digits`, `zero_division`
     ) -> str | dict:
         "scikit-learn's report on a head: precision, recall and F1 of every class or label."
-        bound = self._head(head, (*_CLASSES, "multilabel"), "classification_report")
+        bound = self._head(head, (*_CLASSES, Answer.TAGS), "classification_report")
         said, truth = self._pairs(bound)
-        several = bound.target.kind == "multilabel"
+        several = bound.task.answers is Answer.TAGS
         if several:  # a tag that is missing is neither said nor true, as of what is neither nothing is reported
             said, truth = said * ~np.isnan(truth), np.nan_to_num(truth)
         labels = range(said.shape[1]) if several else range(_n_classes(bound, said, truth))
@@ -261,19 +260,19 @@ class HeadsInterpretation(Interpretation):
         **kwargs,  # to matplotlib's `figure`: `figsize`, `dpi`
     ) -> Figure:
         "Predicted against true, an axes for each number of the target, in the unit of the target."
-        bound = self._head(head, _NUMBERS, "plot_regression")
+        bound = self._head(head, (Answer.NUMBERS,), "plot_regression")
         kwargs = figure_options(**kwargs)
         said, truth = (part.reshape(len(part), -1) for part in self._pairs(bound))
         n = truth.shape[1]
-        names = [bound.name] if n == 1 else [f"{bound.name} {part}" for part in _parts(bound.target.kind, n)]
+        names = [bound.name] if n == 1 else [f"{bound.name} {part}" for part in bound.task.number_names(n)]
         return draw_scatter(said.reshape(-1, n), truth, names, **kwargs)
 
     # which head, which items
 
-    def _head(self, name: str | None, kinds: Iterable[str], method: str) -> BoundHead:
-        "A head that the method can say something of; else `HeadsError` with those of which it can."
+    def _head(self, name: str | None, answers: Iterable[Answer], method: str) -> BoundHead:
+        "Return a head that the method can say something of; else `HeadsError` with those of which it can."
         heads = self.learn.heads
-        fitting = [h.name for h in heads.deciding if h.target.kind in kinds]
+        fitting = [h.name for h in heads.deciding if h.task.answers in answers]
         there = f"Heads for it: {', '.join(fitting) or 'none'}."
         if name is None:
             if len(heads) > 1:
@@ -289,28 +288,22 @@ class HeadsInterpretation(Interpretation):
         raise HeadsError(f"`{method}` is not for head {name!r}, whose target is of kind {head.target.kind}. {there}")
 
     def _pairs(self, head: BoundHead) -> tuple[np.ndarray, np.ndarray]:
-        "Decoded predictions and targets of the labelled items; of masks, of the labelled pixels, flat."
+        "Return decoded predictions and targets of the labelled items; of masks, of the labelled pixels, flat."
         targs, decoded = self.answers
         truth, said = (to_np(v) for v in (targs[head.target.index], decoded[head.name]))
         known = to_np(self.known[head.name])
         if not known.any():
             raise HeadsError(f"no item has a label for head {head.name!r}.")
-        if not head.spec.in_form(decoded[head.name]):
+        if not head.task.in_form(decoded[head.name]):
             raise HeadsError(
                 f"what head {head.name!r} says has not the form of its target, {tuple(said.shape[1:])} for "
                 f"{tuple(truth.shape[1:])} an item: say how with `CustomHead(…, decode=…)`."
             )
-        truth, said = truth[known], said[known]
-        if head.target.kind == "category":
-            return said.reshape(-1), truth.reshape(-1)
-        if head.target.kind == "mask":
-            there = truth.reshape(-1) != IGNORE_PIXEL
-            return said.reshape(-1)[there], truth.reshape(-1)[there]
-        return said, truth
+        return head.task.flatten_pairs(said[known], truth[known])
 
 
 def _by_tag(truth: np.ndarray, said: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    "Of each tag what is true and what is said, where it is not missing."
+    "Yield what is true and what is said of each tag, where it is not missing."
     for true, guess in zip(truth.T, said.T):
         known = ~np.isnan(true)
         yield true[known].astype(int), guess[known].astype(int)
@@ -318,12 +311,3 @@ def _by_tag(truth: np.ndarray, said: np.ndarray) -> Iterator[tuple[np.ndarray, n
 
 def _n_classes(head: BoundHead, said: np.ndarray, truth: np.ndarray) -> int:
     return len(head.vocab) if head.vocab else int(max(said.max(), truth.max())) + 1
-
-
-def _parts(kind: str, n: int) -> list[str]:
-    "What the numbers of a target are called."
-    if kind == "box":
-        return ["x1", "y1", "x2", "y2"]
-    if kind == "point":
-        return ["x", "y"] if n == 2 else [f"{axis}{i}" for i in range(1, n // 2 + 1) for axis in "xy"]
-    return [str(i) for i in range(1, n + 1)]

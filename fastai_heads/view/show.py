@@ -202,10 +202,7 @@ def show_targets(
     check_loaders(dls)
     _check_max_n(max_n)
     dls = joined_boxes(dls)
-    found = [t.name for t in dls_targets(dls)]
-    names = found if names is None else [names] if isinstance(names, str) else list(names)
-    if len(names) != len(found):
-        raise HeadsError(f"`names` has a name for each target, {', '.join(found)}, found {names!r}.")
+    names = _target_names(dls, names)
     dl = dls[ds_idx].new(drop_last=False)
     if unique:
         dl = dl.new(get_idxs=lambda: Inf.zeros, num_workers=0)
@@ -217,6 +214,17 @@ def show_targets(
         names=[source.name for source in dls_inputs(dls)],
         **kwargs,
     )
+
+
+def _target_names(dls: DataLoaders, names: str | Sequence[str] | None) -> list[str]:
+    "Give a name to each target: those that are passed, else those that the data tells."
+    if names is None:
+        return [t.name for t in dls_targets(dls)]
+    names, n = [names] if isinstance(names, str) else list(names), len(dls.train_ds.tls) - dls.n_inp
+    if len(names) != n:
+        found = ", ".join(t.name for t in dls_targets(dls))
+        raise HeadsError(f"`names` has a name for each target, {found}, found {names!r}.")
+    return names
 
 
 def show_predictions(

@@ -7,7 +7,7 @@ from pathlib import Path
 from benchmarks.sweep.names import every_name, family_name, in_turn, zoo_of
 from benchmarks.sweep.page import Place, page
 from benchmarks.zoo import ALL
-from fastai_heads.archs.smallest import SMALLEST, SMALLEST_TORCHVISION
+from fastai_heads.archs.proof.smallest import SMALLEST, SMALLEST_TORCHVISION
 
 STOCK = Path(__file__).parents[2] / "docs" / "stock_fastai.csv"
 CELLS = dict.fromkeys(("build", *ALL), "ok")

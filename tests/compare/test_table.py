@@ -5,7 +5,7 @@ import math
 import pandas as pd
 import pytest
 
-from fastai_heads.compare.table import ALL, SINGLE, Measure, compared, delta_m, table_text
+from fastai_heads.compare.table import ALL, SINGLE, Measure, delta_m, table_text, tabulate
 
 MEASURES = {"digit": Measure("digit_accuracy", True), "ink": Measure("ink_mae", False)}
 
@@ -34,7 +34,7 @@ def test_delta_m_is_above_zero_where_the_head_gained():
 
 
 def test_table_is_what_one_works_out(runs):
-    table = compared(runs, MEASURES)
+    table = tabulate(runs, MEASURES)
     assert list(table.index) == [(s, h) for s in (SINGLE, "sum") for h in ("digit", "ink", ALL)]
     assert table.loc[(SINGLE, "digit"), "mean"] == pytest.approx(0.7)
     assert table.loc[(SINGLE, "digit"), "spread"] == pytest.approx(0.2 / math.sqrt(2))
@@ -48,8 +48,8 @@ def test_table_is_what_one_works_out(runs):
 
 
 def test_one_seed_has_no_spread_and_the_text_leaves_gaps_empty(runs):
-    table = compared(runs[runs["seed"] == 0], MEASURES)
+    table = tabulate(runs[runs["seed"] == 0], MEASURES)
     assert math.isnan(table.loc[("sum", "digit"), "spread"])
     text = table_text(table)
     assert "nan" not in text.lower() and "+50.0 %" in text and "+31.2 %" in text and "0.50" in text
-    assert "0.7 ± 0.14" in table_text(compared(runs, MEASURES))
+    assert "0.7 ± 0.14" in table_text(tabulate(runs, MEASURES))

@@ -17,8 +17,8 @@ from fastai_heads.data.missing import labelled
 from fastai_heads.data.parse import parse_box, parse_numbers
 from fastai_heads.data.partial import Missing
 from fastai_heads.errors import HeadsError
-from fastai_heads.heads.box import iou
 from fastai_heads.learner import multihead_learner
+from fastai_heads.tasks.box import iou
 
 BOX = [4.0, 6.0, 20.0, 30.0]  # on pictures 40 wide and 32 high
 

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset, IterableDataset
 from fastai_heads.errors import HeadsError
 from fastai_heads.heads import BoxHead, ClassificationHead, MultiLabelHead, PointHead, RegressionHead
 from fastai_heads.learner import multihead_learner
-from fastai_heads.learner.resolve import stated_targets
+from fastai_heads.learner.specs import state_targets
 
 HEADS = {
     "kind": ClassificationHead(n_out=3),
@@ -185,7 +185,7 @@ def test_what_is_not_told_is_asked_for(dls, heads, said):
 
 
 def test_what_heads_say_of_their_targets():
-    found = stated_targets(HEADS | {"again": ClassificationHead(target="kind", train_only=True), "left": None})
+    found = state_targets(HEADS | {"again": ClassificationHead(target="kind", train_only=True), "left": None})
     assert {name: (s.kind, s.n_out) for name, s in found.items()} == {
         "kind": ("category", 3),
         "age": ("regression", 1),
@@ -194,4 +194,4 @@ def test_what_heads_say_of_their_targets():
         "frame": ("box", 4),
         "left": ("unknown", None),
     }
-    assert stated_targets(None) == stated_targets(["a"]) == {}
+    assert state_targets(None) == state_targets(["a"]) == {}

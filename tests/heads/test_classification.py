@@ -22,22 +22,24 @@ def batch():
 def test_weights_and_smoothing_are_torchs(target, no_labels, weights, smoothing):
     pred, targ = batch()
     spec = ClassificationHead(class_weights=weights, label_smoothing=smoothing).fit(target("category"), no_labels)
+    task = spec.task(target("category"))
     wanted = F.cross_entropy(
         pred, targ, weight=None if weights is None else torch.tensor([0.2, 1.0, 3.0]), label_smoothing=smoothing
     )
-    assert torch.equal(spec.train_loss(spec.loss_func(), pred, targ), wanted)
+    assert torch.equal(task.train_loss(pred, targ), wanted)
     loss = CrossEntropyLossFlat(
         weight=None if weights is None else torch.tensor([0.2, 1.0, 3.0]), label_smoothing=smoothing, reduction="none"
     )
-    assert torch.equal(spec.item_loss(spec.loss_func(), pred, targ), loss(pred, targ).as_subclass(torch.Tensor))
+    assert torch.equal(task.item_loss(pred, targ), loss(pred, targ).as_subclass(torch.Tensor))
 
 
 def test_balanced_weights_are_scikit_learns(target):
     labels = torch.tensor([0, 0, 0, 0, 1, 2, 2, 0, 2])
     spec = ClassificationHead(class_weights="balanced").fit(target("category"), lambda: labels)
+    task = spec.task(target("category"))
     wanted = compute_class_weight("balanced", classes=np.arange(3), y=labels.numpy())
     np.testing.assert_allclose(spec.class_weights, wanted, rtol=1e-6)
-    np.testing.assert_allclose(spec.loss_func().func.weight.numpy(), wanted, rtol=1e-6)
+    np.testing.assert_allclose(task.loss_func.func.weight.numpy(), wanted, rtol=1e-6)
 
 
 def test_balanced_weights_need_an_item_of_every_class(target):
@@ -67,31 +69,34 @@ LOSSES = {
 def test_any_loss_trains_reports_activates_and_decodes(target, no_labels, name):
     given, wanted = LOSSES[name]
     spec = ClassificationHead(loss=given).fit(target("category"), no_labels)
-    (pred, targ), loss = batch(), spec.loss_func()
-    assert torch.equal(spec.train_loss(loss, pred, targ), wanted(pred, targ))
-    per_item = spec.item_loss(loss, pred, targ)
+    task = spec.task(target("category"))
+    pred, targ = batch()
+    assert torch.equal(task.train_loss(pred, targ), wanted(pred, targ))
+    per_item = task.item_loss(pred, targ)
     each = torch.stack([wanted(p[None], t[None]) for p, t in zip(pred, targ)])
     torch.testing.assert_close(per_item, each)
-    probs = spec.activation(loss, pred)
+    probs = task.activation(pred)
     torch.testing.assert_close(probs, pred.softmax(1))
-    assert torch.equal(spec.decode(loss, probs), pred.argmax(1))
+    assert torch.equal(task.decode(probs), pred.argmax(1))
 
 
 def test_the_losss_own_reduction_is_back_after_a_report(target, no_labels):
     for loss in (CrossEntropyLossFlat(), nn.CrossEntropyLoss(reduction="sum")):
         own, (pred, targ) = loss.reduction, batch()
         spec = ClassificationHead(loss=loss).fit(target("category"), no_labels)
+        task = spec.task(target("category"))
         each = F.cross_entropy(pred, targ, reduction="none")
-        torch.testing.assert_close(torch.as_tensor(spec.item_loss(loss, pred, targ)), each, check_dtype=False)
+        torch.testing.assert_close(torch.as_tensor(task.item_loss(pred, targ)), each, check_dtype=False)
         assert loss.reduction == own
         with pytest.raises(IndexError):
-            spec.item_loss(loss, pred, targ + 5)
+            task.item_loss(pred, targ + 5)
         assert loss.reduction == own
 
 
 def test_metric_and_n_out_come_with_the_target(target, no_labels):
     spec = ClassificationHead().fit(target("category"), no_labels)
-    assert spec.n_out == 3 and spec.default_metrics() == (accuracy,)
+    task = spec.task(target("category"))
+    assert spec.n_out == 3 and task.default_metrics() == (accuracy,)
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,13 @@ from fastai.metrics import accuracy, error_rate
 from torch import nn
 
 from fastai_heads.errors import HeadsError
-from fastai_heads.heads.box import BoxHead, iou
+from fastai_heads.heads.box import BoxHead
 from fastai_heads.heads.classification import ClassificationHead
 from fastai_heads.heads.custom import CustomHead
 from fastai_heads.heads.regression import RegressionHead
 from fastai_heads.heads.spec import TapShape
 from fastai_heads.learner.factory import multihead_learner
+from fastai_heads.tasks.box import BoxTask, iou
 from fastai_heads.view.interpret import HeadsInterpretation
 
 MAPS = (TapShape("layer2", 6, 8), TapShape("features", 12, 32))
@@ -49,70 +50,83 @@ def test_a_function_gets_the_width_of_every_tap_in_order(target, no_labels):
 
 def test_all_else_is_that_of_the_targets_kind(target, no_labels):
     spec = CustomHead(nn.Linear(12, 3)).fit(target("category"), no_labels)
+    task = spec.task(target("category"))
     pred, targ = torch.randn(5, 3), torch.tensor([0, 1, 2, 0, 1])
-    loss = spec.loss_func()
-    assert isinstance(loss, CrossEntropyLossFlat) and spec.n_out == 3 and spec.default_metrics() == (accuracy,)
-    assert torch.equal(spec.train_loss(loss, pred, targ), F.cross_entropy(pred, targ))
-    torch.testing.assert_close(spec.activation(loss, pred), pred.softmax(1))
-    assert torch.equal(spec.decode(loss, spec.activation(loss, pred)), pred.argmax(1))
+    loss = task.loss_func
+    assert isinstance(loss, CrossEntropyLossFlat) and spec.n_out == 3 and task.default_metrics() == (accuracy,)
+    assert torch.equal(task.train_loss(pred, targ), F.cross_entropy(pred, targ))
+    torch.testing.assert_close(task.activation(pred), pred.softmax(1))
+    assert torch.equal(task.decode(task.activation(pred)), pred.argmax(1))
 
 
 def test_like_lends_its_options(target, no_labels):
     like = ClassificationHead(class_weights=[1, 2, 5], metrics=error_rate)
     spec = CustomHead(nn.Linear(12, 3), like=like).fit(target("category"), no_labels)
+    task = spec.task(target("category"))
     pred, targ = torch.randn(5, 3), torch.tensor([0, 1, 2, 0, 1])
     wanted = F.cross_entropy(pred, targ, weight=torch.tensor([1.0, 2, 5]))
-    assert torch.equal(spec.train_loss(spec.loss_func(), pred, targ), wanted)
+    assert torch.equal(task.train_loss(pred, targ), wanted)
     with pytest.raises(HeadsError, match="ClassificationHead needs a target of kind category"):
         CustomHead(nn.Linear(12, 3), like=like).fit(target("box"), no_labels)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Halved(BoxHead):
+class HalvedTask(BoxTask):
     "Trains on half the loss, and calls an item with a first coordinate of zero unlabelled."
 
-    def train_loss(self, loss_func, pred, targ):
-        return super().train_loss(loss_func, pred, targ) / 2
+    def train_loss(self, pred, targ):
+        return super().train_loss(pred, targ) / 2
 
-    def item_loss(self, loss_func, pred, targ):
-        return super().item_loss(loss_func, pred, targ) / 2
+    def item_loss(self, pred, targ):
+        return super().item_loss(pred, targ) / 2
 
-    def mask(self, targ):
+    def labelled(self, targ):
         return targ[:, 0, 0] != 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Halved(BoxHead):
+    "Predicts so."
+
+    predicts = HalvedTask
 
 
 def test_like_says_how_it_trains_and_which_items_have_a_label(target, no_labels):
     spec = CustomHead(nn.Linear(12, 4), like=Halved()).fit(target("box"), no_labels)
+    task = spec.task(target("box"))
     pred, targ = torch.randn(5, 4), torch.randn(5, 1, 4)
     targ[2, 0, 0] = 0
     wanted = (pred - targ[:, 0]).abs()
-    torch.testing.assert_close(spec.train_loss(spec.loss_func(), pred, targ), wanted.mean() / 2)
-    torch.testing.assert_close(spec.item_loss(spec.loss_func(), pred, targ), wanted.mean(1) / 2)
-    assert spec.mask(targ).tolist() == [True, True, False, True, True] and spec.default_metrics() == (iou,)
+    torch.testing.assert_close(task.train_loss(pred, targ), wanted.mean() / 2)
+    torch.testing.assert_close(task.item_loss(pred, targ), wanted.mean(1) / 2)
+    assert task.labelled(targ).tolist() == [True, True, False, True, True] and task.default_metrics() == (iou,)
 
 
 def test_its_own_loss_sees_numbers_in_the_shape_of_the_predictions(target, no_labels):
     spec = CustomHead(nn.Linear(12, 1), loss=nn.MSELoss()).fit(target("regression"), no_labels)
+    task = spec.task(target("regression"))
     pred, targ = torch.randn(5, 1), torch.randn(5)
-    torch.testing.assert_close(spec.train_loss(spec.loss_func(), pred, targ), F.mse_loss(pred[:, 0], targ))
+    torch.testing.assert_close(task.train_loss(pred, targ), F.mse_loss(pred[:, 0], targ))
 
 
 def test_a_number_is_standardised_only_where_like_says_so(target, no_labels):
     labels = torch.tensor([10.0, 14.0])
     pred, targ = torch.tensor([[11.0], [12.0]]), labels
     plain = CustomHead(nn.Linear(12, 1)).fit(target("regression"), no_labels)
-    torch.testing.assert_close(plain.train_loss(plain.loss_func(), pred, targ), torch.tensor(2.5))
+    plain_task = plain.task(target("regression"))
+    torch.testing.assert_close(plain_task.train_loss(pred, targ), torch.tensor(2.5))
     standard = CustomHead(nn.Linear(12, 1), like=RegressionHead()).fit(target("regression"), lambda: labels)
-    torch.testing.assert_close(standard.train_loss(standard.loss_func(), pred, targ), torch.tensor(2.5 / 4))
+    standard_task = standard.task(target("regression"))
+    torch.testing.assert_close(standard_task.train_loss(pred, targ), torch.tensor(2.5 / 4))
 
 
 def test_a_target_of_unknown_kind_needs_a_loss(target, no_labels):
     with pytest.raises(HeadsError, match=r"'thing' is of kind unknown, which has no default head: pass.*CustomHead"):
         CustomHead(nn.Linear(12, 2)).fit(target("unknown"), no_labels)
     spec = CustomHead(nn.Linear(12, 2), loss=F.mse_loss, n_out=2).fit(target("unknown"), no_labels)
+    task = spec.task(target("unknown"))
     pred, targ = torch.randn(4, 2), torch.randn(4, 2)
-    assert spec.n_out == 2 and torch.equal(spec.train_loss(spec.loss_func(), pred, targ), F.mse_loss(pred, targ))
-    assert spec.activation(spec.loss_func(), pred) is pred and spec.default_metrics() == ()
+    assert spec.n_out == 2 and torch.equal(task.train_loss(pred, targ), F.mse_loss(pred, targ))
+    assert task.activation(pred) is pred and task.default_metrics() == ()
 
 
 @pytest.mark.parametrize(
@@ -215,13 +229,13 @@ def test_decode_says_what_is_said_of_it(own):
     learn, head, spec, n_out, formed = own
     preds, _, decoded = learn.get_preds(with_decoded=True)
     pred, said = preds[0], decoded[0]
-    if spec.decoder is not None:
-        assert torch.equal(said, spec.decoder(pred))
+    if spec.decode is not None:
+        assert torch.equal(said, spec.decode(pred))
     elif n_out == 10:
         assert torch.equal(said, pred.argmax(1)) and torch.allclose(pred.sum(1), torch.ones(8))
     else:
         assert torch.equal(said, pred.squeeze(1) if n_out == 1 else pred)
-    assert head.spec.in_form(said) is formed
+    assert head.task.in_form(said) is formed
     item = learn.dls.valid_ds.items.iloc[0]
     values, tensors, activated = learn.predict(item)
     torch.testing.assert_close(tensors[0], said[0], rtol=1e-4, atol=1e-4)
@@ -265,7 +279,8 @@ def test_another_number_of_outputs_without_a_loss_says_how(target, no_labels):
 def test_decode_outlives_a_copy(target, no_labels):
     spec = CustomHead(nn.Identity(), loss=F.mse_loss, decode=torch.exp)
     fitted = replace(spec, lr_mult=2.0).fit(target("regression"), no_labels)
-    assert fitted.decoder is torch.exp and copy.deepcopy(fitted).decoder is torch.exp
-    assert torch.equal(fitted.decode(F.mse_loss, torch.zeros(3, 2)), torch.ones(3, 2))
+    fitted_task = fitted.task(target("regression"))
+    assert fitted.decode is torch.exp and copy.deepcopy(fitted).decode is torch.exp
+    assert torch.equal(fitted_task.decode(torch.zeros(3, 2)), torch.ones(3, 2))
     with pytest.raises(HeadsError, match="`decode` of CustomHead is a function of the prediction, or None, found 3"):
         CustomHead(nn.Identity(), decode=3)

@@ -10,12 +10,12 @@ from torchvision.models.detection import FCOS, RetinaNet
 from fastai_heads.data.detection import to_pixels
 from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError
-from fastai_heads.heads import mean_ap
-from fastai_heads.heads.anchors import anchor_generator
 from fastai_heads.heads.defaults import default_head
 from fastai_heads.heads.detection import DetectionHead
-from fastai_heads.heads.mean_ap import MeanAP
 from fastai_heads.heads.spec import TapShape
+from fastai_heads.tasks import mean_ap
+from fastai_heads.tasks.detection_loss import anchor_generator
+from fastai_heads.tasks.mean_ap import MeanAP
 
 TARGET = Target("boxes", 0, "detection", 4, ("a", "b", "c", "d"))
 TAPS = (TapShape("p3", 8, 8), TapShape("p4", 12, 16), TapShape("p5", 16, 32), TapShape("input", 3, 1))
@@ -78,16 +78,17 @@ def as_theirs(targ):
 def test_loss_is_torchvisions_to_the_bit(kind, batch):
     maps, images, targ = batch
     spec = made(kind)
+    task = spec.task(TARGET)
     module = spec.build(TAPS)
-    loss = spec.default_loss()
+    loss = task.loss_func
     own = loss.parts(module(*maps, images), targ)
     found = theirs(kind, module, maps, spec)(list(images), as_theirs(targ))
     assert own.keys() == found.keys() and all(torch.equal(own[k], found[k]) for k in own)
-    assert torch.equal(spec.train_loss(loss, module(*maps, images), targ), sum(found.values()))
+    assert torch.equal(task.train_loss(module(*maps, images), targ), sum(found.values()))
     sum(found.values()).backward()
     grads = [p.grad.clone() for p in module.parameters()]
     module.zero_grad()
-    spec.train_loss(loss, module(*maps, images), targ).backward()
+    task.train_loss(module(*maps, images), targ).backward()
     assert all(torch.equal(p.grad, g) for p, g in zip(module.parameters(), grads))
 
 
@@ -95,8 +96,9 @@ def test_loss_is_torchvisions_to_the_bit(kind, batch):
 def test_detections_are_torchvisions(kind, batch):
     maps, images, _ = batch
     spec = made(kind)
+    task = spec.task(TARGET)
     module = spec.build(TAPS)
-    own = spec.activation(spec.default_loss(), module(*maps, images))
+    own = task.activation(module(*maps, images))
     found = theirs(kind, module, maps, spec).eval()(list(images))
     assert own.shape == (3, 100, 6) and sum(len(f["labels"]) for f in found) > 10
     for rows, one in zip(own, found):
@@ -118,17 +120,19 @@ def test_retinanets_mean_over_images_is_its_loss_and_fcos_s_is_not(batch):
     maps, images, targ = batch
     for kind, same in (("retinanet", True), ("fcos", False)):
         spec = made(kind)
-        loss, pred = spec.default_loss(), spec.build(TAPS)(*maps, images)
-        items = spec.item_loss(loss, pred, targ)
+        task = spec.task(TARGET)
+        pred = spec.build(TAPS)(*maps, images)
+        items = task.item_loss(pred, targ)
         assert items.shape == (3,)
-        assert torch.isclose(items.mean(), spec.train_loss(loss, pred, targ), rtol=1e-5).item() is same
+        assert torch.isclose(items.mean(), task.train_loss(pred, targ), rtol=1e-5).item() is same
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_batches_are_joined_by_what_their_losses_are_means_of(kind, batch):
     maps, images, targ = batch
     spec = made(kind)
-    loss, pred = spec.default_loss(), spec.build(TAPS)(*maps, images)
+    task = spec.task(TARGET)
+    loss, pred = task.loss_func, spec.build(TAPS)(*maps, images)
     targ[1, :, 4] = -1  # an image without boxes: torchvision divides by one cell at least
     parts = [(loss(p, t), loss.loss_count(p, t)) for p, t in zip(pred.split(1), targ.split(1))]
     assert (0 in [count for _, count in parts]) is (kind == "fcos")
@@ -140,7 +144,8 @@ def test_batches_are_joined_by_what_their_losses_are_means_of(kind, batch):
 def test_padding_never_trains(kind, batch):
     maps, images, targ = batch
     spec = made(kind)
-    loss, pred = spec.default_loss(), spec.build(TAPS)(*maps, images)
+    task = spec.task(TARGET)
+    loss, pred = task.loss_func, spec.build(TAPS)(*maps, images)
     more = torch.nn.functional.pad(targ, (0, 0, 0, 3))
     more[:, 2:] = torch.tensor([0.3, 0.3, 0.6, 0.6, -1])
     assert torch.equal(loss(pred, more), loss(pred, targ))
@@ -149,14 +154,16 @@ def test_padding_never_trains(kind, batch):
 def test_one_level_and_no_more(batch):
     maps, images, targ = batch
     spec = made("retinanet", tap=16, extra_levels=0)
+    task = spec.task(TARGET)
     pred = spec.build((TAPS[1], TAPS[3]))(maps[1], images)
-    assert pred.shape == (3, 2 + 9 * 16, 8) and spec.default_loss()(pred, targ).isfinite()
+    assert pred.shape == (3, 2 + 9 * 16, 8) and task.loss_func(pred, targ).isfinite()
 
 
 def test_decoding_keeps_what_is_sure():
     spec = made("retinanet", decode_score=0.5)
+    task = spec.task(TARGET)
     pred = torch.tensor([[[0, 0, 1, 1, 2, 0.9], [0, 0, 1, 1, 1, 0.4]]])
-    decoded = spec.decode(None, pred)
+    decoded = task.decode(pred)
     assert decoded[0, 0].tolist() == pred[0, 0].tolist() and decoded[0, 1].tolist() == [0, 0, 0, 0, -1, 0]
 
 
@@ -214,7 +221,8 @@ def test_mean_ap_is_torchmetrics_on_pixels(batch):
     pytest.importorskip("pycocotools")
     maps, images, targ = batch
     spec = made("retinanet")
-    pred = spec.activation(spec.default_loss(), spec.build(TAPS)(*maps, images))
+    task = spec.task(TARGET)
+    pred = task.activation(spec.build(TAPS)(*maps, images))
     pred[0, 0] = torch.tensor([-0.78, -0.7, 0.15, 0.2, 1, 0.95])
     preds = [{**d, "scores": rows[rows[:, 4] >= 0, 5]} for d, rows in zip(as_theirs(pred), pred)]
     for metric, at in ((MeanAP(), None), (MeanAP(0.5), [0.5])):
@@ -237,4 +245,4 @@ def test_without_torchmetrics_the_rest_works(monkeypatch, batch):
     monkeypatch.setattr(mean_ap, "find_spec", lambda name: None)
     with pytest.raises(HeadsError, match=r"pip install 'fastai_heads\[detection\]'"):
         MeanAP()
-    assert made("retinanet").default_metrics() == ()
+    assert made("retinanet").task(TARGET).default_metrics() == ()

@@ -18,20 +18,22 @@ def batch():
 def test_the_loss_is_torchs(target, no_labels, weight):
     pred, targ = batch()
     spec = MultiLabelHead(pos_weight=weight).fit(target("multilabel"), no_labels)
+    task = spec.task(target("multilabel"))
     expanded = None if weight is None else torch.as_tensor(weight).expand(3)
     wanted = F.binary_cross_entropy_with_logits(pred, targ, pos_weight=expanded)
-    torch.testing.assert_close(spec.train_loss(spec.loss_func(), pred, targ), wanted)
+    torch.testing.assert_close(task.train_loss(pred, targ), wanted)
     each = F.binary_cross_entropy_with_logits(pred, targ, pos_weight=expanded, reduction="none").mean(1)
-    torch.testing.assert_close(spec.item_loss(spec.loss_func(), pred, targ), each)
+    torch.testing.assert_close(task.item_loss(pred, targ), each)
 
 
 @pytest.mark.parametrize("threshold", [0.2, 0.5, 0.9])
 def test_labels_above_the_threshold_are_predicted_and_measured(target, no_labels, threshold):
     pred, targ = batch()
     spec = MultiLabelHead(threshold=threshold).fit(target("multilabel"), no_labels)
-    decoded = spec.decode(spec.loss_func(), spec.activation(spec.loss_func(), pred))
+    task = spec.task(target("multilabel"))
+    decoded = task.decode(task.activation(pred))
     assert torch.equal(decoded, pred.sigmoid() > threshold)
-    (metric,) = spec.default_metrics()
+    (metric,) = task.default_metrics()
     torch.testing.assert_close(metric(pred, targ), (decoded == targ.bool()).float().mean())
 
 
@@ -41,10 +43,10 @@ def test_labels_above_the_threshold_are_predicted_and_measured(target, no_labels
 def test_any_loss_activates_by_a_sigmoid(target, no_labels, loss):
     pred, targ = batch()
     spec = MultiLabelHead(loss=loss).fit(target("multilabel"), no_labels)
-    made = spec.loss_func()
-    torch.testing.assert_close(spec.train_loss(made, pred, targ), F.binary_cross_entropy_with_logits(pred, targ))
-    torch.testing.assert_close(spec.activation(made, pred), pred.sigmoid())
-    assert spec.item_loss(made, pred, targ).shape == (9,)
+    task = spec.task(target("multilabel"))
+    torch.testing.assert_close(task.train_loss(pred, targ), F.binary_cross_entropy_with_logits(pred, targ))
+    torch.testing.assert_close(task.activation(pred), pred.sigmoid())
+    assert task.item_loss(pred, targ).shape == (9,)
 
 
 @pytest.mark.parametrize(

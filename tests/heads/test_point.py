@@ -1,4 +1,4 @@
-"""Points: their distance, and losses in the shape of the predictions."""
+"""Points: in the image, and losses in the shape of the predictions."""
 
 import pytest
 import torch
@@ -6,25 +6,9 @@ import torch.nn.functional as F
 from fastai.losses import MSELossFlat
 from torch import nn
 
-from fastai_heads.heads.point import PointHead, distance
+from fastai_heads.heads.point import PointHead
 from fastai_heads.heads.spec import TapShape
-
-
-def test_distance_is_the_share_of_the_side():
-    targ = torch.tensor([[[0.0, 0.0]], [[-1.0, 0.5]]])  # a side runs from −1 to 1
-    pred = torch.tensor([[0.6, 0.8], [-1.0, 0.5]])
-    torch.testing.assert_close(distance(pred, targ), torch.tensor((0.5 + 0) / 2))
-    pixels = 64 * (pred.view(2, 1, 2) + 1) / 2, 64 * (targ + 1) / 2
-    torch.testing.assert_close(distance(pred, targ) * 64, (pixels[0] - pixels[1]).norm(dim=-1).mean())
-
-
-def test_distance_of_several_points_is_their_mean():
-    pred, targ = torch.randn(5, 6), torch.randn(5, 3, 2)
-    wanted = torch.cdist(pred.view(15, 1, 2), targ.view(15, 1, 2)).mean() / 2
-    torch.testing.assert_close(distance(pred, targ), wanted)
-    torch.testing.assert_close(
-        distance(pred.t().contiguous().t(), targ.transpose(0, 1).contiguous().transpose(0, 1)), wanted
-    )
+from fastai_heads.tasks.point import distance
 
 
 def test_stays_in_the_image_unless_told_otherwise(target, no_labels):
@@ -39,7 +23,8 @@ def test_stays_in_the_image_unless_told_otherwise(target, no_labels):
 def test_any_loss_sees_one_shape(target, no_labels, loss):
     pred, targ = torch.randn(5, 4), torch.randn(5, 2, 2)
     spec = PointHead(loss=loss).fit(target("point", n_out=4), no_labels)
+    task = spec.task(target("point", n_out=4))
     by_hand = (pred - targ.view(5, 4)) ** 2
-    torch.testing.assert_close(spec.train_loss(spec.loss_func(), pred, targ), by_hand.mean())
-    torch.testing.assert_close(spec.item_loss(spec.loss_func(), pred, targ), by_hand.mean(1))
-    assert spec.default_metrics() == (distance,)
+    torch.testing.assert_close(task.train_loss(pred, targ), by_hand.mean())
+    torch.testing.assert_close(task.item_loss(pred, targ), by_hand.mean(1))
+    assert task.default_metrics() == (distance,)

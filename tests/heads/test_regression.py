@@ -39,10 +39,11 @@ def test_the_statistics_are_numpys(target, n_out):
 @pytest.mark.parametrize("n_out", [1, 3])
 def test_the_loss_is_taken_in_deviations(target, n_out):
     spec, labels = fitted(target, n_out)
+    task = spec.task(target("regression"))
     pred, deviation = labels.view(-1, n_out) + torch.randn(60, n_out), torch.tensor(spec.standardize[1])
     by_hand = (((pred - labels.view(-1, n_out)) / deviation) ** 2).float()
-    torch.testing.assert_close(spec.train_loss(spec.loss_func(), pred, labels), by_hand.mean())
-    torch.testing.assert_close(spec.item_loss(spec.loss_func(), pred, labels), by_hand.mean(1))
+    torch.testing.assert_close(task.train_loss(pred, labels), by_hand.mean())
+    torch.testing.assert_close(task.item_loss(pred, labels), by_hand.mean(1))
 
 
 def test_predictions_are_in_the_users_unit(target):
@@ -137,11 +138,12 @@ def test_copies_pickles_devices_and_states(target):
 )
 def test_any_loss_whatever_the_targets_axes(target, loss, wanted, standardize):
     spec, labels = fitted(target, loss=loss, standardize=standardize)
+    task = spec.task(target("regression"))
     pred = labels[:, None] + torch.randn(60, 1)
     scale = spec.standardize[1][0] if standardize else 1.0
     scaled = wanted((pred.view(-1) - labels) / scale, torch.zeros(60))
-    torch.testing.assert_close(spec.train_loss(spec.loss_func(), pred, labels), scaled, rtol=1e-4, atol=1e-5)
-    per_item = spec.item_loss(spec.loss_func(), pred, labels)
+    torch.testing.assert_close(task.train_loss(pred, labels), scaled, rtol=1e-4, atol=1e-5)
+    per_item = task.item_loss(pred, labels)
     assert per_item.shape == (60,)
     torch.testing.assert_close(per_item.mean(), scaled, rtol=1e-4, atol=1e-5)
 

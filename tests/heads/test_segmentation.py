@@ -20,10 +20,10 @@ from fastai_heads.data.digits import digit_scenes, digits_dls
 from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError
 from fastai_heads.heads.defaults import default_head
-from fastai_heads.heads.mask_metrics import BoundaryF1, MaskIoU
 from fastai_heads.heads.segmentation import BoundaryRefine, MaskModule, SegmentationHead
 from fastai_heads.heads.spec import TapShape
 from fastai_heads.learner import multihead_learner
+from fastai_heads.tasks.mask_metrics import BoundaryF1, MaskIoU
 from fastai_heads.view.interpret import HeadsInterpretation
 
 MASK = Target("mask", 0, "mask", 3, ("paper", "ink", "blot"))
@@ -155,12 +155,14 @@ class _Own(nn.Module):
 def test_binary_and_several_labels_decode_by_the_threshold():
     logits = torch.randn(2, 1, 4, 4)
     spec = SegmentationHead(mode="binary", threshold=0.3).fit(Target("m", 0, "mask", 2, ("a", "b")), lambda: None)
-    probs = spec.activation(None, logits)
-    assert spec.n_out == 1 and torch.equal(spec.decode(None, probs), (logits[:, 0].sigmoid() > 0.3).long())
+    task = spec.task(Target("m", 0, "mask", 2, ("a", "b")))
+    probs = task.activation(logits)
+    assert spec.n_out == 1 and torch.equal(task.decode(probs), (logits[:, 0].sigmoid() > 0.3).long())
     spec = SegmentationHead(mode="multilabel", n_out=3).fit(Target("m", 0, "unknown"), lambda: None)
+    task = spec.task(Target("m", 0, "unknown"))
     logits, targ = torch.randn(2, 3, 4, 4, requires_grad=True), torch.randint(0, 2, (2, 3, 4, 4))
-    assert spec.decode(None, spec.activation(None, logits)).shape == targ.shape
-    spec.train_loss(spec.loss_func(), logits, targ).backward()
+    assert task.decode(task.activation(logits)).shape == targ.shape
+    task.train_loss(logits, targ).backward()
     assert logits.grad.abs().sum() > 0
 
 
@@ -216,11 +218,12 @@ def test_one_image_to_a_batch_norm_is_refused_before_training(path, make):
 
 def test_masks_that_do_not_fit_are_refused():
     spec = fitted()
-    loss, pred = spec.loss_func(), torch.randn(2, 3, 8, 8)
+    task = spec.task(MASK)
+    pred = torch.randn(2, 3, 8, 8)
     with pytest.raises(HeadsError, match=r"codes from 0 to 2.*found 3, 7"):
-        spec.train_loss(loss, pred, torch.tensor([[[3, 7], [0, 255]]]).repeat(2, 4, 4))
+        task.train_loss(pred, torch.tensor([[[3, 7], [0, 255]]]).repeat(2, 4, 4))
     with pytest.raises(HeadsError, match="the size of its image"):
-        spec.train_loss(loss, pred, torch.zeros(2, 8, 9, dtype=torch.long))
+        task.train_loss(pred, torch.zeros(2, 8, 9, dtype=torch.long))
 
 
 def block_of_masks(mask, item_tfms=None):
@@ -249,7 +252,7 @@ def test_a_code_that_is_not_named_in_one_mask_stops_the_training(monkeypatch):
 
 def test_masks_of_another_size_are_refused_before_training():
     dls = block_of_masks(lambda i: np.zeros((16, 32), dtype=np.uint8))
-    with pytest.raises(HeadsError, match=r"`heads\['mask'\]`: a mask has the size of its image.*\(1, 16, 32\)"):
+    with pytest.raises(HeadsError, match=r"`heads\['mask'\]`: a mask has the size of its image.*\(3, 16, 32\)"):
         multihead_learner(dls, "test_resnet", pretrained=False, heads={"mask": SegmentationHead()})
 
 

@@ -1,7 +1,6 @@
 """What every head says of itself, and a head of one's own in thirty lines."""
 
 import copy
-import functools
 import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import FrozenInstanceError, dataclass, replace
@@ -11,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from fastai.losses import BaseLoss, CrossEntropyLossFlat, FocalLossFlat
 from fastai.metrics import F1Score, accuracy
 from fastcore.foundation import L
 from torch import Tensor, nn
@@ -24,11 +22,13 @@ from fastai_heads.heads.custom import CustomHead
 from fastai_heads.heads.multilabel import MultiLabelHead
 from fastai_heads.heads.point import PointHead
 from fastai_heads.heads.pooled import PooledSpec
-from fastai_heads.heads.regression import RegressionHead, StandardizedLoss
-from fastai_heads.heads.spec import HeadSpec, TapShape, weights_of
+from fastai_heads.heads.regression import RegressionHead
+from fastai_heads.heads.spec import HeadSpec, TapShape
 from fastai_heads.learner.factory import multihead_learner
+from fastai_heads.tasks.task import Task
 from fastai_heads.trunks import Trunk
 
+TARGET = Target("it", 0, "unknown")
 SPECS = {
     "category": ClassificationHead,
     "multilabel": MultiLabelHead,
@@ -47,26 +47,31 @@ def steps_off(pred: Tensor, targ: Tensor) -> Tensor:
     return ((pred > 0).sum(1) - targ).abs().float().mean()
 
 
-@dataclass(frozen=True, kw_only=True)
-class OrdinalHead(PooledSpec):
+class OrdinalTask(Task):
     "A class of an ordered vocabulary: one logit for each step, that the class lies above it."
-
-    kinds: ClassVar[frozenset[str]] = frozenset({"category"})
-
-    def infer_n_out(self, target: Target) -> int:
-        return len(target.vocab) - 1
 
     def default_loss(self) -> Callable:
         return ordinal_loss
 
-    def activation(self, loss_func: Callable, pred: Tensor) -> Tensor:
+    def activation(self, pred: Tensor) -> Tensor:
         return pred.sigmoid()
 
-    def decode(self, loss_func: Callable, pred: Tensor) -> Tensor:
+    def decode(self, pred: Tensor) -> Tensor:
         return (pred > 0.5).sum(1)
 
     def default_metrics(self) -> Sequence[Callable]:
         return (steps_off,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrdinalHead(PooledSpec):
+    "fastai's head with a logit less than classes."
+
+    kinds: ClassVar[frozenset[str]] = frozenset({"category"})
+    predicts: ClassVar[type[Task]] = OrdinalTask
+
+    def infer_n_out(self, target: Target) -> int:
+        return len(target.vocab) - 1
 
 
 def test_a_subclass_is_a_head_like_any_other(digits):
@@ -170,85 +175,8 @@ def test_n_out_comes_from_the_target_and_may_not_contradict_it(target, no_labels
 def test_a_bare_spec_says_what_it_lacks():
     with pytest.raises(HeadsError, match=r"HeadSpec does not say how its module is built: define `build"):
         HeadSpec().build((TapShape("features", 4, 32),))
-    with pytest.raises(HeadsError, match=r"no loss of its own: define `default_loss\(self\)` or pass `loss="):
-        HeadSpec().loss_func()
-
-
-def test_a_loss_that_cannot_be_told_by_items_says_so():
-    spec = HeadSpec(loss=lambda pred, targ, reduction="mean": pred.sum())
-    with pytest.raises(HeadsError, match="loss of HeadSpec cannot be told apart by items"):
-        spec.item_loss(spec.loss_func(), torch.randn(3, 2), torch.randn(3, 2))
-
-
-WEIGHTS = torch.tensor([0.1, 1.0, 2.0, 5.0])
-
-
-@pytest.mark.parametrize(
-    ("loss", "count"),
-    [
-        (nn.CrossEntropyLoss(weight=WEIGHTS), "weights"),
-        (CrossEntropyLossFlat(weight=WEIGHTS, label_smoothing=0.1), "weights"),
-        (functools.partial(F.cross_entropy, weight=WEIGHTS), "weights"),
-        (lambda pred, targ, reduction="mean": F.cross_entropy(pred, targ, WEIGHTS, reduction=reduction), "weights"),
-        (nn.CrossEntropyLoss(weight=WEIGHTS, ignore_index=2), "weights without 2"),
-        (nn.CrossEntropyLoss(ignore_index=2), "items without 2"),
-        (FocalLossFlat(weight=WEIGHTS), "items"),
-        (F.cross_entropy, "items"),
-        (lambda pred, targ: F.cross_entropy(pred, targ), "items"),
-        (lambda pred, targ, reduction="mean": 0 * F.cross_entropy(pred, targ, reduction=reduction), "items"),
-    ],
-    ids=[
-        *("torch", "fastai", "partial", "function", "weighted, ignored", "ignored", "focal", "plain", "no reduction"),
-        "zero",
-    ],
-)
-def test_a_loss_says_what_it_is_a_mean_of(loss, count):
-    pred, targ = torch.randn(9, 4), torch.arange(9) % 4
-    kept = targ[targ != 2] if "without" in count else targ
-    wanted = WEIGHTS[kept].sum() if "weights" in count else len(kept)
-    spec = HeadSpec(loss=loss)
-    found = spec.loss_count(loss, pred, targ, loss(pred, targ))
-    assert float(found) == pytest.approx(float(wanted), rel=1e-5)
-
-
-def test_a_loss_that_has_several_values_an_item_is_a_mean_of_them_all():
-    pred, targ = torch.randn(9, 4), torch.randn(9, 4)
-    for loss in (nn.MSELoss(), F.l1_loss, lambda pred, targ: (pred - targ).abs().mean()):
-        spec = HeadSpec(loss=loss)
-        assert spec.loss_count(loss, pred, targ, loss(pred, targ)) == 36
-    signed = HeadSpec(loss=lambda pred, targ, reduction="mean": pred if reduction == "none" else pred.mean())
-    even = torch.cat([pred, -pred])  # its mean is 0, and says nothing
-    assert signed.loss_count(signed.loss, even, even, even.mean()) == 72
-
-
-class Noting(nn.Module):
-    "A loss that notes a part of it, as `LossMetric` reads it."
-
-    reduction = "mean"
-
-    def forward(self, pred, targ):
-        each = F.cross_entropy(pred, targ, reduction="none")
-        self.part = each if self.reduction == "none" else each.mean()
-        return self.part
-
-
-def test_a_further_look_at_a_loss_leaves_no_trace():
-    pred, targ, loss = torch.randn(9, 4), torch.arange(9) % 4, Noting()
-    value = loss(pred, targ)
-    spec = HeadSpec(loss=loss)
-    spec.item_loss(loss, pred[:3], targ[:3])
-    spec.loss_count(loss, pred, targ, value)
-    assert loss.part is value and "reduction" not in vars(loss)
-
-
-def test_the_modules_inside_a_loss_are_found():
-    inner = nn.CrossEntropyLoss(weight=torch.ones(3))
-    assert weights_of(inner) == [inner]
-    flat = BaseLoss(nn.CrossEntropyLoss)
-    assert weights_of(flat) == [flat.func]
-    standard = StandardizedLoss(flat, [2.0])
-    assert weights_of(standard) == [standard, flat.func]
-    assert weights_of(F.cross_entropy) == []
+    with pytest.raises(HeadsError, match=r"Task has no loss of its own: define `default_loss\(self\)`, or pass `loss="):
+        HeadSpec().task(TARGET)
 
 
 @pytest.mark.parametrize(

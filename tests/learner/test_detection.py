@@ -21,10 +21,10 @@ from fastai_heads.data.box_items import BoxesReader
 from fastai_heads.data.detection import DetectionBlock, LabeledBoxes, to_pixels
 from fastai_heads.data.digits import digits_dls
 from fastai_heads.errors import HeadsError, HeadsWarning
-from fastai_heads.heads.anchors import anchor_generator
 from fastai_heads.heads.detection import DetectionHead
-from fastai_heads.heads.mean_ap import MeanAP, has_torchmetrics
 from fastai_heads.learner import multihead_learner
+from fastai_heads.tasks.detection_loss import anchor_generator
+from fastai_heads.tasks.mean_ap import MeanAP, has_torchmetrics
 from fastai_heads.trunks import Trunk
 from fastai_heads.view.interpret import HeadsInterpretation
 

@@ -202,3 +202,15 @@ def _copies(learn):
 
 def _equal(before, after):
     return all(torch.equal(a, b) for a, b in zip(before, after))
+
+
+def test_files_of_views_with_bare_names_of_trunks_load(learn):
+    view = learn.head("box")
+    state = {k.replace("trunks.head_neck.", "trunks.neck."): v.clone() for k, v in view.model.state_dict().items()}
+    old = [key for key in state if key.startswith("0.trunks.neck.")]
+    assert old and not any("head_neck" in key for key in state)
+    state[old[0]] += 1
+    assert str(view.model.load_state_dict(state)) == "<All keys matched successfully>"
+    assert torch.equal(
+        learn.model.heads.trunk("neck").state_dict()[old[0].removeprefix("0.trunks.neck.")], state[old[0]]
+    )

@@ -1,4 +1,4 @@
-"""`distrib_ctx` in one process; with two it is in `tests/training/test_distributed.py`."""
+"""`distrib_ctx` in one process; with two it is in `tests/training/ranks/test_trainer.py`."""
 
 from types import SimpleNamespace
 

@@ -15,7 +15,7 @@ from torchjd.scalarization import DWA, FAMO, UW
 
 from fastai_heads.errors import HeadsError
 from fastai_heads.heads.classification import ClassificationHead
-from fastai_heads.training.conflict import step_shares
+from fastai_heads.training.conflict_record import step_shares
 from fastai_heads.training.conflict_recorder import ConflictRecorder
 from fastai_heads.training.strategies.balance import Balance
 from fastai_heads.training.strategies.disjoint import Disjoint

@@ -423,6 +423,7 @@ def test_callbacks_that_work_on_the_gradients(twins, situation, cb):
     assert apart(*map(weights, learns)) <= 1e-12
 
 
+@pytest.mark.filterwarnings("ignore:`to_fp16` on a CPU")
 @pytest.mark.parametrize("half", ["to_fp16", "to_bf16"])
 def test_mixed_precision(twins, half):
     learns = twins(torch.float32, norm=False)

@@ -43,12 +43,14 @@ from torchmetrics.classification import (
     MultilabelF1Score,
 )
 
+from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError
 from fastai_heads.heads.box import BoxHead
 from fastai_heads.heads.classification import ClassificationHead
+from fastai_heads.heads.defaults import task_type
 from fastai_heads.heads.multilabel import MultiLabelHead
 from fastai_heads.heads.regression import RegressionHead
-from fastai_heads.training.metrics import HeadMetric, HeadValidLoss, distinct, head_metrics, metric_name, takes_kind
+from fastai_heads.training.metrics import HeadMetric, HeadValidLoss, distinct, fits_task, head_metrics, metric_name
 
 
 def sharpness(pred, targ):
@@ -83,7 +85,7 @@ class Run:
     "Batches as a learner holds them after a step, and one prediction and target by themselves."
 
     def __init__(self, batches, bonus=0):
-        self.batches, self.bonus, self.training = batches, bonus, False
+        self.batches, self.bonus, self.training, self.dl = batches, bonus, False, None
 
     def on(self, metric):
         metric.reset()
@@ -256,7 +258,7 @@ def test_a_metric_finds_what_a_learner_with_that_head_alone_has(learner, missing
             assert len(seen["pred"]) == len(seen["y"]) == len(seen["x"]) == known.sum()
             assert seen["yb"] == (seen["y"],) and seen["xb"][0].shape == seen["x"].shape
             assert torch.equal(seen["x"], batch[0][known]) and torch.equal(seen["y"], targ[known])
-            torch.testing.assert_close(seen["loss"], head.spec.train_loss(head.loss_func, seen["pred"], seen["y"]))
+            torch.testing.assert_close(seen["loss"], head.task.train_loss(seen["pred"], seen["y"]))
             assert seen["loss_func"] is head.loss_func and len(seen["dl"].one_batch()) == 2
         if name == "digit":
             assert list(seen["vocab"]) == list(head.vocab)
@@ -410,7 +412,7 @@ KINDS = ("category", "multilabel", "regression", "point", "box", "mask")
     ids=lambda v: metric_name(v) if callable(v) or isinstance(v, Metric) else "",
 )
 def test_which_kind_a_metric_says_something_of(metric, kinds):
-    assert {kind for kind in KINDS if takes_kind(metric, kind)} == kinds
+    assert {kind for kind in KINDS if fits_task(metric, task_type(Target("it", 0, kind)))} == kinds
 
 
 def test_in_a_learner_the_table_equals_scikit_learn_and_predictions(learner):

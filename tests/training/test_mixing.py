@@ -16,11 +16,14 @@ from torch import nn
 from torchvision import models
 
 from fastai_heads.data.digits import digits_dls
+from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError
-from fastai_heads.heads import BoxHead, ClassificationHead, CustomHead, MultiLabelHead, PointHead, RegressionHead
+from fastai_heads.heads import BoxHead, ClassificationHead, MultiLabelHead, PointHead, RegressionHead
 from fastai_heads.learner import multihead_learner
+from fastai_heads.tasks.own import OwnTask
 from fastai_heads.training.loss import CombinedLoss
-from fastai_heads.training.mixing import Targets, batch_losses, blended_loss
+from fastai_heads.training.mixing import Targets, blend_loss
+from fastai_heads.training.step import batch_losses
 
 UNMIXED = {"centre": PointHead(mix=False), "box": BoxHead(mix=False)}
 MIXERS = pytest.mark.parametrize("mixer", [MixUp, CutMix])
@@ -108,13 +111,13 @@ def test_blending_the_loss_of_tags_is_blending_the_tags(three, batch):
     other, share = targ.flip(0), torch.rand(8)
     soft = torch.lerp(other, targ, share[:, None])
     wanted = F.binary_cross_entropy_with_logits(pred, soft)
-    torch.testing.assert_close(blended_loss(head, pred, targ, other, share), wanted)
+    torch.testing.assert_close(blend_loss(head, pred, targ, other, share), wanted)
 
 
 def test_blending_the_loss_of_a_number_has_the_gradient_of_blending_the_number(three, batch):
     head, (_, _, pred), (targ, _, _) = three()["age"], *batch
     other, share = targ.flip(0), torch.rand(8)
-    (found,) = torch.autograd.grad(blended_loss(head, pred, targ, other, share), pred)
+    (found,) = torch.autograd.grad(blend_loss(head, pred, targ, other, share), pred)
     (wanted,) = torch.autograd.grad(head.train_loss(pred, torch.lerp(other, targ, share[:, None])), pred)
     torch.testing.assert_close(found, wanted)
 
@@ -123,8 +126,8 @@ def test_with_nothing_blended_in_it_is_the_training_loss(three, batch):
     head, pred, targ = three()["breed"], batch[0][0], batch[1][1]
     wanted = F.cross_entropy(pred, targ)
     for share in (torch.ones(8), torch.ones(1), torch.tensor(1.0)):
-        torch.testing.assert_close(blended_loss(head, pred, targ, targ.flip(0), share), wanted)
-    torch.testing.assert_close(blended_loss(head, pred, targ.flip(0), targ, torch.zeros(8)), wanted)
+        torch.testing.assert_close(blend_loss(head, pred, targ, targ.flip(0), share), wanted)
+    torch.testing.assert_close(blend_loss(head, pred, targ.flip(0), targ, torch.zeros(8)), wanted)
 
 
 # missing labels
@@ -138,7 +141,7 @@ def test_a_missing_label_takes_its_share_out_of_the_mean(three, batch, name):
     order, share = torch.randperm(8), torch.rand(8) / 2 + 0.5
     gaps = targ.clone()
     gaps[[1, 4]] = -100 if name == "breed" else math.nan
-    found = blended_loss(head, pred, gaps, gaps[order], share)
+    found = blend_loss(head, pred, gaps, gaps[order], share)
     total = weight = 0.0
     for i in range(8):
         for j, part in ((i, share[i]), (int(order[i]), 1 - share[i])):
@@ -152,7 +155,7 @@ def test_a_missing_label_takes_its_share_out_of_the_mean(three, batch, name):
 def test_no_label_at_all_gives_a_zero_with_a_graph(three, batch, share):
     head, pred = three(partial=True)["breed"], batch[0][0]
     targ = torch.full((8,), -100)
-    loss = blended_loss(head, pred, targ, targ, share)
+    loss = blend_loss(head, pred, targ, targ, share)
     assert loss.item() == 0 and not torch.autograd.grad(loss, pred)[0].any()
 
 
@@ -194,8 +197,9 @@ def test_two_ways_of_mixing_at_once_are_refused(learner):
 @pytest.mark.parametrize("spec", [ClassificationHead, MultiLabelHead, RegressionHead, PointHead, BoxHead])
 def test_what_blends_is_a_fact_of_the_kind(spec):
     geometry = spec in (PointHead, BoxHead)
-    assert spec.blends is spec().blends is not geometry and spec().mix
-    assert CustomHead(nn.Identity(), like=spec()).blends is not geometry
+    assert spec.predicts.blends is not geometry and spec().mix
+    target = Target("it", 0, "unknown", 4)
+    assert OwnTask(target, 4, abs, spec.predicts(target, 4)).blends is not geometry
     with pytest.raises(HeadsError, match=f"`mix` of {spec.__name__} is True or False, found 'no'"):
         spec(mix="no")
 

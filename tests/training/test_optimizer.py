@@ -14,7 +14,7 @@ from torch import nn
 
 from fastai_heads.heads.classification import ClassificationHead
 from fastai_heads.heads.regression import RegressionHead
-from fastai_heads.training.optimizer import HeadsOptimizer, multiplied
+from fastai_heads.training.optimizer import HeadsOptimizer, split_by_rate
 
 OPTS = {
     "Adam": partial(Adam, wd=0.1),
@@ -150,7 +150,7 @@ def test_only_unlike_rates_split_the_heads(three):
     body, trunk = nn.Linear(2, 2), nn.Linear(2, 2)
     own = {name: list(h.parameters()) for name, h in heads.items()}
     last = [*trunk.parameters(), *own["breed"], *own["tags"], *own["age"]]
-    found = multiplied([list(body.parameters()), last], heads)
+    found = split_by_rate([list(body.parameters()), last], heads)
     assert found[0] == [(list(body.parameters()), 1.0)]
     assert found[1] == [([*trunk.parameters(), *own["age"]], 1.0), ([*own["breed"], *own["tags"]], 2.0)]
 
@@ -161,7 +161,7 @@ def test_what_two_heads_share_keeps_the_groups_own_rate(three):
     heads.age.module.bias = nn.Parameter(torch.zeros(3))
     heads.tags.module.bias = heads.age.module.bias  # of the same rate
     last = list(dict.fromkeys(p for h in heads.values() for p in h.parameters()))
-    ((rest,), split) = multiplied([[nn.Parameter(torch.zeros(1))], last], heads)
+    ((rest,), split) = split_by_rate([[nn.Parameter(torch.zeros(1))], last], heads)
     assert rest[1] == 1.0
     of = {param: mult for group, mult in split for param in group}
     assert len(of) == len(last) == 4

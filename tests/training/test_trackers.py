@@ -9,8 +9,8 @@ from sklearn.metrics import max_error, mean_absolute_error, median_absolute_erro
 
 from fastai_heads.errors import HeadsError
 from fastai_heads.heads import ClassificationHead, RegressionHead
-from fastai_heads.heads.box import iou
-from fastai_heads.heads.point import distance
+from fastai_heads.tasks.box import iou
+from fastai_heads.tasks.point import distance
 from fastai_heads.training.metrics import HeadMetric
 
 from .conftest import ALL

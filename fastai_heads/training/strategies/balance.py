@@ -9,9 +9,9 @@ from fastai.torch_core import get_model
 from torch import Tensor, nn
 
 from fastai_heads.errors import HeadsError, did_you_mean
-from fastai_heads.training.across import from_first_rank, mean_over_ranks, sum_over_ranks, world
 from fastai_heads.training.bound import BoundHeads
 from fastai_heads.training.gradients import Row, as_matrix, combine, gramian, split_like
+from fastai_heads.training.ranks.exchange import from_first_rank, mean_over_ranks, sum_over_ranks, world
 from fastai_heads.training.strategies.bridge import (
     Aggregator,
     aggregate,

@@ -1,30 +1,32 @@
-"""The base of all strategies, and the default strategy: the plain sum of the losses."""
+"""The base of all strategies, what tells them the events of training, and the default: the plain sum of the losses."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
+from fastai.callback.core import Callback
+from fastai.callback.fp16 import MixedPrecision
 from fastai.learner import Learner
 from fastai.optimizer import _BaseOptimizer
 from torch import Tensor, nn
 
 from fastai_heads.errors import HeadsError, did_you_mean
-from fastai_heads.training.across import mean_over_ranks, sum_over_ranks, world
 from fastai_heads.training.bound import BoundHeads
-from fastai_heads.training.mixing import combined_loss, label_counts, loss_count
 from fastai_heads.training.optimizer import HeadsOptimizer
+from fastai_heads.training.ranks.exchange import mean_over_ranks, sum_over_ranks
+from fastai_heads.training.step import combined_loss, count_labels, share_losses
 
-__all__ = ["LeafStrategy", "Strategy", "WeightedSum", "shared_losses"]
+__all__ = ["LeafStrategy", "Strategy", "StrategyCallback", "WeightedSum"]
 
 
 class Strategy(ABC):
     """The way in which the losses of the heads become one step. It is the base of every strategy, also of your own.
 
-    A subclass defines `label`, `weights` and `objective`. For every training batch the learner calls `predict`,
-    `objective` and `backward`, in this order. The other methods are events: they do nothing until a subclass overrides
-    them. A strategy that learns while training keeps what it learns in a module, which `module` makes. This module is
-    saved with the heads."""
+    A subclass defines `label`, `weights` and `objective`, which makes one scalar of `self.losses(learn)`. For every
+    training batch the learner calls `predict`, `objective` and `backward`, in this order. The other methods are events:
+    they do nothing until a subclass overrides them. A strategy that learns while training keeps what it learns in a
+    module, which `module` makes. This module is saved with the heads."""
 
     fields: ClassVar[tuple[str, ...]] = ()  # what may be set on one of a class that names them itself
 
@@ -120,6 +122,11 @@ class Strategy(ABC):
         "Predict a training batch."
         return learn.model(*learn.xb)
 
+    def losses(self, learn: Learner) -> dict[str, Tensor]:
+        """Give the loss of each head, not weighted: head → a scalar with a graph. On several ranks their mean over the
+        ranks is the loss of the joined batches."""
+        return dict(zip(learn.heads.names, share_losses(learn, learn.head_losses)))
+
     @abstractmethod
     def objective(self, learn: Learner) -> Tensor:
         "Make the scalar that `backward` starts from. Callbacks may scale it."
@@ -127,6 +134,26 @@ class Strategy(ABC):
     def backward(self, learn: Learner) -> None:
         "Compute the gradients of `learn.loss_grad`."
         learn.loss_grad.backward()
+
+
+class StrategyCallback(Callback):
+    """Passes the events of training on to `learn.strategy`. Before a step it runs after `GradientAccumulation`, which
+    decides whether there is a step. It runs before `MixedPrecision` and `GradientClip`, which read the gradients."""
+
+    name = "strategy_events"
+    order, run_valid = MixedPrecision.order - 2, False
+
+    def before_fit(self) -> None:
+        self.learn.strategy.before_fit(self.learn)
+
+    def before_step(self) -> None:
+        self.learn.strategy.before_step(self.learn)
+
+    def after_step(self) -> None:
+        self.learn.strategy.after_step(self.learn)
+
+    def after_train(self) -> None:
+        self.learn.strategy.after_train(self.learn)
 
 
 class WeightedSum(Strategy):
@@ -144,7 +171,7 @@ class WeightedSum(Strategy):
 
     def objective(self, learn: Learner) -> Tensor:
         self._weights = {name: head.loss_weight for name, head in learn.heads.items()}
-        return combined_loss(learn.loss_func).total(shared_losses(learn, learn.head_losses))
+        return combined_loss(learn.loss_func).total(list(self.losses(learn).values()))
 
     @property
     def label(self) -> str:
@@ -171,7 +198,7 @@ class LeafStrategy(Strategy):
 
     def objective(self, learn: Learner) -> Tensor:
         "Make the objective of the weighted losses that the batch has. It is the same on all ranks."
-        losses = dict(zip(learn.heads.names, shared_losses(learn, learn.head_losses)))
+        losses = self.losses(learn)
         self._losses, self._names, self._present = losses, learn.heads.names, present_heads(learn)
         leaf = torch.stack([loss.detach() for loss in losses.values()])
         mean_over_ranks([leaf])
@@ -215,21 +242,5 @@ def present_heads(learn: Learner) -> tuple[str, ...]:
     weighted = [name for name, head in learn.heads.items() if head.loss_weight > 0]
     if not any(learn.heads[name].target.partial for name in weighted):
         return tuple(weighted)
-    counts = dict(zip(learn.heads.names, sum_over_ranks(label_counts(learn.loss_func, learn.yb)).tolist()))
+    counts = dict(zip(learn.heads.names, sum_over_ranks(count_labels(learn.loss_func, learn.yb)).tolist()))
     return tuple(name for name in weighted if counts[name])
-
-
-def shared_losses(
-    learn: Learner,
-    losses: Sequence[Tensor],  # one per head
-) -> tuple[Tensor, ...]:  # one per head
-    """Scale the heads' losses for distributed training: their mean over all ranks is then the loss of the joined
-    batches. Each loss is multiplied by this rank's share of what it is a mean of."""
-    if world() == 1:
-        return tuple(losses)
-    pairs = zip(combined_loss(learn.loss_func).pairs(learn.pred), losses)
-    own = torch.stack([loss_count(learn.loss_func, *pair, learn.yb, loss).double() for pair, loss in pairs])
-    whole = sum_over_ranks(own)
-    adds = torch.tensor([head.sums for head in learn.heads.values()], device=own.device)
-    shares = torch.where(adds, 1.0, own / whole.masked_fill(whole == 0, 1)) * world()
-    return tuple(loss * share.to(loss.dtype) for loss, share in zip(losses, shares))

@@ -12,7 +12,7 @@ from fastai_heads.heads.spec import is_number
 from fastai_heads.training.bound import BoundHeads
 from fastai_heads.training.disjoint_optimizer import DisjointOptimizer
 from fastai_heads.training.gradients import combine
-from fastai_heads.training.strategies.callback import StrategyCallback
+from fastai_heads.training.strategies.base import StrategyCallback
 from fastai_heads.training.strategies.rows import RowsStrategy, add_grad, loss_scale
 
 __all__ = ["Disjoint"]

@@ -7,8 +7,8 @@ from fastai.learner import Learner
 from torch import Tensor, nn
 
 from fastai_heads.errors import HeadsError
-from fastai_heads.training.across import mean_over_ranks
 from fastai_heads.training.gradients import Row, add_rows, loss_gradients
+from fastai_heads.training.ranks.exchange import mean_over_ranks
 from fastai_heads.training.strategies.base import LeafStrategy
 
 __all__ = ["RowsStrategy", "add_grad", "is_compiled", "loss_scale", "trainable"]

@@ -10,10 +10,10 @@ from fastai.torch_core import get_model, to_float
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fastai_heads.training.across import mean_over_ranks
 from fastai_heads.training.bound import BoundHeads
-from fastai_heads.training.mixing import batch_losses
-from fastai_heads.training.strategies.base import LeafStrategy, shared_losses
+from fastai_heads.training.ranks.exchange import mean_over_ranks
+from fastai_heads.training.step import batch_losses, share_losses
+from fastai_heads.training.strategies.base import LeafStrategy
 from fastai_heads.training.strategies.bridge import Scalarizer, check_values
 from fastai_heads.training.strategies.scalarizer_state import ScalarizerState, state_of
 
@@ -82,7 +82,7 @@ class Scalarized(LeafStrategy):
             with nullcontext() if mixed is None else mixed.autocast:
                 preds = model(*learn.xb)
                 losses = batch_losses(learn.loss_func, preds if mixed is None else to_float(preds), learn.yb)
-            losses = torch.stack(shared_losses(learn, losses))
+            losses = torch.stack(share_losses(learn, losses))
         mean_over_ranks([losses])
         places = [place for place, name in enumerate(learn.heads.names) if name in self._present]
         weights = losses.new_tensor([learn.heads[learn.heads.names[p]].loss_weight for p in places])

@@ -289,10 +289,7 @@ def test_its_weights_are_told(small):
     ("make", "said"),
     [
         (lambda: Balance(UPGrad(), over="tap"), "`over` of Balance is 'body' or 'taps', found 'tap'"),
-        (
-            lambda: Balance("UPGrad"),
-            "`aggregator` of Balance is one of torchjd.*, found 'UPGrad'",
-        ),
+        (lambda: Balance(3), "`aggregator` of Balance is one of torchjd.*, found 3"),
         (lambda: jd.NashMTL(n_tasks=2), "NashMTL cannot be used with 3 heads"),
         (lambda: jd.Constant(torch.ones(2)), "Constant cannot be used with 3 heads"),
         (lambda: jd.TrimmedMean(2), "TrimmedMean cannot be used with 3 heads"),
