@@ -2,8 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from fasttransform import Transform
 from torch import Tensor, nn
@@ -191,11 +191,12 @@ class Found:
 
     points: tuple[TapPoint, ...]  # every place that a head may read
     build: Callable[[Iterable[str | int | Level]], Body]  # of the taps in use
-    head: Mapping[str, Any] = field(default_factory=dict)  # fields of a pooled head, where the user names no head
 
 
 class BodySpec(ABC):
     "What a user passes as `arch` where the body depends on its input: on a table's columns, on a text's vocabulary."
+
+    head: ClassVar[Mapping[str, Any]] = {}  # fields of a pooled head on it, where the user names none
 
     @abstractmethod
     def find(

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from fastai.layers import Embedding, LinBnDrop
@@ -16,8 +16,6 @@ from fastai_heads.errors import HeadsError, did_you_mean
 __all__ = ["RowBody", "TabularBody"]
 
 EMBEDDINGS = "embeddings"
-_LINEAR = {"lin_ftrs": (), "first_bn": False, "ps": 0.0, "init": None}
-"The head of fastai's `tabular_learner`: its last linear layer, as torch starts it."
 
 
 @dataclass(frozen=True)
@@ -26,6 +24,9 @@ class TabularBody(BodySpec):
     `tabular_learner`'s and `tabular_config`'s.
 
     Taps: `embeddings`, the embedded categories beside the numbers; `layer1` and so on; `features`, the last of them."""
+
+    # fastai's `tabular_learner`'s: its last linear layer, as torch starts it
+    head: ClassVar[Mapping[str, Any]] = {"lin_ftrs": (), "first_bn": False, "ps": 0.0, "init": None}
 
     layers: Sequence[int] = (200, 100)  # widths of the hidden layers; `features` is the last
     emb_szs: Mapping[str, int] | None = None  # column → size of its embedding; fastai's rule for the others
@@ -58,7 +59,7 @@ class TabularBody(BodySpec):
                     f"`emb_szs` names {column!r}, which is no column of categories."
                     f"{did_you_mean(column, source.cat_names)} There is {', '.join(source.cat_names) or 'none'}."
                 )
-        return Found(_points(self, source), lambda taps: RowBody(self, source, taps), _LINEAR)
+        return Found(_points(self, source), lambda taps: RowBody(self, source, taps))
 
     def sizes(
         self,

@@ -90,11 +90,10 @@ def multihead_learner(
     check_settings({**settings, "metrics": metrics, **learner_kwargs})
     data = inspect_data(dls, state_targets(heads))
     dls, targets = data.dls, rename_targets(heads, data.targets)
-    options = {"pretrained": pretrained, "weights": weights, "n_in": n_in, **_check_options(body_kwargs or {})}
-    found = _find(arch, data.inputs, options)
-    specs = resolve_heads(heads, targets, dls, found.head)
+    specs = resolve_heads(heads, targets, dls, arch.head if isinstance(arch, BodySpec) else {})
     trunks = _check_trunks(trunk or {}, specs)
-    body = _build(found, _needed_taps(specs, trunks))
+    options = {"pretrained": pretrained, "weights": weights, "n_in": n_in, **_check_options(body_kwargs or {})}
+    body = _build(_find(arch, data.inputs, options), _needed_taps(specs, trunks))
     inputs = data.sample.inputs()
     body.check_inputs(inputs)
     model = build_model(body, {name: spec for name, (spec, _) in specs.items()}, trunks, inputs)
