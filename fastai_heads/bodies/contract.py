@@ -67,6 +67,10 @@ class Body(nn.Module, ABC):
         "List the parameters that `freeze` holds: all of a pretrained body, none of one that starts from scratch."
         return list(self.parameters()) if self.weights else []
 
+    def describe(self) -> list[str]:
+        "Say what each of several bodies reads and whether it trains, a line each; nothing where there is one."
+        return []
+
     def transforms(self) -> list[Transform]:
         "List the batch transforms that the weights in use were trained with, such as `Normalize`."
         return []

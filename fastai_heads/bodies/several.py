@@ -183,6 +183,22 @@ class Bodies(Body):
             if bare:
                 raise HeadsError(f"items {bare} of the batch have none of their inputs: drop those rows.")
 
+    def describe(self) -> list[str]:
+        "Say what each body reads and whether it trains, a line each."
+        lines = []
+        for name, owner in self.owners.items():
+            body, source = self[name], self._source(name)
+            params = list(body.parameters())
+            free = sum(p.requires_grad for p in params)
+            state = "trained" if free == len(params) else "frozen in part" if free else "frozen"
+            what = body.arch if owner == name else f"the weights of {owner}"
+            size = f"{sum(p.numel() for p in params):,} parameters, {state}"
+            missing = ", some missing" if source.partial else ""
+            lines.append(
+                f"{name}: {what} ({body.weights or 'not pretrained'}) on {source.name}, {source.a}{missing}; {size}"
+            )
+        return lines
+
     def groups(self) -> list[list[nn.Parameter]]:
         "List the parameters in two groups: all bodies' early ones; all late ones and what stands for missing inputs."
         early, late = zip(*(body.groups() for body in self.bodies.values()))

@@ -14,6 +14,7 @@ from fastai.learner import load_learner
 from fastai.text.data import TextBlock
 from fastai.text.models.awdlstm import AWD_LSTM
 from fastai.torch_core import set_seed
+from fastai.vision.core import PILImageBW
 from fastai.vision.data import ImageBlock
 from fastcore.basics import noop
 from PIL import Image
@@ -271,7 +272,8 @@ def test_users_loaders_make_a_second_learner(folder):
         (archs(), {"mood": ClassificationHead(tap="photo.stem"), "n": RegressionHead(tap="row.features")},
          "no head reads body 'note'"),
         (archs(), {"mood": ClassificationHead(tap="note.tokens")}, "'note.tokens' is a sequence.*read 'note.features'"),
-        (archs(), {"mood": ClassificationHead(tap="photo.steam")}, "photo.steam|'steam'"),
+        (archs(), {"mood": ClassificationHead(tap="photo.steam")}, "steam"),
+        (archs(), {"mood": ClassificationHead(tap="row.layer9")}, "'layer9', which TabularBody does not"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_the_inputs_is_refused(folder, arch, heads, said):
@@ -292,6 +294,10 @@ def test_freeze_holds_what_is_pretrained(folder, tmp_path):
     before = {name: [p.clone() for p in body[name].parameters()] for name in body.names}
     with learn.no_logging():
         learn.fit(1, 1e-2)
+    said = str(learn.summary())
+    assert "note: AWD_LSTM (encoder.pth) on note, a text; " in said and "on row, a row of a table; " in said
+    states = {line.split()[1]: line.split()[-1] for line in said.splitlines() if line.startswith("Body:")}
+    assert states == {"row:": "trained", "note:": "frozen"}
     same = {n: all(map(torch.equal, before[n], body[n].parameters())) for n in body.names}
     assert same == {"row": False, "note": True}
     learn.unfreeze()
@@ -362,3 +368,12 @@ def test_an_empty_text_is_its_first_token(learn):
     item = frame()[INPUTS].to_dict("records")[0]
     empty, blank = (learn.predict({**item, "note": text})[2].mood for text in ("", "  "))
     assert torch.allclose(empty, blank)
+
+
+def test_an_image_of_other_channels_is_refused_by_the_inputs_name(folder):
+    grey = DataBlock(
+        (ImageBlock(PILImageBW), TabularBlock(cont_names=["u"]), CategoryBlock), n_inp=2,
+        getters=[ColReader("photo", pref=folder), noop, ColReader("mood")], splitter=IndexSplitter([0, 1]),
+    ).dataloaders(frame(), bs=4, num_workers=0)  # fmt: skip
+    with pytest.raises(HeadsError, match=r"'photo'.*channel"):
+        multihead_learner(grey, {"photo": "resnet10t", "row": ROW}, pretrained=False)
