@@ -69,7 +69,12 @@ def find_bodies(
                 raise HeadsError(
                     f"`arch`: no head reads body {name!r}. Leave it out, or let a head read {f'{name}.{FEATURES}'!r}."
                 )
-            made[name] = found[name].build(inner)
+            try:
+                made[name] = found[name].build(inner)
+            except HeadsError as error:
+                if f"{name}.{error.tap}" in taps:  # as the head says it
+                    error.tap = f"{name}.{error.tap}"
+                raise error.within(f"body {name!r}") from error.__cause__
         unread = next((n for n in bodies if not shares[n]), None)
         if unread is not None:
             raise HeadsError(f"`arch`: no head reads body {unread!r}. Leave it out, or let a head read it.")

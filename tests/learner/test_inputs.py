@@ -273,7 +273,8 @@ def test_users_loaders_make_a_second_learner(folder):
          "no head reads body 'note'"),
         (archs(), {"mood": ClassificationHead(tap="note.tokens")}, "'note.tokens' is a sequence.*read 'note.features'"),
         (archs(), {"mood": ClassificationHead(tap="photo.steam")}, "steam"),
-        (archs(), {"mood": ClassificationHead(tap="row.layer9")}, "'layer9', which TabularBody does not"),
+        (archs(), {"mood": ClassificationHead(tap="row.layer9")},
+         r"`heads\['mood'\]`.*body 'row'.*'layer9'`, which TabularBody does not"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_the_inputs_is_refused(folder, arch, heads, said):
