@@ -1,6 +1,32 @@
-"""What a transform says of the target that it makes."""
+"""The kinds of target: what is said of an item, and who tells a kind."""
 
-__all__ = ["TellsKind"]
+from enum import Enum
+
+__all__ = ["Answer", "TellsKind", "answer_of"]
+
+
+class Answer(Enum):
+    "What is said of an item. Each of fastai's metrics, and each method of the interpretation, is for some of these."
+
+    CLASS = "one class of a vocabulary"
+    TAGS = "several labels, each by itself"
+    NUMBERS = "numbers"
+    CODES = "a code for every pixel"
+
+
+_ANSWERS = {
+    "category": Answer.CLASS,
+    "multilabel": Answer.TAGS,
+    "mask": Answer.CODES,
+    **dict.fromkeys(("regression", "point", "box"), Answer.NUMBERS),
+}
+
+
+def answer_of(
+    kind: str,  # of a target
+) -> Answer | None:
+    "Return what is said of an item; None for a kind that none of fastai's metrics is for."
+    return _ANSWERS.get(kind)
 
 
 class TellsKind:

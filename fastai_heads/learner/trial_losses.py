@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastai_heads.data.kinds import Answer
 from fastai_heads.errors import HeadsError, first_line
 from fastai_heads.heads.spec import HeadSpec
 from fastai_heads.tasks.reduction import loss_modules
 from fastai_heads.tasks.regression import RegressionTask
-from fastai_heads.tasks.task import Answer, Task, has_shape
+from fastai_heads.tasks.task import Task, has_shape
 from fastai_heads.training.bound import BoundHead
 from fastai_heads.training.loss import loss_name
 

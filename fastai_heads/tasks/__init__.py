@@ -9,10 +9,9 @@ from fastai_heads.tasks.multilabel import MultiLabelTask
 from fastai_heads.tasks.numbers import NumbersTask
 from fastai_heads.tasks.point import PointTask
 from fastai_heads.tasks.regression import RegressionTask
-from fastai_heads.tasks.task import Answer, Task
+from fastai_heads.tasks.task import Task
 
 __all__ = [
-    "Answer",
     "BoxTask",
     "ClassificationTask",
     "DetectionTask",

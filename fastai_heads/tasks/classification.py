@@ -9,7 +9,7 @@ from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from torch import Tensor
 
-from fastai_heads.tasks.task import Answer, Task
+from fastai_heads.tasks.task import Task
 
 __all__ = ["ClassificationTask"]
 
@@ -21,7 +21,6 @@ class ClassificationTask(Task):
     label_smoothing: float = 0.0  # as torch's `CrossEntropyLoss` has it
     class_weights: Sequence[float] | None = None  # (n_out,)
 
-    answers: ClassVar[Answer] = Answer.CLASS
     shown_by_fastai: ClassVar[bool] = True
     near_loss: ClassVar[str] = "CrossEntropyLossFlat()"
 

@@ -10,7 +10,7 @@ from fastai_heads.data.missing import IGNORE_PIXEL
 from fastai_heads.errors import HeadsError
 from fastai_heads.tasks.mask_loss import MaskLoss
 from fastai_heads.tasks.mask_metrics import BoundaryF1, ForegroundAccuracy, MaskDice, MaskIoU, thresholded
-from fastai_heads.tasks.task import Answer, Task
+from fastai_heads.tasks.task import Task
 
 __all__ = ["MaskTask"]
 
@@ -27,7 +27,6 @@ class MaskTask(Task):
     threshold: float = 0.5  # a probability, for 'binary' and 'multilabel'
     refine: bool = False  # boundaries are measured, too
 
-    answers: ClassVar[Answer] = Answer.CODES
     blends: ClassVar[bool] = False
     moves_with_image: ClassVar[bool] = True
     shown_by_fastai: ClassVar[bool] = True

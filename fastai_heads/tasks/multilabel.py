@@ -11,7 +11,7 @@ from fastai.metrics import accuracy_multi
 from torch import Tensor, nn
 
 from fastai_heads.errors import HeadsError
-from fastai_heads.tasks.task import Answer, Task
+from fastai_heads.tasks.task import Task
 
 __all__ = ["MultiLabelTask"]
 
@@ -23,7 +23,6 @@ class MultiLabelTask(Task):
     threshold: float = 0.5  # a label is predicted where its probability is above
     pos_weight: Sequence[float] | None = None  # (n_out,) weight of a present label
 
-    answers: ClassVar[Answer] = Answer.TAGS
     shown_by_fastai: ClassVar[bool] = True
     near_loss: ClassVar[str] = "BCEWithLogitsLossFlat()"
 

@@ -1,11 +1,10 @@
 """Real numbers per image, whatever they stand for."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
-from fastai_heads.tasks.task import Answer, Task
+from fastai_heads.tasks.task import Task
 
 __all__ = ["NumbersTask"]
 
@@ -13,8 +12,6 @@ __all__ = ["NumbersTask"]
 @dataclass(eq=False)
 class NumbersTask(Task):
     "Real numbers, (B, n_out). The loss sees targets in the shape of the predictions, whatever the block's axes."
-
-    answers: ClassVar[Answer] = Answer.NUMBERS
 
     @property
     def output_shape(self) -> tuple[int | None, ...]:

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +11,7 @@ from fastcore.basics import getcallable
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from fastai_heads.data.kinds import Answer, answer_of
 from fastai_heads.data.missing import labelled
 from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError
@@ -26,18 +26,9 @@ from fastai_heads.tasks.reduction import (
     zero_of,
 )
 
-__all__ = ["Answer", "Task", "has_shape"]
+__all__ = ["Task", "has_shape"]
 
 _MAKERS = (MSELossFlat, L1LossFlat, BCELossFlat)  # fastai's functions that make a loss, named as its classes are
-
-
-class Answer(Enum):
-    "What is said of an item. Each of fastai's metrics, and each method of the interpretation, is for some of these."
-
-    CLASS = "one class of a vocabulary"
-    TAGS = "several labels, each by itself"
-    NUMBERS = "numbers"
-    CODES = "a code for every pixel"
 
 
 @dataclass(eq=False)
@@ -50,7 +41,6 @@ class Task:
     loss: Callable | None = None  # the user's: (pred, target) → a scalar; None: `default_loss`
     loss_func: Callable = field(init=False)  # the loss in use
 
-    answers: ClassVar[Answer | None] = None  # None: none of fastai's metrics and reports is for it
     blends: ClassVar[bool] = True  # False: the target is a place in the image, which MixUp and CutMix cannot blend
     moves_with_image: ClassVar[bool] = False  # the target is a place: it changes when the image is turned or cut
     by_batch: ClassVar[bool] = False  # its output is activated batch by batch: large, or of another shape each time
@@ -60,6 +50,11 @@ class Task:
     def __post_init__(self) -> None:
         "Make the loss. A subclass that has fields of its own is a dataclass, too."
         self.loss_func = self.make_loss()
+
+    @property
+    def answers(self) -> Answer | None:
+        "What is said of an item, told by the target's kind; None: no metric and no report of fastai's is for it."
+        return answer_of(self.target.kind)
 
     # the loss
 

@@ -13,7 +13,8 @@ from fastai.torch_core import to_detach
 from torch import Tensor, nn
 
 from fastai_heads.data.decode import dls_of_target, select_targets
-from fastai_heads.tasks.task import Answer, Task
+from fastai_heads.data.kinds import Answer
+from fastai_heads.tasks.task import Task
 from fastai_heads.training.bound import BoundHead
 from fastai_heads.training.ranks.joint import gather_items, gather_target, is_shared, over_counts
 from fastai_heads.training.step import read_loss, read_measure

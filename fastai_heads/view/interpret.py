@@ -18,11 +18,11 @@ from fastcore.foundation import L
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from fastai_heads.data.kinds import Answer
 from fastai_heads.data.loaders import pick_loader
 from fastai_heads.errors import HeadsError
 from fastai_heads.head_tuple import HeadTuple
 from fastai_heads.heads.spec import is_number
-from fastai_heads.tasks.task import Answer
 from fastai_heads.training.bound import BoundHead, BoundHeads
 from fastai_heads.view.charts import draw_confusion, draw_label_confusions, draw_scatter
 from fastai_heads.view.keywords import check_cmap, check_k, figure_options, places_in, report_options

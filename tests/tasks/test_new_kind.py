@@ -12,10 +12,10 @@ from fasttransform import Transform
 from torch import Tensor
 
 from fastai_heads.data.digits import digit_scenes
-from fastai_heads.data.kinds import TellsKind
+from fastai_heads.data.kinds import Answer, TellsKind
 from fastai_heads.heads.pooled import PooledSpec
 from fastai_heads.learner.factory import multihead_learner
-from fastai_heads.tasks.task import Answer, Task
+from fastai_heads.tasks.task import Task
 
 # the file in `data/`
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from fastai.losses import CrossEntropyLossFlat, FocalLossFlat
 from torch import nn
 
+from fastai_heads.data.kinds import Answer
 from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError
 from fastai_heads.heads.box import BoxHead
@@ -45,6 +46,17 @@ def test_a_head_hands_its_task_the_fields_of_the_same_names(make, kind, options)
     assert set(options) - {"losses"} <= set(own)
     assert all(getattr(task, name) == getattr(spec, name) for name in own), "every option is one of the head's"
     assert type(pickle.loads(pickle.dumps(task)).loss_func) is type(task.loss_func)
+
+
+def test_what_is_said_of_an_item_follows_from_the_target():
+    pred, targ = torch.randn(3, 2), torch.tensor([[1, torch.nan], [0, 1], [1, 0]])
+    gappy = Task(Target("it", 0, "multilabel", 2, partial=True), 2, nn.BCEWithLogitsLoss())
+    known = ~targ.isnan()
+    wanted = F.binary_cross_entropy_with_logits(pred[known], targ[known])
+    torch.testing.assert_close(gappy.train_loss(pred, targ), wanted)
+    mask = Task(Target("it", 0, "mask", 2), 2, nn.CrossEntropyLoss(ignore_index=7))
+    assert mask.train_loss(torch.randn(1, 2, 4, 4), torch.full((1, 4, 4), 7)) == 0, "and not 0 / 0"
+    assert (gappy.answers, mask.answers, Task(TARGET, 1, F.l1_loss).answers) == (Answer.TAGS, Answer.CODES, None)
 
 
 def test_another_loss_leaves_the_task_as_it_was():

@@ -47,9 +47,9 @@ from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError
 from fastai_heads.heads.box import BoxHead
 from fastai_heads.heads.classification import ClassificationHead
-from fastai_heads.heads.defaults import task_type
 from fastai_heads.heads.multilabel import MultiLabelHead
 from fastai_heads.heads.regression import RegressionHead
+from fastai_heads.tasks.task import Task
 from fastai_heads.training.metrics import HeadMetric, HeadValidLoss, distinct, fits_task, head_metrics, metric_name
 
 
@@ -412,7 +412,7 @@ KINDS = ("category", "multilabel", "regression", "point", "box", "mask")
     ids=lambda v: metric_name(v) if callable(v) or isinstance(v, Metric) else "",
 )
 def test_which_kind_a_metric_says_something_of(metric, kinds):
-    assert {kind for kind in KINDS if fits_task(metric, task_type(Target("it", 0, kind)))} == kinds
+    assert {kind for kind in KINDS if fits_task(metric, Task(Target("it", 0, kind), loss=mae))} == kinds
 
 
 def test_in_a_learner_the_table_equals_scikit_learn_and_predictions(learner):
