@@ -1,7 +1,7 @@
 """One pretrained body, many heads, one fastai `Learner`: `from fastai_heads import *` after `fastai.vision.all`."""
 
 from fastai_heads.archs import cut_points, list_archs, register_arch
-from fastai_heads.bodies.image import cut_body
+from fastai_heads.bodies import On, TabularBody, TextBody, cut_body
 from fastai_heads.compare import compare_to_single
 from fastai_heads.data import (
     BoxBlock,
@@ -9,6 +9,9 @@ from fastai_heads.data import (
     DetectionBlock,
     NumbersReader,
     PartialBlock,
+    TabularBlock,
+    TabularTargets,
+    TokenizerBlock,
     digit_scenes,
     digits_dls,
     pad_boxes,
@@ -57,13 +60,19 @@ __all__ = [
     "MultiHeadLearner",
     "MultiLabelHead",
     "NumbersReader",
+    "On",
     "PartialBlock",
     "PointHead",
     "RegressionHead",
     "SegmentationHead",
     "Strategy",
+    "TabularBlock",
+    "TabularBody",
+    "TabularTargets",
     "TapShape",
     "Task",
+    "TextBody",
+    "TokenizerBlock",
     "Trunk",
     "compare_to_single",
     "cut_body",

@@ -160,7 +160,7 @@ def build_model(
     sample: tuple[Tensor, ...] = (),  # inputs of the body, on which the trunks' outputs are measured
 ) -> MultiHeadModel:
     "Build the network: the body, the trunks measured on a sample, and a head for every spec."
-    shapes = {tap: TapShape(tap, body.channels[tap], body.strides[tap]) for tap in body.taps}
+    shapes = {tap: TapShape.of(body.point(tap)) for tap in body.taps}
     heads = Heads({}, {}, shapes=shapes)
     add_trunks(body, trunks or {}, heads, sample)
     for name, spec in specs.items():

@@ -120,16 +120,16 @@ def _canonical(taps: Iterable[str | int | Level], body: Body, heads: Trunks) -> 
             level = _level(tap, body, heads)
             found += [] if level is None else [level]
         else:
-            found.append(tap if tap in heads.shapes else _tap_name(tap, body, heads))
+            found += [tap] if tap in heads.shapes else _tap_names(tap, body, heads)
     return tuple(found)
 
 
-def _tap_name(tap: str | int, body: Body, heads: Trunks) -> str:
-    "Find the body's name of a tap. Raises `HeadsError` for one that neither the body nor a trunk has."
+def _tap_names(tap: str | int, body: Body, heads: Trunks) -> Sequence[str]:
+    "Find the body's names of a tap, several where several bodies have it. Refuses one that nobody has."
     pyramid = tap.rpartition(".")[0] if isinstance(tap, str) else ""
     if pyramid in heads.trunk_gives:
         raise HeadsError(f"`tap={tap!r}`: trunk {pyramid!r} gives {', '.join(heads.trunk_gives[pyramid])}.")
-    return body.tap_name(tap)
+    return body.tap_names([tap])
 
 
 def _level(tap: Level, body: Body, heads: Trunks) -> str | None:

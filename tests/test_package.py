@@ -27,7 +27,7 @@ LAYERS = {
     "modes": {*LEAVES},
     "archs": {*LEAVES, "modes"},
     "data": {*LEAVES},
-    "bodies": {*LEAVES, "modes", "archs"},
+    "bodies": {*LEAVES, "modes", "archs", "data"},
     "tasks": {*LEAVES, "data"},
     "heads": {*LEAVES, "archs", "data", "tasks"},
     "trunks": {*LEAVES, "modes", "archs", "data", "bodies", "heads"},

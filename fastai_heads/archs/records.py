@@ -43,6 +43,7 @@ class TapPoint:
     channels: int | None = None  # width of the tensor
     stride: int | None = None  # input side / map side; None for a vector
     params: int | None = None  # numbers in the body that ends here, None if that is not known
+    sequence: bool = False  # a vector for each token of a text
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,18 @@
 """What a body is, whatever it takes: an image, a row of a table, a text, or several of them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from fasttransform import Transform
 from torch import Tensor, nn
 
 from fastai_heads.archs.records import Level, Removed, TapPoint
+from fastai_heads.data.inputs import Input
 from fastai_heads.errors import HeadsError, did_you_mean
 
-__all__ = ["Body", "tap_key"]
+__all__ = ["Body", "BodySpec", "Found", "split_in_two", "tap_key"]
 
 
 class Body(nn.Module, ABC):
@@ -31,7 +34,8 @@ class Body(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, *inputs: Tensor) -> dict[str, Tensor]:
-        "Give the tensor at every tap, in the order of `taps`: a map (B, C, H, W) or a vector (B, C)."
+        """Give the tensor at every tap, in the order of `taps`: a map (B, C, H, W), a vector (B, C), or a sequence
+        (B, L, C), which is zero where a text has ended."""
 
     @abstractmethod
     def groups(self) -> list[list[nn.Parameter]]:
@@ -43,6 +47,29 @@ class Body(nn.Module, ABC):
         inputs: tuple[Tensor, ...],  # of a batch, as they reach `forward`
     ) -> None:
         "Refuse inputs that the body cannot take, by a `HeadsError` that says which it takes."
+
+    def absent(self, *inputs: Any) -> Tensor:
+        "Tell (B,) which items of a batch are the stand-ins of missing ones. An image of NaN is one."
+        return inputs[0].flatten(1).isnan().any(1)
+
+    def blank(self, *inputs: Any) -> tuple[Any, ...]:
+        "Make inputs of one item for a batch that has none: an image of zeros."
+        return (inputs[0].new_zeros(1, *inputs[0].shape[1:]),)
+
+    def restrict(
+        self,
+        taps: Iterable[str],  # canonical names of those that are wanted
+    ) -> "Body":
+        "Give a body over the same modules that computes what these taps need: this one, where it is one network."
+        return self
+
+    def held(self) -> list[nn.Parameter]:
+        "List the parameters that `freeze` holds: all of a pretrained body, none of one that starts from scratch."
+        return list(self.parameters()) if self.weights else []
+
+    def describe(self) -> list[str]:
+        "Say what each of several bodies reads and whether it trains, a line each; nothing where there is one."
+        return []
 
     def transforms(self) -> list[Transform]:
         "List the batch transforms that the weights in use were trained with, such as `Normalize`."
@@ -160,6 +187,42 @@ class Body(nn.Module, ABC):
                 tap=tap,
             )
         return name
+
+
+@dataclass(frozen=True)
+class Found:
+    "An arch for a described input, before taps are chosen."
+
+    points: tuple[TapPoint, ...]  # every place that a head may read
+    build: Callable[[Iterable[str | int | Level]], Body]  # of the taps in use
+
+
+class BodySpec(ABC):
+    "What a user passes as `arch` where the body depends on its input: on a table's columns, on a text's vocabulary."
+
+    head: ClassVar[Mapping[str, Any]] = {}  # fields of a pooled head on it, where the user names none
+
+    @abstractmethod
+    def find(
+        self,
+        source: Input,  # described
+    ) -> Found:
+        "Tell which taps there are for an input, and how the body is built. Refuses an input of another kind."
+
+
+def split_in_two(
+    modules: Sequence[nn.Module],  # from the input on
+    n_early: int | None = None,  # how many are early; None for half of those that have parameters
+) -> list[list[nn.Parameter]]:  # early, late
+    "Split the parameters of modules in two groups, each parameter once."
+    if n_early is None:
+        modules = [m for m in modules if any(True for _ in m.parameters())]
+        n_early = len(modules) // 2
+    seen: dict[nn.Parameter, int] = {}
+    for i, module in enumerate(modules):
+        for p in module.parameters():
+            seen.setdefault(p, int(i >= n_early))
+    return [[p for p, group in seen.items() if group == g] for g in (0, 1)]
 
 
 def tap_key(

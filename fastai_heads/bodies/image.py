@@ -14,10 +14,10 @@ from fastai_heads.archs.probe import on_meta
 from fastai_heads.archs.proof.equality import cut_off
 from fastai_heads.archs.records import FEATURES, INPUT, PRE_LOGITS, Level, Measured, Network, Removed, TapPoint
 from fastai_heads.archs.source import Request, find_network
-from fastai_heads.bodies.contract import Body, tap_key
+from fastai_heads.bodies.contract import Body, Found, tap_key
 from fastai_heads.errors import MISFITS, HeadsError, first_line
 
-__all__ = ["ImageBody", "cut_body"]
+__all__ = ["ImageBody", "cut_body", "find_image"]
 
 
 class ImageBody(Body):
@@ -56,6 +56,10 @@ class ImageBody(Body):
     def transforms(self) -> list[Transform]:
         "List `Normalize` with the mean and deviation that the weights in use were trained with."
         return [] if self.mean is None else [Normalize.from_stats(self.mean, self.std)]
+
+    def held(self) -> list[nn.Parameter]:
+        "List all parameters: a network without weights of the zoo's may be the user's own, trained elsewhere."
+        return list(self.parameters())
 
     @property
     def one_stride(self) -> bool:
@@ -123,6 +127,9 @@ class ImageBody(Body):
                 f"`dls` has {len(inputs)} inputs (`n_inp`), and this body takes one image: "
                 "pass `n_inp=1` to the DataBlock."
             )
+        if not isinstance(inputs[0], Tensor) or inputs[0].ndim not in (3, 4):
+            found = tuple(inputs[0].shape) if isinstance(inputs[0], Tensor) else type(inputs[0]).__name__
+            raise HeadsError(f"the body of {self.arch} takes images (B, C, H, W), found {found}.")
         n_in, height, width = tuple(inputs[0].shape)[-3:]
         if n_in != self.n_in:
             raise HeadsError(
@@ -218,13 +225,28 @@ def cut_body(
 ) -> ImageBody:
     "Cut an arch: give it without what the taps do not need."
     taps = (taps,) if isinstance(taps, str | int) or not isinstance(taps, Iterable) else tuple(taps)
+    kwargs = {"pretrained": pretrained, "weights": weights, "n_in": n_in, "grad_checkpointing": grad_checkpointing}
+    return find_image(arch, **kwargs, **arch_kwargs).build(taps)
+
+
+def find_image(
+    arch: str | Callable[..., nn.Module] | nn.Module,  # as for `cut_body`
+    *,
+    pretrained: bool = True,  # as for `cut_body`, and so are the others
+    weights: Enum | str | None = None,
+    n_in: int = 3,
+    grad_checkpointing: bool = False,
+    **arch_kwargs: Any,
+) -> Found:
+    "Tell which taps an arch of an image has, and how it is cut for those in use. It can be cut once."
     if isinstance(arch, ImageBody):
-        return _recut(arch, taps)
+        return Found((*arch.points, *arch.unlisted), lambda taps: _recut(arch, tuple(taps)))
     network = find_network(Request(arch, pretrained, weights, n_in, arch_kwargs))
     measured = _measured(network, arch_kwargs)
     if grad_checkpointing:
         network.cut = network.cut.add_checkpoints(network.net)
-    return ImageBody(network, taps, measured)
+    points = (*all_taps(network, measured), *measured.by_hand)
+    return Found(points, lambda taps: ImageBody(network, taps, measured))
 
 
 def _measured(network: Network, arch_kwargs: dict[str, Any]) -> Measured:

@@ -15,13 +15,17 @@ from fastai_heads.data.box_items import row_name
 from fastai_heads.data.faults import check_labels
 from fastai_heads.data.files import Headers, first_missing, spread
 from fastai_heads.data.in_image import PLACES, check_places
+from fastai_heads.data.inputs import Input, dls_inputs
 from fastai_heads.data.labels import Labels, opens_image, read_labels, source_of, split_name
+from fastai_heads.data.loader import with_inputs
 from fastai_heads.data.mask_faults import Masks, check_masks
 from fastai_heads.data.missing import IGNORE_PIXEL
 from fastai_heads.data.partial import check_complete
 from fastai_heads.data.plain import PlainDatasets, Stated, from_plain
+from fastai_heads.data.present import check_present
 from fastai_heads.data.sample import Sample, draw_sample
-from fastai_heads.data.targets import Target, dls_targets, input_names
+from fastai_heads.data.tabular import from_tabular
+from fastai_heads.data.targets import Target, dls_targets
 from fastai_heads.data.watched import scaler_of, watch
 from fastai_heads.errors import HeadsError, HeadsWarning
 
@@ -35,7 +39,7 @@ class Inspected:
     "What was found in data that passed."
 
     dls: DataLoaders  # one target for each head: boxes joined to their labels, a plain `Dataset` with targets
-    inputs: tuple[str, ...]  # their names, in order
+    inputs: tuple[Input, ...]  # in order
     targets: tuple[Target, ...]  # in order
     sample: Sample | None  # a few training items; None where there is none
 
@@ -69,7 +73,7 @@ def _check_normalized(data: Inspected, transforms: Sequence[Transform]) -> None:
 
 
 def inspect_data(
-    dls: DataLoaders,  # fastai's, over `Datasets` or a plain PyTorch `Dataset`
+    dls: DataLoaders,  # fastai's, over `Datasets`, a table or a plain PyTorch `Dataset`
     stated: Mapping[str, Stated] | None = None,  # name → what the user says of a target that data may not tell
 ) -> Inspected:
     """Look at all labels and at a few images, once, and refuse what would not train: `HeadsError` naming target, row,
@@ -79,17 +83,19 @@ def inspect_data(
     are measured by, the headers are read, 20,000 files at most. Pixels are read of a few dozen masks. What is left is
     raised when it is reached, by row and file. The random state stays as it was."""
     stated = dict(stated or {})
-    dls = joined_boxes(from_plain(dls, stated))
+    dls = with_inputs(joined_boxes(from_plain(from_tabular(dls), stated)))
     targets = dls_targets(dls)
-    inputs = input_names(dls)
     check_items(dls)
+    inputs = dls_inputs(dls)
+    names = tuple(source.name for source in inputs)
     check_complete(dls)
     void = {IGNORE_PIXEL, *(s.void for s in stated.values() if s.void is not None)}
     for n, dl in enumerate(dls.loaders):
         plain = isinstance(dl.dataset, PlainDatasets)  # reading its labels opens its images: checked as they are read
         if not plain:
-            _check_split(dl, split_name(n), inputs, targets, void)
-        watch(dl, split_name(n), (*inputs, *(t.name for t in targets)))
+            check_present(dl.dataset, f"{split_name(n)} set")
+            _check_split(dl, split_name(n), names, targets, void)
+        watch(dl, split_name(n), (*names, *(t.name for t in targets)))
         if not plain:
             _check_image_sizes(dl)
     return Inspected(dls, inputs, targets, draw_sample(dls, targets))

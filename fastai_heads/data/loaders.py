@@ -1,7 +1,7 @@
 """The data of a learner with several targets: which loader is meant, and loaders over new items."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from inspect import signature
 from pathlib import Path
@@ -9,13 +9,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from fastai.data.core import DataLoaders, Datasets, TfmdDL
+from fastai.data.core import DataLoaders, Datasets, TfmdDL, test_set
 from fastai.data.load import DataLoader
-from fastai.data.transforms import ColReader
+from fastcore.foundation import L
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader as TorchLoader
 
+from fastai_heads.data.frames import make_frame
+from fastai_heads.data.inputs import columns_of
+from fastai_heads.data.present import check_present
 from fastai_heads.errors import HeadsError, did_you_mean
 
 __all__ = ["HeadsLoaders", "check_item", "pick_loader", "readable", "with_test_dl"]
@@ -34,15 +37,18 @@ class HeadsLoaders(DataLoaders):
         **kwargs: Any,  # fastai's: `bs`, `num_workers`, …
     ) -> TfmdDL:
         "fastai's `test_dl`, with the right `n_inp` also where there are labels; no items give no batch."
+        test_items = _as_frame(test_items, self.train_ds)
         _check_items(test_items, self.train_ds, with_labels)
         _check_loader_options(kwargs)
         if not len(test_items):
             return self.valid.new(self.valid_ds.new_empty(), **kwargs)
         try:
-            dl = super().test_dl(test_items, rm_type_tfms=rm_type_tfms, with_labels=with_labels, **kwargs)
+            dataset = test_set(self.valid_ds, test_items, rm_tfms=rm_type_tfms, with_labels=with_labels)
         except AssertionError as error:  # fastai's: the type of the first item is not one that a transform gives
             raise HeadsError(f"`items` of `test_dl` {_types_in(str(error))}") from error
-        dl.dataset.n_inp = self.n_inp
+        dataset.n_inp = self.n_inp
+        dl = self.valid.new(dataset, **kwargs)
+        check_present(dataset, "items")
         return dl
 
 
@@ -106,8 +112,11 @@ def readable(
 
 def check_item(
     item: Any,  # what stands where one item is to be predicted
+    dls: DataLoaders,  # the learner's
 ) -> None:
-    "Refuse several items where one is asked for, and none."
+    "Refuse several items where one is asked for, and none. A dict is a row, where the data reads columns."
+    if isinstance(item, Mapping) and _read_columns(dls.train_ds, with_labels=False):
+        return
     if isinstance(item, pd.DataFrame):
         raise HeadsError(f"`item` is one row, found {_in_short(item)}: `predict(df.iloc[0])`. {_SEVERAL}")
     if item is None or isinstance(item, list | tuple | dict | bool | int | float):
@@ -115,6 +124,14 @@ def check_item(
 
 
 _SEVERAL = "For several items there is `get_preds(dl=learn.dls.test_dl(items))`."
+
+
+def _as_frame(items: Any, train_ds: Datasets) -> Any:
+    "Make a frame of a list of rows, where an input is read from the rows of a frame."
+    rows = isinstance(items, list | tuple) and len(items) > 0 and all(isinstance(o, Mapping | pd.Series) for o in items)
+    if not rows or not _read_columns(train_ds, with_labels=False):
+        return items
+    return items if any(dict in L(tl.types) for tl in train_ds.tls) else make_frame(items)
 
 
 def _check_items(items: Any, train_ds: Datasets, with_labels: bool) -> None:
@@ -150,7 +167,7 @@ def _read_columns(train_ds: Datasets, with_labels: bool) -> list[Any]:
     "List the columns from which inputs, and perhaps targets, are read."
     tls = getattr(train_ds, "tls", [])
     lists = tls if with_labels else tls[: train_ds.n_inp]
-    return [c for tl in lists for f in tl.tfms.fs if isinstance(f, ColReader) for c in f.cols]
+    return [c for tl in lists for c in columns_of(tl)]
 
 
 def _check_loader_options(kwargs: dict[str, Any]) -> None:

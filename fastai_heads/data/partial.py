@@ -23,8 +23,11 @@ from fasttransform.transform import ItemTransform, Pipeline, Transform
 from PIL import Image
 from torch import Tensor
 
+from fastai_heads.data.absent import FillImages, MarkImages, absent_like, makes_images, tokenize_known
+from fastai_heads.data.loader import InputsDL
 from fastai_heads.data.missing import IGNORE_CATEGORY, IGNORE_PIXEL, is_missing, labelled, missing_share
 from fastai_heads.data.parse import parse_numbers
+from fastai_heads.data.text_part import text_class
 from fastai_heads.errors import HeadsError
 
 __all__ = ["Missing", "Partial", "PartialBlock", "PartialReader", "check_complete"]
@@ -101,9 +104,12 @@ MissingMask._tensor_cls = TensorMissingMask
 
 
 def missing_like(
-    example: Any,  # an encoded label
+    example: Any,  # an encoded label, or an encoded input
 ) -> Any:  # same type and shape
     "Make the encoded label that says there is none. Raises `HeadsError` where the type has no value to spare for that."
+    absent = absent_like(example)
+    if absent is not None:
+        return absent
     if isinstance(example, PILMask):
         return MissingMask(Image.new("L", (1, 1), IGNORE_PIXEL))
     if isinstance(example, (tuple, list)):
@@ -120,7 +126,7 @@ def _renew(missing: Any) -> Any:
     "Copy a label, because some of fastai's augmentations write into their input."
     if isinstance(missing, (tuple, list)):
         return type(missing)(_renew(o) for o in missing)
-    return missing.clone() if isinstance(missing, Tensor) else MissingMask(missing.copy())
+    return missing.clone() if isinstance(missing, Tensor) else type(missing)(missing.copy())
 
 
 def _with_nan(tags: Any) -> Any:
@@ -169,6 +175,9 @@ class Partial(ItemTransform):
         "Learn from the items that have a label. Not `setups`, whose caller swallows every `AttributeError`."
         if items is None:
             return
+        for f in self.tfms.fs:
+            if isinstance(f, text_class("Tokenizer")) and f.mode == "df" and isinstance(items.items, pd.DataFrame):
+                tokenize_known(items, f)
         items = getattr(items, "train", items) if train_setup else items
         getter = items.tfms.fs if isinstance(items, TfmdLists) else L()
         # in place: the list is shared with every subset, while the user's own reader is left as it is
@@ -276,23 +285,28 @@ class FillMissing(Transform):
 
 
 def PartialBlock(
-    block: TransformBlock | Callable[[], TransformBlock],  # a target block, or a class or function that makes one
+    block: TransformBlock | Callable[[], TransformBlock],  # of a target or an input, or what makes one
 ) -> TransformBlock:
-    """Make the same block for items of which some have no label: `None`, NaN, `pd.NA`, a blank string.
+    """Make the same block for items of which some have no label, or not this input: `None`, NaN, `pd.NA`, blank text.
 
     Vocabulary and number of outputs come from the labels that are there. A missing label is encoded as the same type
     and shape as any other: -100 for integers, NaN for floats (categories as one-hot, numbers, points, boxes), 255 in
     every pixel of the image's size for masks; `labelled` finds them in a batch. Of a `MultiCategoryBlock(encoded=True,
     vocab=[…])` single tags may be missing: they are NaN in the batch, and count nowhere. Raises `HeadsError` where a
-    column has no label at all, and where any other label has some of its numbers only."""
+    column has no label at all, and where any other label has some of its numbers only.
+
+    A missing image is NaN, a missing text has no token, a missing row (none of its columns is there) has codes of -1
+    and numbers of NaN. A body gives a learned vector for it."""
     block = block() if callable(block) else block
     if not isinstance(block, TransformBlock):
         raise HeadsError(f"`PartialBlock` takes a target block such as `CategoryBlock()`, found {block!r}.")
+    own = [f.allow_missing() for f in block.type_tfms if hasattr(f, "allow_missing")]
+    images = any(makes_images(f) for f in block.type_tfms)
     return TransformBlock(
-        type_tfms=Partial(_from_text(block.type_tfms)),
-        item_tfms=[SizeMissing, MarkMissing, *block.item_tfms],
-        batch_tfms=[FillMissing, *block.batch_tfms],
-        dl_type=block.dl_type,
+        type_tfms=own or Partial(_from_text(block.type_tfms)),
+        item_tfms=[SizeMissing, MarkMissing, *([MarkImages] if images else []), *block.item_tfms],
+        batch_tfms=[FillMissing, *([FillImages] if images else []), *block.batch_tfms],
+        dl_type=InputsDL if block.dl_type is text_class("SortedDL") else block.dl_type,
         dls_kwargs=block.dls_kwargs,
     )
 
@@ -338,11 +352,13 @@ def check_complete(
 def _missing_cells(dl: TfmdDL) -> Iterator[tuple[str, int, int]]:
     "(column, missing cells, rows) of every target of `dl` that is read from a DataFrame and not in a `PartialBlock`."
     dataset = dl.dataset
-    if not isinstance(dataset, Datasets) or not isinstance(dataset.items, pd.DataFrame):
+    if not isinstance(dataset, Datasets):
         return
-    rows = dataset.items
     for tl in dataset.tls[dataset.n_inp :]:
-        if any(isinstance(f, Partial) or (isinstance(f, Categorize) and f.add_na) for f in tl.tfms.fs):
+        rows = tl.items
+        if not isinstance(rows, pd.DataFrame) or any(
+            isinstance(f, Partial) or (isinstance(f, Categorize) and f.add_na) for f in tl.tfms.fs
+        ):
             continue
         for column in (c for f in tl.tfms.fs if isinstance(f, ColReader) for c in f.cols):
             cells = rows.iloc[:, column] if isinstance(column, int) else rows[column]

@@ -24,7 +24,7 @@ from fastai_heads.data.blocks import MakeBox
 from fastai_heads.data.box_items import BoxesReader
 from fastai_heads.data.files import spread
 from fastai_heads.data.kinds import TellsKind
-from fastai_heads.data.labels import opens_image, step_of
+from fastai_heads.data.labels import step_of
 from fastai_heads.data.missing import labelled
 from fastai_heads.data.moving import may_leave
 from fastai_heads.data.partial import Partial
@@ -32,7 +32,7 @@ from fastai_heads.data.plain import PlainPart
 from fastai_heads.errors import HeadsError, HeadsWarning
 from fastai_heads.names import usable_name
 
-__all__ = ["Target", "dls_targets", "input_names", "target_labels"]
+__all__ = ["Target", "dls_targets", "target_labels"]
 
 _SAMPLE = 256  # items of a plain `Dataset` whose labels are read
 
@@ -75,23 +75,14 @@ def target_labels(
     index: int,  # the target's place
 ) -> Tensor:  # (N, …) encoded, missing ones left out
     """Read the labels of the training set for one target, without opening an image. Of a plain `Dataset`, which opens
-    one for every item, 256 are read, spread over it."""
+    one for every item, 256 are read, spread over it. A table's loader has them all."""
+    known = getattr(dls.train, "labels", None)
+    if known is not None:
+        return known[index][labelled(known[index])].as_subclass(Tensor)
     tl = dls.train_ds.tls[dls.train_ds.n_inp + index]
     rows = range(len(tl)) if step_of(tl, PlainPart) is None else spread(range(len(tl)), _SAMPLE)
     labels = torch.stack([torch.as_tensor(tl[i]) for i in rows])
     return labels[labelled(labels)]
-
-
-def input_names(
-    dls: DataLoaders,  # as for `dls_targets`
-) -> tuple[str, ...]:  # in the order of the blocks
-    "Name the inputs: by the getter's column, else 'image' or 'input'."
-    ds, names = dls.train_ds, []
-    for tl in ds.tls[: ds.n_inp]:
-        column = _column(tl)
-        kind = "image" if opens_image(tl) else "input"
-        names.append(usable_name(kind if column is None else column, names))
-    return tuple(names)
 
 
 def _check_inputs(ds: Datasets) -> None:

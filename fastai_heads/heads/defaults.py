@@ -1,5 +1,8 @@
 """Which head a target gets when the user names none."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError
 from fastai_heads.heads.box import BoxHead
@@ -7,6 +10,7 @@ from fastai_heads.heads.classification import ClassificationHead
 from fastai_heads.heads.detection import DetectionHead
 from fastai_heads.heads.multilabel import MultiLabelHead
 from fastai_heads.heads.point import PointHead
+from fastai_heads.heads.pooled import PooledSpec
 from fastai_heads.heads.regression import RegressionHead
 from fastai_heads.heads.segmentation import SegmentationHead
 from fastai_heads.heads.spec import HeadSpec
@@ -40,7 +44,8 @@ def has_default(
 
 def default_head(
     target: Target,  # what is to be predicted
-) -> HeadSpec:  # the spec of its kind, with that kind's defaults
+    fields: Mapping[str, Any] | None = None,  # that the body wants of a pooled head; None: the kind's defaults
+) -> HeadSpec:  # the spec of its kind
     "Return the head for a target. Raises `HeadsError` for a kind that has no default."
     if not has_default(target):
         raise HeadsError(
@@ -48,7 +53,8 @@ def default_head(
             f"`heads={{{target.name!r}: CustomHead(module, loss=…)}}`, or `{target.name!r}: None` to leave it out. "
             f"Kinds with a default: {', '.join(_HEADS)}.{_PAIR.get(target.kind, '')}"
         )
-    return _HEADS[target.kind]()
+    kind = _HEADS[target.kind]
+    return kind(**(fields or {} if issubclass(kind, PooledSpec) else {}))
 
 
 def task_type(

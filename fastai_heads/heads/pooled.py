@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 
+import torch
 from fastai.layers import AdaptiveConcatPool2d, Flatten, apply_init
 from fastai.vision.learner import create_head
 from fastcore.foundation import L
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from fastai_heads.errors import HeadsError, did_you_mean
 from fastai_heads.heads.spec import HeadSpec, TapShape, is_number
 
-__all__ = ["POOLS", "PooledHead", "PooledSpec"]
+__all__ = ["POOLS", "JoinedHead", "PooledHead", "PooledSpec"]
 
 POOLS: dict[str, tuple[Callable[[], nn.Module], int]] = {  # name → (the pool of a map, its width per channel)
     "concat": (AdaptiveConcatPool2d, 2),
@@ -44,9 +45,33 @@ class PooledHead(nn.Module):
         return self.layers(self.pool(x) if x.ndim > 2 else x)
 
 
+class JoinedHead(nn.Module):
+    "fastai's `create_head` on several taps: each is pooled if it is a map, and all are concatenated."
+
+    def __init__(
+        self,
+        widths: Sequence[int],  # of the taps: channels of a map, or width of a vector
+        n_out: int,  # numbers per item
+        pools: Sequence[str | None],  # of the taps, as for `PooledHead`
+        **head_kwargs,  # as for `PooledHead`
+    ):
+        super().__init__()
+        self.pools = nn.ModuleList(nn.Sequential(POOLS[p][0](), Flatten()) if p else nn.Sequential() for p in pools)
+        n_in = sum(width * (POOLS[p][1] if p else 1) for width, p in zip(widths, pools))
+        self.layers = create_head(n_in, n_out, pool=False, concat_pool=False, **head_kwargs)
+
+    def forward(
+        self,
+        *taps: Tensor,  # (B, C, H, W) or (B, C) each
+    ) -> Tensor:  # (B, n_out)
+        return self.layers(torch.cat([pool(x) for pool, x in zip(self.pools, taps)], 1))
+
+
 @dataclass(frozen=True, kw_only=True)
 class PooledSpec(HeadSpec):
-    """A head that is fastai's `create_head` on one tap. Source: `fastai.vision.learner.create_head`, `add_head`."""
+    """A head that is fastai's `create_head`, on one tap or several. Maps are pooled, several taps concatenated.
+
+    Source: `fastai.vision.learner.create_head`, `add_head`."""
 
     lin_ftrs: Sequence[int] | None = None  # widths of the hidden layers; None: (512,)
     ps: float | Sequence[float] = 0.5  # dropout, of the last layer (half of it before) or of each
@@ -65,8 +90,6 @@ class PooledSpec(HeadSpec):
                 f"`pool` of {self.label} is one of {expected} or None, found {self.pool!r}."
                 + did_you_mean(self.pool, POOLS)
             )
-        if len(self.taps) != 1:
-            raise HeadsError(f"`tap` of {self.label}: a pooled head reads one tap, found {self.tap!r}.")
         ends = _numbers(self.y_range)
         ordered = ends is not None and len(ends) == 2 and ends[0] < ends[1]
         self.check("y_range", self.y_range is None or ordered, "(low, high) with low < high")
@@ -80,20 +103,35 @@ class PooledSpec(HeadSpec):
         self.check("init", self.init is None or callable(self.init), "a function of a weight, or None")
 
     def build(self, taps: tuple[TapShape, ...]) -> nn.Module:
-        "Make fastai's head on one tap; a vector is not pooled. A map needs a `pool`."
-        if len(taps) > 1:
-            levels = ", ".join(repr(tap.name) for tap in taps)
-            raise HeadsError(f"`tap={self.tap!r}` of {self.label}: a pooled head reads one of its levels: {levels}.")
-        tap = taps[0]
+        "Build fastai's head on the taps; a vector is not pooled, a map needs a `pool`. Refuses a sequence."
+        levels = [tap.name for tap in taps if isinstance(self.tap, str) and tap.name.startswith(f"{self.tap}.")]
+        if len(taps) > 1 and levels:
+            names = ", ".join(map(repr, levels))
+            raise HeadsError(f"`tap={self.tap!r}` of {self.label}: a pooled head reads one of its levels: {names}.")
+        for tap in taps:
+            self._check_tap(tap)
+        pools = [None if tap.stride is None else self.pool for tap in taps]
+        widths = [tap.channels for tap in taps]
+        if len(taps) == 1:
+            head = PooledHead(widths[0], self.n_out, pools[0], **self.head_kwargs())
+        else:
+            head = JoinedHead(widths, self.n_out, pools, **self.head_kwargs())
+        if self.init is not None:
+            apply_init(head, self.init)
+        return head
+
+    def _check_tap(self, tap: TapShape) -> None:
         if tap.stride is not None and self.pool is None:
             raise HeadsError(
                 f"`pool=None` of {self.label} is for vectors such as `tap='pre_logits'`, and {tap.name!r} is a map: "
                 f"pass `pool='concat'`, 'avg' or 'max'."
             )
-        head = PooledHead(tap.channels, self.n_out, None if tap.stride is None else self.pool, **self.head_kwargs())
-        if self.init is not None:
-            apply_init(head, self.init)
-        return head
+        if tap.sequence:
+            whole = f"{tap.name.rpartition('.')[0]}.features".lstrip(".")
+            raise HeadsError(
+                f"`tap` of {self.label}: {tap.name!r} is a sequence (B, L, {tap.channels}), which it does not pool: "
+                f"read {whole!r}, or the sequence by a `CustomHead` or a `Trunk`."
+            )
 
     def head_kwargs(self) -> dict:
         "Return the options of `create_head` that the spec fixes, in the form that it takes them."

@@ -12,7 +12,7 @@ from fastcore.foundation import L
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from fastai_heads.archs.records import Level
+from fastai_heads.archs.records import Level, TapPoint
 from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError, did_you_mean, refuse_change
 from fastai_heads.tasks.task import Task
@@ -35,6 +35,15 @@ class TapShape:
     name: str  # the tap's canonical name, or a trunk's
     channels: int  # channels of the map, or width of the vector
     stride: int | None  # input pixels per cell; None: a vector (B, channels)
+    sequence: bool = False  # a vector for each token (B, L, channels), zero after the text's end
+
+    @classmethod
+    def of(
+        cls,
+        point: TapPoint,  # of a body
+    ) -> Self:
+        "Give what a head knows of a body's tap."
+        return cls(point.name, point.channels, point.stride, point.sequence)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,6 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.torch_core import get_model
 
-from fastai_heads.archs.records import Level
 from fastai_heads.data.sample import draw_sample
 from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError
@@ -148,10 +147,10 @@ def _add_module(
     "Build the head's layers on taps that the body or a trunk gives, on the model's device."
     body, heads = model[0], model[1]
     for tap in (tap for tap in spec.reads if tap not in heads.trunk_gives):
-        source = body.level_source(tap) if isinstance(tap, Level) else tap
-        if source is not None and source not in heads.shapes:
-            found = body.tap_also(source)
-            heads.shapes.setdefault(found, TapShape(found, body.channels[found], body.strides[found]))
+        if tap in heads.shapes:
+            continue
+        for found in body.tap_names([tap]):
+            heads.shapes.setdefault(body.tap_also(found), TapShape.of(body.point(found)))
     reads = read_by(spec, body, heads)
     heads.add(name, spec.build(tuple(heads.shapes[tap] for tap in reads)), reads)
     heads.to(next(body.parameters()).device)

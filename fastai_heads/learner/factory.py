@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
+from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -10,9 +11,11 @@ from fastai.learner import Learner
 from torch import nn
 
 from fastai_heads.archs.records import Level
-from fastai_heads.bodies.contract import Body
-from fastai_heads.bodies.image import cut_body
+from fastai_heads.bodies.contract import Body, BodySpec, Found
+from fastai_heads.bodies.image import find_image
+from fastai_heads.bodies.together import On, find_bodies, find_body
 from fastai_heads.data.given import check_columns, check_loaders
+from fastai_heads.data.inputs import Input
 from fastai_heads.data.inspect import inspect_data
 from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError, did_you_mean
@@ -52,7 +55,10 @@ def multihead_learner(
     dls: DataLoaders,  # from a DataBlock or an ImageDataLoaders factory, with one target or several
     arch: str
     | Callable[..., nn.Module]
-    | nn.Module,  # a torchvision or fastai function, a timm name, a network, a body
+    | nn.Module
+    | BodySpec
+    | Mapping[str, Any],  # a torchvision or fastai function, a timm name, a network, a body; `TabularBody(…)` of a row,
+    # `TextBody(…)` of a text; over several inputs, or several bodies on one, a dict of name to any of these, or `On(…)`
     heads: Sequence[str]
     | Mapping[str, HeadSpec | None]
     | None = None,  # names in target order; name → spec; None: inferred
@@ -84,9 +90,10 @@ def multihead_learner(
     check_settings({**settings, "metrics": metrics, **learner_kwargs})
     data = inspect_data(dls, state_targets(heads))
     dls, targets = data.dls, rename_targets(heads, data.targets)
-    specs = resolve_heads(heads, targets, dls)
+    specs = resolve_heads(heads, targets, dls, arch.head if isinstance(arch, BodySpec) else {})
     trunks = _check_trunks(trunk or {}, specs)
-    body = _body(arch, _needed_taps(specs, trunks), pretrained, weights, n_in, dict(body_kwargs or {}))
+    options = {"pretrained": pretrained, "weights": weights, "n_in": n_in, **_check_options(body_kwargs or {})}
+    body = _build(_find(arch, data.inputs, options), _needed_taps(specs, trunks))
     inputs = data.sample.inputs()
     body.check_inputs(inputs)
     model = build_model(body, {name: spec for name, (spec, _) in specs.items()}, trunks, inputs)
@@ -139,22 +146,50 @@ def _needed_taps(
     return {tap: who for who, taps in reversed(readers.items()) for tap in taps if _trunk_of(tap, trunks) is None}
 
 
-def _body(
-    arch: Any,
-    taps: Mapping[str | int | Level, tuple[str, str | None]],
-    pretrained: bool,
-    weights: Any,
-    n_in: int,
-    body_kwargs: dict[str, Any],
-) -> Body:
-    "Cut the body, with every tap that is read. An error about a tap says who reads it."
-    if isinstance(arch, nn.Module) and (not pretrained or weights is not None):
-        what = "weights" if weights is not None else "pretrained=False"
-        raise HeadsError(f"`{what}` cannot be used: `arch` is a {type(arch).__name__} that is built already.")
+def _check_options(body_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    "Give the options of the arch. Refuses what is said elsewhere."
     for name in _BODY.keys() & body_kwargs.keys():
         raise HeadsError(f"`body_kwargs` holds options of the arch, and `{name}` is none: {_BODY[name]}.")
+    return dict(body_kwargs)
+
+
+def _find(arch: Any, inputs: Sequence[Input], options: Mapping[str, Any]) -> Found:
+    "Find the arch, or the archs of several inputs. Refuses options that no arch among them takes."
+    archs = list(arch.values()) if isinstance(arch, Mapping) else [arch]
+    archs = [a.arch if isinstance(a, On) else a for a in archs]
+    for name, default in (("weights", None), ("pretrained", True)):
+        built = next((a for a in archs if isinstance(a, nn.Module)), None)
+        if built is not None and len(archs) == 1 and options[name] != default:
+            what = "weights" if name == "weights" else "pretrained=False"
+            raise HeadsError(f"`{what}` cannot be used: `arch` is a {type(built).__name__} that is built already.")
+    unused = [name for name in options if name not in ("pretrained", "n_in") and options[name] is not None]
+    if unused and all(isinstance(a, BodySpec) for a in archs):
+        raise HeadsError(f"`{unused[0]}` is for an arch of an image, and `arch` is {archs[0]!r}.")
+    image = partial(find_image, **options)
+    if isinstance(arch, Mapping):
+        return find_bodies(arch, inputs, image)
+    if len(inputs) > 1:
+        raise HeadsError(_several(inputs))
+    return find_body(arch, inputs[0], image)
+
+
+_EXAMPLES = {"image": "'resnet18'", "row": "TabularBody(layers=[200, 100])", "text": "TextBody(AWD_LSTM)"}
+
+
+def _several(inputs: Sequence[Input]) -> str:
+    "Say what `arch` is over several inputs."
+    names = ", ".join(f"{source.name} ({source.a})" for source in inputs)
+    archs = ", ".join(f"{source.name!r}: {_EXAMPLES[source.kind]}" for source in inputs)
+    return (
+        f"`arch`: the data has {len(inputs)} inputs, {names}, and each is read by a body of its own: "
+        f"`arch={{{archs}}}`. If some of them are targets, pass `n_inp=` to the DataBlock."
+    )
+
+
+def _build(found: Found, taps: Mapping[str | int | Level, tuple[str, str | None]]) -> Body:
+    "Build the body, with every tap that is read. An error about a tap says who reads it."
     try:
-        return cut_body(arch, tuple(taps), pretrained=pretrained, weights=weights, n_in=n_in, **body_kwargs)
+        return found.build(tuple(taps))
     except HeadsError as error:
         if error.tap not in taps:
             raise

@@ -7,12 +7,13 @@ from typing import Any
 
 from fastai.learner import Learner, Recorder
 from fastai.torch_core import TensorBase, get_model
-from fastcore.basics import tuplify
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from fastai_heads.bodies.contract import Body
 from fastai_heads.data.decode import dls_of_target
+from fastai_heads.data.inputs import ImageInput, dls_inputs
+from fastai_heads.data.loaders import with_test_dl
 from fastai_heads.head_tuple import HeadTuple
 from fastai_heads.model import Heads, MultiHeadModel
 from fastai_heads.training.bound import BoundHead, BoundHeads
@@ -21,7 +22,7 @@ from fastai_heads.training.metrics import HeadMetric, HeadValidLoss
 from fastai_heads.training.recorder import HeadTrainLoss
 from fastai_heads.trunks import PREFIX, Trunks
 from fastai_heads.view.decoded import decode_heads
-from fastai_heads.view.show import pick_image, show_samples
+from fastai_heads.view.show import show_samples
 
 __all__ = ["head_learner"]
 
@@ -99,7 +100,7 @@ class OneHeadLoss(CombinedLoss):
 
 class ShowingLearner(Learner):
     """A plain `Learner` of numbers or of boxes with labels, which fastai 2.8's `show_results` cannot draw on an image,
-    and of what has not the form of its target, which fastai cannot decode."""
+    of inputs that are no image, and of what has not the form of its target, which fastai cannot decode."""
 
     def predict(
         self,
@@ -111,7 +112,9 @@ class ShowingLearner(Learner):
         dl = self.dls.test_dl([item], rm_type_tfms=rm_type_tfms, num_workers=0)
         inputs, preds, _, decoded = self.get_preds(dl=dl, with_input=True, with_decoded=True)
         heads = tuple(self.loss_func.heads.values())
-        *inp, values = decode_heads(self.dls.valid, tuplify(inputs), heads, (decoded,), 1)[0]
+        *inp, values = decode_heads(self.dls.valid, inputs if self.dls.n_inp > 1 else (inputs,), heads, (decoded,), 1)[
+            0
+        ]
         answer = (values[0], decoded[0], preds[0])
         return (*inp, *answer) if with_input else answer
 
@@ -132,7 +135,9 @@ class ShowingLearner(Learner):
         n_inp = self.dls.n_inp
         outs = decode_heads(dl, tuple(batch[:n_inp]), heads, (decoded,), max_n)
         targets = [HeadTuple(item[n_inp:], [head.name for head in heads]) for item in samples]
-        return show_samples([pick_image(item) for item in samples], targets, [item[-1] for item in outs], **kwargs)
+        names = [source.name for source in dls_inputs(self.dls)]
+        said = [item[-1] for item in outs]
+        return show_samples([item[:n_inp] for item in samples], targets, said, names=names, **kwargs)
 
 
 def head_learner(
@@ -145,9 +150,11 @@ def head_learner(
     body, heads = get_model(learn.model)
     module = head.module if len(heads.reads[name]) == 1 else OnTuple(head.module)
     alone = BoundHead(name, head.spec, replace(head.target, index=0), heads)
-    cls = Learner if head.task.shown_by_fastai else ShowingLearner
+    inputs = dls_inputs(learn.dls)
+    images = len(inputs) == 1 and isinstance(inputs[0], ImageInput)
+    cls = Learner if images and head.task.shown_by_fastai else ShowingLearner
     view = cls(
-        dls_of_target(learn.dls, head.target.index),
+        with_test_dl(dls_of_target(learn.dls, head.target.index)),
         MultiHeadModel(BodyToHead(body, heads, name), module),
         loss_func=OneHeadLoss(BoundHeads({name: alone})),
         metrics=_metrics(alone, [m for m in learn.metrics if isinstance(m, HeadMetric) and m.head is head]),

@@ -237,6 +237,10 @@ class MultiHeadLearner(Learner):
         if self.train_bn:
             for state in self._bn_bias_state(False):
                 state["force_train"] = True
+        body = get_model(self.model)[0]
+        held = set(body.held())
+        for param in (p for p in body.parameters() if p not in held):  # `freeze` holds what is pretrained
+            self.opt.state[param]["force_train"] = True
 
     def _do_one_batch(self) -> None:
         run_batch(self)

@@ -11,7 +11,6 @@ from fastai.callback.core import GatherPredsCallback, event
 from fastai.data.core import TfmdDL
 from fastai.data.load import DataLoader
 from fastai.learner import Learner
-from fastcore.basics import tuplify
 from fastcore.foundation import L
 from fastcore.xtras import ContextManagers
 from matplotlib.figure import Figure
@@ -107,11 +106,11 @@ def predict(
     with_input: bool = False,  # the decoded input first
 ) -> tuple:  # ([input], decoded, decoded as tensors, activated), a `HeadTuple` each
     "Predict one item by every head. Auxiliary heads are in the last element only."
-    check_item(item)
+    check_item(item, learn.dls)
     with readable(item):
         dl = learn.dls.test_dl([item], rm_type_tfms=rm_type_tfms, num_workers=0)
         inputs, preds, _, decoded = learn.get_preds(dl=dl, with_input=True, with_decoded=True)
-    *inp, values = _decoded(learn, tuplify(inputs), decoded, max_n=1)[0]
+    *inp, values = _decoded(learn, inputs if learn.dls.n_inp > 1 else (inputs,), decoded, max_n=1)[0]
     tensors = HeadTuple((d[0] for d in decoded), decoded.names), HeadTuple((p[0] for p in preds), preds.names)
     return (*inp, values, *tensors) if with_input else (values, *tensors)
 

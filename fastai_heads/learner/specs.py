@@ -1,8 +1,9 @@
 """From what a user writes as `heads=` to one fitted spec per head."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields as dataclass_fields
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from fastai.data.core import DataLoaders
@@ -33,10 +34,11 @@ def resolve_heads(
     heads: HeadsArg,  # as for `multihead_learner`
     targets: Sequence[Target],  # of the data
     dls: DataLoaders,  # for the labels
+    fields: Mapping[str, Any] | None = None,  # that the body wants of a pooled head which the user does not name
 ) -> dict[str, tuple[HeadSpec, Target]]:  # name → (fitted spec, its target), in head order
     "Bring names, specs and targets together. Raises `HeadsError` for whatever does not fit."
     found: dict[str, tuple[HeadSpec, Target]] = {}
-    for name, (spec, target) in name_specs(heads, targets).items():
+    for name, (spec, target) in name_specs(heads, targets, fields).items():
         found[name] = fit_spec(name, spec, target, dls), target
     return found
 
@@ -94,14 +96,16 @@ def _head_that_fits(spec: HeadSpec, target: Target) -> str:
 def name_specs(
     heads: HeadsArg,  # as for `multihead_learner`
     targets: Sequence[Target],  # of the data
+    fields: Mapping[str, Any] | None = None,  # that the body wants of a pooled head which the user does not name
 ) -> dict[str, tuple[HeadSpec, Target]]:  # name → (spec as written, its target)
     "Return what stands where, before a spec is fitted to its target."
+    default = partial(default_head, fields=fields)
     if heads is None:
-        found = {t.name: (default_head(t), t) for t in targets}
+        found = {t.name: (default(t), t) for t in targets}
     elif isinstance(heads, Mapping):
-        found = _from_mapping(heads, targets)
+        found = _from_mapping(heads, targets, default)
     elif isinstance(heads, Sequence) and not (isinstance(heads, str) and len(targets) > 1):
-        found = _from_names([heads] if isinstance(heads, str) else heads, targets)
+        found = _from_names([heads] if isinstance(heads, str) else heads, targets, default)
     else:
         raise HeadsError(
             "`heads` is None, a list of names (one per target) or a dict of name to spec, "
@@ -113,7 +117,9 @@ def name_specs(
     return found
 
 
-def _from_names(names: Sequence[str], targets: Sequence[Target]) -> dict[str, tuple[HeadSpec, Target]]:
+def _from_names(
+    names: Sequence[str], targets: Sequence[Target], default: Callable[[Target], HeadSpec]
+) -> dict[str, tuple[HeadSpec, Target]]:
     if any(_is_spec(name) for name in names):
         raise HeadsError(f"`heads` as a list holds names, and a spec stands in a dict.{_as_dict(names, targets)}")
     if len(names) != len(targets):
@@ -124,11 +130,11 @@ def _from_names(names: Sequence[str], targets: Sequence[Target]) -> dict[str, tu
     double = sorted({n for n in names if list(names).count(n) > 1})
     if double:
         raise HeadsError(f"`heads` names two targets {double[0]!r}: every head needs a name of its own.")
-    return {check_name(name): (default_head(t), t) for name, t in zip(names, targets)}
+    return {check_name(name): (default(t), t) for name, t in zip(names, targets)}
 
 
 def _from_mapping(
-    heads: Mapping[str, HeadSpec | None], targets: Sequence[Target]
+    heads: Mapping[str, HeadSpec | None], targets: Sequence[Target], default: Callable[[Target], HeadSpec]
 ) -> dict[str, tuple[HeadSpec, Target]]:
     named = {t.name: t for t in targets}
     found: dict[str, tuple[HeadSpec, Target]] = {}
@@ -149,7 +155,7 @@ def _from_mapping(
             f"`heads[{clash[0]!r}]` is not the head that decodes target {clash[0]!r}, and bears its name: "
             f"call it something else, with `target={found[clash[0]][1].name!r}`."
         )
-    return found | {name: (default_head(t), t) for name, t in rest.items()}
+    return found | {name: (default(t), t) for name, t in rest.items()}
 
 
 def find_target(

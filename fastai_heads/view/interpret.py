@@ -14,7 +14,6 @@ from fastai.data.core import TfmdDL
 from fastai.interpret import Interpretation
 from fastai.learner import Learner
 from fastai.torch_core import to_np
-from fastcore.basics import tuplify
 from fastcore.foundation import L
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -152,7 +151,8 @@ class HeadsInterpretation(Interpretation):
         idxs = places_in(idxs, len(self.losses))
         inputs, _, targs, decoded, _ = self[idxs]
         titles = [self._title(i, first) for i in idxs]
-        return show_predictions(self.learn, tuplify(inputs), targs, decoded, len(idxs), titles=titles, **kwargs)
+        inputs = inputs if self.learn.dls.n_inp > 1 else (inputs,)
+        return show_predictions(self.learn, inputs, targs, decoded, len(idxs), titles=titles, **kwargs)
 
     def _title(self, i: int, first: str | None) -> str:
         "Say the losses of one item in words: a head's first if it is asked for, then the total, then the others."

@@ -95,7 +95,7 @@ class Layout:
 
 
 def lay_out(
-    inputs: Sequence[Any],  # the images
+    inputs: Sequence[Sequence[Any]],  # per item its pictures
     lines: Lines,  # per image a text for each head, not broken yet
     titles: Sequence[str] | None,  # per image a text over it
     panels: Sequence[str],  # titles of a sample's panels
@@ -118,7 +118,7 @@ def lay_out(
 
 
 def _sized(
-    inputs: Sequence[Any],
+    inputs: Sequence[Sequence[Any]],
     lines: Lines,
     titles: Sequence[str] | None,
     panels: Sequence[str],
@@ -127,7 +127,7 @@ def _sized(
     imsize: float,  # the longer side of a panel
 ) -> Layout:
     "Lay out the grid with images of one size."
-    ratio = max(_height_by_width(image) for image in inputs)
+    ratio = max((_height_by_width(image) for pictures in inputs for image in pictures), default=0.0)
     size = (imsize, imsize * ratio) if ratio <= 1 else (imsize / ratio, imsize)
     text = imsize if any(map(len, lines)) else 0.0
     cell = len(panels) * (size[0] + _GAP) + text

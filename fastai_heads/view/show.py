@@ -8,7 +8,6 @@ from typing import Any
 import matplotlib.pyplot as plt
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
-from fastai.vision.core import PILBase, TensorImageBase
 from fastcore.basics import Inf
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -18,12 +17,14 @@ from torch import Tensor
 from fastai_heads.data.bbox_blocks import joined_boxes
 from fastai_heads.data.decode import decode_targets
 from fastai_heads.data.given import check_loaders
+from fastai_heads.data.inputs import dls_inputs
 from fastai_heads.data.partial import Missing
 from fastai_heads.data.targets import dls_targets
 from fastai_heads.errors import HeadsError
 from fastai_heads.head_tuple import HeadTuple
 from fastai_heads.heads.spec import is_number
 from fastai_heads.view.decoded import decode_heads
+from fastai_heads.view.inputs import sort_inputs
 from fastai_heads.view.keywords import grid_options
 from fastai_heads.view.layout import Layout, lay_out
 from fastai_heads.view.shapes import (
@@ -39,7 +40,7 @@ from fastai_heads.view.shapes import (
 )
 from fastai_heads.view.texts import LINE, PLAIN, say_both
 
-__all__ = ["pick_image", "show_predictions", "show_samples", "show_targets"]
+__all__ = ["show_predictions", "show_samples", "show_targets"]
 
 
 @dataclass(frozen=True)
@@ -69,41 +70,44 @@ Rows = Sequence[Sequence[Seen]]  # per image, per head
 
 @dataclass(frozen=True)
 class Panel:
-    "One picture of a sample: the image by itself, or under the mask of one head."
+    "One picture of a sample: an image by itself, the first one under the mask of one head, or a row as a table."
 
     title: str = ""
     head: str | None = None  # whose mask
     side: str = "truth"  # or 'said'
+    place: int = 0  # which of the sample's pictures
 
 
 def show_samples(
-    inputs: Sequence[Any],  # decoded images, with fastai's `show`
+    inputs: Sequence[Any],  # per item its image, or a tuple of all its inputs; decoded, with fastai's `show`
     targets: Sequence[HeadTuple],  # per image its decoded targets; empty ones: not known
     preds: Sequence[HeadTuple] | None = None,  # per image its decoded predictions; None: targets alone
     shown: Mapping[str, str] | None = None,  # head → its target; None: every target alone
     titles: Sequence[str] | None = None,  # per image a text over it
+    names: Sequence[str] = (),  # of the inputs, where there are several
     **kwargs: Any,  # fastai's, as for `grid_options`: `nrows`, `ncols`, `figsize`, `imsize`, `title`, `dpi`, …
 ) -> Figure:
     """Draw images in a grid: points and boxes in the image (the target green, the prediction orange), each mask in a
     panel of its own, texts beside. A text says `head: prediction`, green where it is right, and red with the target
-    behind it where it is wrong; a missing label is a dash."""
+    behind it where it is wrong; a missing label is a dash. A row of a table is a small table, a text stands beside."""
     options = grid_options(**kwargs)
     if not len(inputs):
         raise HeadsError("there is no image to show: the data holds none, or `max_n` is 0.")
-    inputs = inputs[: options.shown(len(inputs))]
+    items = [sort_inputs(item, names) for item in inputs[: options.shown(len(inputs))]]
+    inputs = [item.pictures for item in items]
     targets = targets[: len(inputs)]
     shown = {name: name for name in targets[0].names} if shown is None else shown
     rows = [list(_seen(t, None if preds is None else preds[i], shown)) for i, t in enumerate(targets)]
     masks = {seen.head: found for seen in rows[0] if (found := _masks(rows, seen.head))}
-    panels, keys = _panels(rows, masks), _keys(rows, masks, preds is not None)
-    lines = [[seen.line for seen in row if seen.line is not None] for row in rows]
+    panels, keys = _panels(rows, masks, items[0].titles), _keys(rows, masks, preds is not None)
+    lines = [[*item.lines, *(seen.line for seen in row if seen.line is not None)] for item, row in zip(items, rows)]
     labels = [key.get_label() for key in keys]
     layout = lay_out(inputs, lines, titles, [p.title for p in panels], labels, options)
     fig = plt.figure(**{"figsize": layout.whole, **options.figure})
     if options.title is not None:
         fig.suptitle(options.title, weight="bold", size=14, y=1 - 0.1 / layout.whole[1], va="top")
-    for i, (image, row) in enumerate(zip(inputs, rows)):
-        _draw_sample(fig, layout, i, image, row, panels, masks)
+    for i, (pictures, row) in enumerate(zip(inputs, rows)):
+        _draw_sample(fig, layout, i, pictures, row, panels, masks)
     if keys:
         fig.legend(handles=keys, loc="lower left", ncols=layout.keys_in_row, frameon=False, fontsize=9, borderpad=0.1)
     return fig
@@ -120,8 +124,8 @@ def _masks(rows: Rows, head: str) -> list[Tensor]:
     return [v for row in rows for seen in row if seen.head == head for v, _ in seen.drawn if is_mask(v)]
 
 
-def _panels(rows: Rows, masks: Mapping[str, list[Tensor]]) -> list[Panel]:
-    "List the image by itself, or for every head of masks its target and its prediction."
+def _panels(rows: Rows, masks: Mapping[str, list[Tensor]], titles: Sequence[str]) -> list[Panel]:
+    "List the first picture by itself, or for every head of masks its target and its prediction, and other pictures."
     found: list[Panel] = []
     for first in (seen for seen in rows[0] if seen.head in masks):
         sides = [("truth", "target")] if first.truth is not None else []
@@ -129,7 +133,8 @@ def _panels(rows: Rows, masks: Mapping[str, list[Tensor]]) -> list[Panel]:
         for side, what in sides:
             title = f"{first.head}: {what}" if first.said is not None else first.head
             found.append(Panel(title, first.head, side))
-    return found or [Panel()]
+    alone = [Panel(title, place=place) for place, title in enumerate(titles)]
+    return [*found, *alone[1:]] if found else alone
 
 
 def _keys(rows: Rows, masks: Mapping[str, list[Tensor]], predicted: bool) -> list[Artist]:
@@ -145,14 +150,18 @@ def _draw_sample(
     fig: Figure,
     layout: Layout,
     i: int,  # which sample
-    image: Any,
+    pictures: Sequence[Any],
     row: Sequence[Seen],
     panels: Sequence[Panel],
     masks: Mapping[str, list[Tensor]],  # per head all that are shown, which tell its codes
 ) -> None:
+    if not panels:  # texts alone
+        ax = fig.add_axes((0, 0, 1, 1))
+        ax.set_axis_off()
+        _write(ax, layout, i)
     for place, panel in enumerate(panels):
         ax = fig.add_axes(layout.panel(i, place))
-        image.show(ctx=ax)
+        pictures[panel.place].show(ctx=ax)
         ax.set_anchor("NW")
         ax.set_title(panel.title, fontsize=9, loc="left", pad=3)
         mask = next((getattr(seen, panel.side) for seen in row if seen.head == panel.head), None)
@@ -200,7 +209,10 @@ def show_targets(
     samples = list(dl.decode_batch(dl.one_batch() if b is None else b, max_n=max_n))
     n_inp = dls.n_inp
     return show_samples(
-        [pick_image(s[:n_inp]) for s in samples], [HeadTuple(s[n_inp:], names) for s in samples], **kwargs
+        [s[:n_inp] for s in samples],
+        [HeadTuple(s[n_inp:], names) for s in samples],
+        names=[source.name for source in dls_inputs(dls)],
+        **kwargs,
     )
 
 
@@ -231,19 +243,13 @@ def show_predictions(
     heads = learn.heads.deciding
     samples = decode_heads(dl, inputs, heads, decoded, max_n)
     return show_samples(
-        [pick_image(s[:n_inp]) for s in samples],
+        [s[:n_inp] for s in samples],
         [HeadTuple(t[n_inp:], names) for t in truths],
         [s[-1] for s in samples],
         {h.name: h.target.name for h in heads},
+        names=[source.name for source in dls_inputs(learn.dls)],
         **kwargs,
     )
-
-
-def pick_image(
-    inputs: Sequence[Any],  # of one item, decoded
-) -> Any:
-    "Choose the input that is drawn: the first that is an image."
-    return next((x for x in inputs if isinstance(x, PILBase | TensorImageBase)), inputs[0])
 
 
 def _check_max_n(max_n: Any) -> None:

@@ -61,6 +61,7 @@ def summarize(
 def _first(body: Body, heads: Heads) -> Iterable[str]:
     weights = f", weights {body.weights}" if body.weights else ", not pretrained"
     yield f"{body.arch} ({body.zoo}{weights}) with {_some(len(heads), 'head')}"
+    yield from (f"Body:    {line}" for line in body.describe())
     yield f"Removed: {_list_parts(body.removed)}"
     taps = ", ".join(f"{t} ({_place(body, t)})" for t in body.taps)
     yield f"Kept:    {_size(body)} in the body, tapped at {taps}"

@@ -149,7 +149,7 @@ def test_good_data_passes_and_is_told(folder, kind, wrap):
     data = inspect_data(dls)
     assert torch.equal(state[0], torch.get_rng_state()) and state[1] == random.getstate()
     assert state[2] == np.random.get_state()[1].tolist()
-    assert data.dls is dls and data.inputs == ("image",) and [t.name for t in data.targets] == ["y"]
+    assert data.dls is dls and [i.name for i in data.inputs] == ["image"] and [t.name for t in data.targets] == ["y"]
     assert data.sample.inputs()[0].shape == (1, 3, HEIGHT, WIDTH) and len(data.sample.batch()[1]) == 1
 
 

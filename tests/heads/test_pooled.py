@@ -118,7 +118,6 @@ def test_a_map_needs_a_pool():
         ({"pool": "averge"}, r"`pool`.*'concat', 'avg', 'max' or None, found 'averge'. Did you mean 'avg'"),
         ({"pool": True}, r"`pool`.*found True"),
         ({"pool": ["avg"]}, r"`pool`.*found \['avg'\]"),
-        ({"tap": ("features", 8)}, r"`tap`.*reads one tap, found \('features', 8\)"),
         ({"y_range": (3, 1)}, r"`y_range`.*low < high, found \(3, 1\)"),
         ({"y_range": (1, 1)}, r"`y_range`.*found \(1, 1\)"),
         ({"y_range": (0, 1, 2)}, r"`y_range`.*found \(0, 1, 2\)"),

@@ -196,7 +196,7 @@ def test_data_of_two_images_is_refused(frame):
         getters=[ColReader("image"), ColReader("image"), ColReader("digit")],
         splitter=ColSplitter("is_valid"),
     )
-    with pytest.raises(HeadsError, match=r"`dls` has 2 inputs \(`n_inp`\), and this body takes one image"):
+    with pytest.raises(HeadsError, match=r"2 inputs, image .*`arch=\{'image': 'resnet18', 'image_2': 'resnet18'\}`"):
         multihead_learner(two.dataloaders(frame, bs=8, num_workers=0), "test_resnet", pretrained=False)
 
 

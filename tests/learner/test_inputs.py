@@ -1,0 +1,380 @@
+"""A learner over texts and over several inputs: all of its calls, taps of several bodies, missing inputs."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from fastai.data.block import CategoryBlock, DataBlock, RegressionBlock
+from fastai.data.transforms import ColReader, IndexSplitter
+from fastai.learner import load_learner
+from fastai.text.data import TextBlock
+from fastai.text.models.awdlstm import AWD_LSTM
+from fastai.torch_core import set_seed
+from fastai.vision.core import PILImageBW
+from fastai.vision.data import ImageBlock
+from fastcore.basics import noop
+from PIL import Image
+from torch import nn
+
+from fastai_heads.bodies.table import TabularBody
+from fastai_heads.bodies.text import TextBody
+from fastai_heads.bodies.together import On
+from fastai_heads.data.partial import PartialBlock
+from fastai_heads.data.rows import TabularBlock
+from fastai_heads.errors import HeadsError
+from fastai_heads.heads.classification import ClassificationHead
+from fastai_heads.heads.regression import RegressionHead
+from fastai_heads.learner import multihead_learner
+from fastai_heads.trunks import Trunk
+from fastai_heads.view.interpret import HeadsInterpretation
+
+N, N_VALID, SIDE = 24, 8, 16
+INPUTS = ["photo", "kind", "u", "note"]
+TEXT = TextBody(AWD_LSTM, config={"emb_sz": 8, "n_hid": 12, "n_layers": 2})
+ROW = TabularBody(layers=[6])
+
+
+class Pixels(nn.Module):
+    "A network of two layers, with a map and a stride."
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.ReLU())
+        self.layer = nn.Sequential(nn.Conv2d(4, 5, 3, 2, 1), nn.ReLU())
+        self.fc = nn.Linear(5, 2)
+
+    def forward(self, x):
+        return self.fc(self.layer(self.stem(x)).mean((2, 3)))
+
+
+def archs(**others):
+    return {"photo": Pixels(), "row": ROW, "note": TEXT, **others}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for i in range(N):
+        Image.fromarray(rng.integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8)).save(path / f"{i}.png")
+    return path
+
+
+def frame() -> pd.DataFrame:
+    rng = np.random.default_rng(1)
+    words = ["the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "far", "away", "home"]
+    return pd.DataFrame(
+        {
+            "photo": [f"{i}.png" for i in range(N)], "other": [f"{(i * 7) % N}.png" for i in range(N)],
+            "kind": rng.choice(list("xyz"), N), "u": rng.normal(size=N),
+            "note": [" ".join(rng.choice(words, rng.integers(1, 14))) for _ in range(N)],
+            "mood": ["p", "q"] * (N // 2), "n": rng.normal(size=N),
+        }
+    )  # fmt: skip
+
+
+def loaders(folder, inputs=("photo", "row", "note"), table=None, wrap=noop):
+    "Loaders over some inputs, in the order given, with the targets `mood` and `n`."
+    known = {
+        "photo": (lambda: wrap(ImageBlock()), lambda: ColReader("photo", pref=folder)),
+        "other": (lambda: wrap(ImageBlock()), lambda: ColReader("other", pref=folder)),
+        "row": (lambda: wrap(TabularBlock(["kind"], ["u"])), lambda: noop),
+        "note": (lambda: wrap(TextBlock.from_df("note", min_freq=1)), lambda: ColReader("text")),
+        "number": (lambda: wrap(TabularBlock(cont_names=["u"])), lambda: noop),
+    }
+    block = DataBlock(
+        [*(known[name][0]() for name in inputs), CategoryBlock, RegressionBlock], n_inp=len(inputs),
+        getters=[*(known[name][1]() for name in inputs), ColReader("mood"), ColReader("n")],
+        splitter=IndexSplitter(list(range(N_VALID))),
+    )  # fmt: skip
+    return block.dataloaders(frame() if table is None else table, bs=4, num_workers=0)
+
+
+def make_learner(dls, arch, *args, epochs=0, **kwargs):
+    set_seed(0)
+    learn = multihead_learner(dls, arch, *args, **kwargs)
+    learn.remove_cbs([cb for cb in learn.cbs if cb.name == "progress"])
+    if epochs:
+        with learn.no_logging():
+            learn.fit(epochs, 1e-2)
+    return learn
+
+
+@pytest.fixture(scope="module", params=["note", "photo row note"])
+def learn(request, folder, tmp_path_factory):
+    "A trained learner of a text, and one of three inputs."
+    inputs = request.param.split()
+    made = make_learner(loaders(folder, inputs), TEXT if inputs == ["note"] else archs(), epochs=1)
+    made.path = tmp_path_factory.mktemp("learner")
+    return made
+
+
+# all of the learner
+
+
+def test_an_item_is_predicted_as_its_row_of_all(learn):
+    preds, table = learn.get_preds()[0], frame()
+    for i in range(N_VALID):
+        for item in (table.iloc[i], table[INPUTS].to_dict("records")[i]):
+            values, _, activated = learn.predict(item)
+            assert torch.allclose(activated.mood, preds.mood[i], atol=1e-6)
+            assert values.mood == "pq"[preds.mood[i].argmax()]
+
+
+def test_rows_without_labels_are_predicted_in_any_form(learn):
+    rows = frame()[INPUTS].iloc[:N_VALID]
+    want = learn.get_preds()[0]
+    for items in (rows, rows.to_dict("records"), [row for _, row in rows.iterrows()]):
+        found = learn.get_preds(dl=learn.dls.test_dl(items))
+        assert torch.allclose(found[0].n, want.n, atol=1e-5) and found[1] is None
+
+
+def test_rows_with_labels_are_measured(learn):
+    dl = learn.dls.test_dl(frame().iloc[:N_VALID], with_labels=True)
+    assert list(learn.validate(dl=dl)) == pytest.approx(list(learn.validate()), rel=1e-5)
+
+
+def test_it_is_shown(learn):
+    drawn = [learn.show_batch(max_n=2), learn.show_results(max_n=2)]
+    drawn += [HeadsInterpretation.from_learner(learn).plot_top_losses(2), learn.head("mood").show_results(max_n=2)]
+    for figure in drawn:
+        texts = [t.get_text() for ax in figure.axes for t in ax.texts]
+        assert any("xxbos" in t for t in texts) and any(t.startswith("mood") for t in texts)
+        if learn.dls.n_inp == 3:
+            cells = [c.get_text().get_text() for ax in figure.axes for t in ax.tables for c in t.get_celld().values()]
+            assert "kind" in cells and {"photo", "row"} <= {ax.get_title(loc="left") for ax in figure.axes}
+            assert any(t.startswith("note: ") for t in texts) and any(ax.images for ax in figure.axes)
+    assert "AWD_LSTM" in str(learn.summary()) and learn.show_heads().axes
+
+
+def test_one_head_is_a_learner_of_its_own(learn):
+    view, item = learn.head("mood"), frame()[INPUTS].iloc[0]
+    with view.no_bar():
+        assert view.validate()[0] == pytest.approx(learn.validate()[1])
+        assert view.predict(item)[0] == learn.predict(item)[0].mood
+
+
+def test_weights_are_saved_and_loaded(learn):
+    before = learn.get_preds()[0].n
+    learn.save("kept")
+    for p in learn.model.parameters():
+        p.data.add_(1)
+    learn.load("kept")
+    assert torch.equal(before, learn.get_preds()[0].n)
+
+
+def test_an_exported_learner_predicts_in_another_process(learn):
+    learn.export("learn.pkl")
+    item = frame()[INPUTS].to_dict("records")[1]
+    again = load_learner(learn.path / "learn.pkl")
+    assert torch.equal(again.predict(item)[2].mood, learn.predict(item)[2].mood)
+    if learn.dls.n_inp > 1:  # its body is this file's own
+        return
+    code = (
+        f"import sys; from fastai.learner import load_learner; print(load_learner(sys.argv[1]).predict({item!r})[0].n)"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code, str(Path(learn.path, "learn.pkl"))]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert float(said.split()[-1]) == pytest.approx(float(learn.predict(item)[0].n), rel=1e-4)
+
+
+def test_test_time_augmentation_runs(learn):
+    assert learn.tta(n=2)[0].mood.shape == (N_VALID, 2)
+
+
+def test_a_head_is_added(folder):
+    learn = make_learner(loaders(folder, ["row", "note"]), {"row": ROW, "note": TEXT})
+    learn.add_head("aux", ClassificationHead(train_only=True), target="mood")
+    assert learn.model[1].reads["aux"] == ("row.features", "note.features")
+
+
+# taps of several bodies
+
+
+@pytest.mark.parametrize(
+    ("tap", "reads"),
+    [
+        ("features", ("photo.features", "row.features", "note.features")),
+        ("row.features", ("row.features",)),
+        (("photo.stem", "note.features"), ("photo.stem", "note.features")),
+        ("row.embeddings", ("row.embeddings",)),
+        (("stem", "embeddings"), ("photo.stem", "row.embeddings")),
+    ],
+)
+def test_a_head_reads_what_it_names(folder, tap, reads):
+    heads = {"mood": ClassificationHead(tap=tap), "n": RegressionHead()}
+    learn = make_learner(loaders(folder), archs(), heads)
+    assert learn.model[1].reads["mood"] == reads
+    x = learn.dls.one_batch()[:3]
+    taps = learn.model[0].eval()(*x)
+    head = learn.model[1]["mood"].eval()
+    pooled = [torch.cat([t.amax((2, 3)), t.mean((2, 3))], 1) if t.ndim == 4 else t for t in map(taps.get, reads)]
+    assert torch.allclose(head.layers(torch.cat(pooled, 1)), learn.model.eval()(*x)[0], atol=1e-5)
+
+
+class Gate(nn.Module):
+    "A sum of two taps, made as wide."
+
+    def __init__(self, channels):
+        super().__init__()
+        self.one, self.two = (nn.Linear(c, 3) for c in channels)
+
+    def forward(self, taps):
+        one, two = taps.values()
+        return self.one(one) + self.two(two)
+
+
+def test_a_trunk_joins_bodies(folder):
+    trunk = {"both": Trunk(Gate, tap=("row.features", "note.features"))}
+    heads = {"mood": ClassificationHead(tap="both"), "n": RegressionHead(tap="both")}
+    learn = make_learner(loaders(folder, ["row", "note"]), {"row": ROW, "note": TEXT}, heads, trunk=trunk, epochs=1)
+    assert learn.model[1].trunk_reads["both"] == ("row.features", "note.features")
+
+
+def test_two_bodies_read_one_image(folder):
+    arch = {"small": On("photo", Pixels()), "large": On("photo", Pixels())}
+    learn = make_learner(loaders(folder, ["photo"]), arch, epochs=1)
+    assert learn.model[0].taps == ("small.features", "large.features")
+
+
+def test_two_images_share_a_body(folder):
+    arch = {"photo": On("photo", Pixels()), "other": On("other", same="photo")}
+    learn = make_learner(loaders(folder, ["photo", "other"]), arch, epochs=1)
+    item = frame()[["photo", "other"]].iloc[0]
+    assert torch.allclose(learn.predict(item)[2].mood, learn.get_preds()[0].mood[0], atol=1e-6)
+
+
+def test_an_image_and_one_number(folder):
+    learn = make_learner(loaders(folder, ["photo", "number"]), {"photo": Pixels(), "row": TabularBody(layers=[3])})
+    one, other = (learn.predict({"photo": "1.png", "u": u})[2].n for u in (0.0, 5.0))
+    assert not torch.equal(one, other)
+
+
+def test_users_loaders_make_a_second_learner(folder):
+    dls = loaders(folder)
+    found = [make_learner(dls, archs()).get_preds()[0].mood.shape for _ in range(2)]
+    assert found == [(N_VALID, 2)] * 2
+
+
+@pytest.mark.parametrize(
+    ("arch", "heads", "said"),
+    [
+        (Pixels(), None, r"the data has 3 inputs, photo \(an image\).*`arch=\{'photo': 'resnet18', 'row': Tabular"),
+        ({"photo": Pixels(), "row": ROW}, None, r"input 'note' has no body \(a text\)"),
+        (archs(sound=Pixels()), None, "body 'sound' reads input 'sound', which there is not"),
+        (archs(row=Pixels()), None, "input 'row' is a row of a table, which"),
+        (archs(photo=ROW), None, "TabularBody reads a row of a table, and input 'photo' is an image"),
+        (archs(note=ROW), None, "TabularBody reads a row of a table, and input 'note' is a text"),
+        (archs(row=TEXT), None, "TextBody reads a text, and input 'row' is a row of a table"),
+        (archs(), {"mood": ClassificationHead(tap="photo.stem"), "n": RegressionHead(tap="row.features")},
+         "no head reads body 'note'"),
+        (archs(), {"mood": ClassificationHead(tap="note.tokens")}, "'note.tokens' is a sequence.*read 'note.features'"),
+        (archs(), {"mood": ClassificationHead(tap="photo.steam")}, "steam"),
+        (archs(), {"mood": ClassificationHead(tap="row.layer9")},
+         r"`heads\['mood'\]`.*body 'row'.*'layer9'`, which TabularBody does not"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_the_inputs_is_refused(folder, arch, heads, said):
+    with pytest.raises(HeadsError, match=said):
+        make_learner(loaders(folder), arch, heads)
+
+
+# what is frozen
+
+
+def test_freeze_holds_what_is_pretrained(folder, tmp_path):
+    dls = loaders(folder, ["row", "note"])
+    start = make_learner(dls, {"row": ROW, "note": TEXT})
+    torch.save(start.model[0]["note"].net.state_dict(), tmp_path / "encoder.pth")
+    text = TextBody(AWD_LSTM, config=TEXT.config, weights=tmp_path / "encoder.pth")
+    learn = make_learner(dls, {"row": ROW, "note": text})
+    body = learn.model[0]
+    before = {name: [p.clone() for p in body[name].parameters()] for name in body.names}
+    with learn.no_logging():
+        learn.fit(1, 1e-2)
+    said = str(learn.summary())
+    assert "note: AWD_LSTM (encoder.pth) on note, a text; " in said and "on row, a row of a table; " in said
+    states = {line.split()[1]: line.split()[-1] for line in said.splitlines() if line.startswith("Body:")}
+    assert states == {"row:": "trained", "note:": "frozen"}
+    same = {n: all(map(torch.equal, before[n], body[n].parameters())) for n in body.names}
+    assert same == {"row": False, "note": True}
+    learn.unfreeze()
+    assert all(p.requires_grad for p in body.parameters())
+
+
+# a missing input
+
+
+def gappy() -> pd.DataFrame:
+    table = frame()
+    table.loc[[1, 9], "note"], table.loc[[2, 10], "photo"] = None, None
+    table.loc[[3, 11], ["kind", "u"]] = None
+    return table
+
+
+@pytest.fixture(scope="module")
+def partial_learn(folder):
+    return make_learner(loaders(folder, table=gappy(), wrap=PartialBlock), archs(), epochs=1)
+
+
+def test_missing_inputs_are_learned_vectors(partial_learn):
+    preds = partial_learn.get_preds()[0]
+    assert not preds.mood.isnan().any() and len(partial_learn.model[0].missing) == 3
+    assert all(v.abs().sum() > 0 for v in partial_learn.model[0].missing.values()), "they are learned"
+    for i, item in enumerate(gappy()[INPUTS].to_dict("records")[:N_VALID]):
+        assert torch.allclose(partial_learn.predict(item)[2].mood, preds.mood[i], atol=1e-6)
+    assert partial_learn.show_batch(max_n=4) and partial_learn.show_results(max_n=4)
+
+
+def test_an_item_without_any_input_is_refused_by_row(folder, partial_learn):
+    table = gappy()
+    table.loc[5, INPUTS] = None
+    with pytest.raises(HeadsError, match=r"row 5 .* of the validation set has none of its inputs \(1 in all\)"):
+        make_learner(loaders(folder, table=table, wrap=PartialBlock), archs())
+    with pytest.raises(HeadsError, match="row 0 of the items has none of its inputs"):
+        partial_learn.predict(dict.fromkeys(INPUTS))
+
+
+# rows that do not fit
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"note": 3}, r"column 'note' is to hold texts, found 3 \(int\) in row 0"),
+        ({"note": None}, "found None .* in row 0. A missing one wants `PartialBlock"),
+        ({"u": None}, "column 'u' has no number in row 0"),
+        ({"u": "much"}, "column 'u' is to hold numbers, found 'much'"),
+        ({"kind": 3}, "column 'kind' held text in training and holds numbers here"),
+        ({"photo": "none.png"}, "there is no file"),
+        ("note", "no column 'note'"),
+        ("u", "no column 'u'"),
+        ("photo", "no column 'photo'"),
+    ],
+)
+def test_rows_that_do_not_fit_are_refused(learn, changed, said):
+    if learn.dls.n_inp == 1 and "note" not in said and "texts" not in said and "PartialBlock" not in said:
+        pytest.skip("reads the text alone")
+    item = frame()[INPUTS].to_dict("records")[0]
+    if isinstance(changed, str):
+        del item[changed]
+    with pytest.raises(HeadsError, match=said):
+        learn.predict({**item, **changed} if isinstance(changed, dict) else item)
+
+
+def test_an_empty_text_is_its_first_token(learn):
+    item = frame()[INPUTS].to_dict("records")[0]
+    empty, blank = (learn.predict({**item, "note": text})[2].mood for text in ("", "  "))
+    assert torch.allclose(empty, blank)
+
+
+def test_an_image_of_other_channels_is_refused_by_the_inputs_name(folder):
+    grey = DataBlock(
+        (ImageBlock(PILImageBW), TabularBlock(cont_names=["u"]), CategoryBlock), n_inp=2,
+        getters=[ColReader("photo", pref=folder), noop, ColReader("mood")], splitter=IndexSplitter([0, 1]),
+    ).dataloaders(frame(), bs=4, num_workers=0)  # fmt: skip
+    with pytest.raises(HeadsError, match=r"'photo'.*channel"):
+        multihead_learner(grey, {"photo": "resnet10t", "row": ROW}, pretrained=False)
