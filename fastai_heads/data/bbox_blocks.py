@@ -16,8 +16,13 @@ from fastai_heads.data.missing import is_missing
 from fastai_heads.data.partial import Partial
 from fastai_heads.errors import HeadsError
 
-__all__ = ["ReadPair", "joined_boxes", "pad_boxes"]
+__all__ = ["HALF_PAIRS", "ReadPair", "joined_boxes", "pad_boxes"]
 
+HALF_PAIRS = {
+    "boxes": " A `BBoxBlock` has its `BBoxLblBlock` right behind it; for one box without a label there is `BoxBlock`.",
+    "box_labels": " These are labels without boxes: a `BBoxLblBlock` stands right behind its `BBoxBlock`.",
+}
+"What is missing of two blocks of which one stands alone, by the kind of its target."
 _NA = "#na#"  # the class that fastai adds to stand for no box
 
 

@@ -10,7 +10,7 @@ from fastai.torch_core import no_random
 from fasttransform import Transform
 from torch import Tensor
 
-from fastai_heads.data.bbox_blocks import joined_boxes
+from fastai_heads.data.bbox_blocks import HALF_PAIRS, joined_boxes
 from fastai_heads.data.box_items import row_name
 from fastai_heads.data.faults import check_labels
 from fastai_heads.data.files import Headers, first_missing, spread
@@ -98,7 +98,16 @@ def inspect_data(
         watch(dl, split_name(n), (*names, *(t.name for t in targets)))
         if not plain:
             _check_image_sizes(dl)
-    return Inspected(dls, inputs, targets, draw_sample(dls, targets))
+    return Inspected(dls, inputs, targets, _draw(dls, targets))
+
+
+def _draw(dls: DataLoaders, targets: tuple[Target, ...]) -> Sample:
+    "Draw the sample. Where it makes no batch, say what is missing of a block that stands without its other half."
+    try:
+        return draw_sample(dls, targets)
+    except HeadsError as error:
+        hint = next((HALF_PAIRS[t.kind] for t in targets if t.kind in HALF_PAIRS), "")
+        raise HeadsError(f"{error}{hint}", parameter="dls") from error
 
 
 def check_items(

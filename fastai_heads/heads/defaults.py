@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from fastai_heads.data.bbox_blocks import HALF_PAIRS
 from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError
 from fastai_heads.heads.box import BoxHead
@@ -29,12 +30,6 @@ _HEADS: dict[str, type[HeadSpec]] = {
 }
 
 
-_PAIR = {
-    "boxes": " A `BBoxBlock` has its `BBoxLblBlock` right behind it; for one box without a label there is `BoxBlock`.",
-    "box_labels": " These are labels without boxes: a `BBoxLblBlock` stands right behind its `BBoxBlock`.",
-}
-
-
 def has_default(
     target: Target,  # what is to be predicted
 ) -> bool:
@@ -51,7 +46,7 @@ def default_head(
         raise HeadsError(
             f"target {target.name!r} is of kind {target.kind}, which has no default head: pass "
             f"`heads={{{target.name!r}: CustomHead(module, loss=…)}}`, or `{target.name!r}: None` to leave it out. "
-            f"Kinds with a default: {', '.join(_HEADS)}.{_PAIR.get(target.kind, '')}"
+            f"Kinds with a default: {', '.join(_HEADS)}.{HALF_PAIRS.get(target.kind, '')}"
         )
     kind = _HEADS[target.kind]
     return kind(**(fields or {} if issubclass(kind, PooledSpec) else {}))
