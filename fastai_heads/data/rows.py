@@ -41,7 +41,7 @@ class RowValues(dict):
             return pd.concat([ctx, pd.Series(dict(cells))])
         if not hasattr(ctx, "table"):
             return show_title(", ".join(f"{name}: {v}" for name, v in cells), ctx=ctx)
-        ctx.table(cellText=cells, loc="bottom" if ctx.images else "center")
+        ctx.table(cellText=cells, loc="bottom" if ctx.images else "upper center").scale(1, 1.4)
         if not ctx.images:
             ctx.axis("off")
         return ctx
