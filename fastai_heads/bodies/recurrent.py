@@ -10,15 +10,15 @@ from fastai.text.models.awdlstm import AWD_LSTM, awd_lstm_clas_config
 from torch import Tensor, nn
 
 from fastai_heads.archs.records import FEATURES, Level, TapPoint
-from fastai_heads.bodies.contract import Body, split_in_two
-from fastai_heads.bodies.words import TOKENS, absent_texts, blank_text, check_texts, left_aligned
+from fastai_heads.bodies.contract import split_in_two
+from fastai_heads.bodies.words import TOKENS, WordsBody, left_aligned
 from fastai_heads.data.inputs import TextInput
 from fastai_heads.errors import HeadsError
 
 __all__ = ["RecurrentBody"]
 
 
-class RecurrentBody(Body):
+class RecurrentBody(WordsBody):
     """fastai's AWD_LSTM as its text classifier reads and pools it: [last, maximum, mean] of the hidden states.
 
     fastai lets padding in: it reads what stands before a text within a part, and takes the last state from the padding
@@ -86,20 +86,10 @@ class RecurrentBody(Body):
             for name in rnn.layer_names:
                 setattr(rnn.module, name, getattr(rnn.module, name).detach())
 
-    def absent(self, ids: Tensor) -> Tensor:
-        "Tell (B,) which texts are missing: those without a token."
-        return absent_texts(ids, self.source)
-
-    def blank(self, ids: Tensor) -> tuple[Tensor, ...]:
-        "Make a text of one token."
-        return (blank_text(ids, self.source),)
-
-    def check_inputs(
-        self,
-        inputs: tuple[Tensor, ...],  # of a batch, as they reach `forward`
-    ) -> None:
-        "Refuse what are no ids of the vocabulary."
-        check_texts(inputs, self.source, self.net.encoder.num_embeddings, self.arch)
+    @property
+    def n_tokens(self) -> int:
+        "How many ids the network knows."
+        return self.net.encoder.num_embeddings
 
     def groups(self) -> list[list[nn.Parameter]]:
         "List the parameters in two groups: the embedding and the first layer, then the other layers."

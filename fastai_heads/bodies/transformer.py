@@ -9,15 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from fastai_heads.archs.records import FEATURES, Level, TapPoint, describe
-from fastai_heads.bodies.contract import Body, split_in_two
-from fastai_heads.bodies.words import TOKENS, absent_texts, blank_text, check_texts, left_aligned
+from fastai_heads.bodies.contract import split_in_two
+from fastai_heads.bodies.words import TOKENS, WordsBody, left_aligned
 from fastai_heads.data.inputs import TextInput
 from fastai_heads.errors import HeadsError, HeadsWarning
+from fastai_heads.modes import evaluate
 
 __all__ = ["TransformerBody"]
 
 
-class TransformerBody(Body):
+class TransformerBody(WordsBody):
     """A network of transformers without its heads. `layer0` is the embeddings, `layer1` and so on the hidden states,
     `features` the last of them after its norm, each pooled over the tokens; `tokens` is not pooled."""
 
@@ -132,30 +133,16 @@ class TransformerBody(Body):
         removed += [describe(f"{path}.{i}", stack[i]) for i in range(kept, n_layers)]
         return [*removed, *(describe(f"{parent}.{k}".strip("."), m) for k, m in old.items() if k != name)]
 
-    @torch.no_grad()
     def _states(self, depth: int) -> Tensor:
         "Give the hidden states at a depth of a text that stands for all, in evaluation mode."
-        modes = {m: m.training for m in self.net.modules()}
         ids = torch.tensor([[i for i in range(5) if i != self.source.pad_idx]], device=self.net.device)
-        states = self.net.eval()(input_ids=ids, output_hidden_states=True, return_dict=True).hidden_states[depth]
-        for m, training in modes.items():
-            m.training = training
-        return states
+        with evaluate(self.net):
+            return self.net(input_ids=ids, output_hidden_states=True, return_dict=True).hidden_states[depth]
 
-    def absent(self, ids: Tensor) -> Tensor:
-        "Tell (B,) which texts are missing: those without a token."
-        return absent_texts(ids, self.source)
-
-    def blank(self, ids: Tensor) -> tuple[Tensor, ...]:
-        "Make a text of one token."
-        return (blank_text(ids, self.source),)
-
-    def check_inputs(
-        self,
-        inputs: tuple[Tensor, ...],  # of a batch, as they reach `forward`
-    ) -> None:
-        "Refuse what are no ids of the vocabulary."
-        check_texts(inputs, self.source, self.net.config.vocab_size, self.arch)
+    @property
+    def n_tokens(self) -> int:
+        "How many ids the network knows."
+        return self.net.config.vocab_size
 
     def groups(self) -> list[list[nn.Parameter]]:
         "List the parameters in two groups: the first half of the modules that have any, then the rest."

@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor
 
+from fastai_heads.bodies.contract import Body
 from fastai_heads.data.inputs import TextInput
 from fastai_heads.errors import HeadsError
 
-__all__ = ["TOKENS", "absent_texts", "blank_text", "check_texts", "left_aligned"]
+__all__ = ["TOKENS", "WordsBody", "left_aligned"]
 
 TOKENS = "tokens"
 "The tap that is a sequence: (B, L, C), zero after a text's end."
@@ -23,40 +24,38 @@ def left_aligned(
     return ids.gather(1, order)[:, : int(lengths.max()) if len(ids) else 0], lengths
 
 
-def absent_texts(
-    ids: Tensor,  # (B, L)
-    source: TextInput,  # the text
-) -> Tensor:  # (B,)
-    "Tell which texts have no token."
-    return (ids == source.pad_idx).all(1)
+class WordsBody(Body):
+    "What every body of a text answers alike. A subclass sets `source` and `n_tokens`."
 
+    source: TextInput  # the text
+    n_tokens: int  # how many ids the network knows
 
-def blank_text(
-    ids: Tensor,  # (B, L)
-    source: TextInput,  # the text
-) -> Tensor:  # (1, 1)
-    "Make a text of one token, for a batch in which every text is missing."
-    return ids.new_full((1, 1), int(source.pad_idx == 0))
+    def absent(self, ids: Tensor) -> Tensor:
+        "Tell (B,) which texts are missing: those without a token."
+        return (ids == self.source.pad_idx).all(1)
 
+    def blank(self, ids: Tensor) -> tuple[Tensor, ...]:
+        "Make a text of one token, for a batch in which every text is missing."
+        return (ids.new_full((1, 1), int(self.source.pad_idx == 0)),)
 
-def check_texts(
-    inputs: tuple[Tensor, ...],  # of a batch
-    source: TextInput,  # the text
-    n_tokens: int,  # that the network knows
-    arch: str,  # the network's name, for messages
-) -> None:
-    "Refuse what are no ids (B, L) that the network knows, and texts without a token where none may be missing."
-    name = f"input {source.name!r}"
-    ids = inputs[0] if inputs else None
-    wrong = len(inputs) != 1 or not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point()
-    if wrong:
-        found = ", ".join(f"{tuple(t.shape)} {t.dtype}" if isinstance(t, Tensor) else type(t).__name__ for t in inputs)
-        raise HeadsError(f"{name}: TextBody takes a text as ids (B, L) of integers, found {found}.")
-    if ids.numel() and int(ids.max()) >= n_tokens:
-        raise HeadsError(f"{name}: {arch} knows {n_tokens} tokens, found the id {int(ids.max())}.")
-    empty = absent_texts(ids, source)
-    if empty.any() and not source.partial:
-        raise HeadsError(
-            f"{name}: {int(empty.sum())} of {len(ids)} texts in the batch have no token; "
-            "put its block into `PartialBlock(…)`, or drop the rows."
-        )
+    def check_inputs(
+        self,
+        inputs: tuple[Tensor, ...],  # of a batch, as they reach `forward`
+    ) -> None:
+        "Refuse what are no ids (B, L) that the network knows, and texts without a token where none may be missing."
+        name = f"input {self.source.name!r}"
+        ids = inputs[0] if inputs else None
+        wrong = len(inputs) != 1 or not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point()
+        if wrong:
+            found = ", ".join(
+                f"{tuple(t.shape)} {t.dtype}" if isinstance(t, Tensor) else type(t).__name__ for t in inputs
+            )
+            raise HeadsError(f"{name}: TextBody takes a text as ids (B, L) of integers, found {found}.")
+        if ids.numel() and int(ids.max()) >= self.n_tokens:
+            raise HeadsError(f"{name}: {self.arch} knows {self.n_tokens} tokens, found the id {int(ids.max())}.")
+        empty = self.absent(ids)
+        if empty.any() and not self.source.partial:
+            raise HeadsError(
+                f"{name}: {int(empty.sum())} of {len(ids)} texts in the batch have no token; "
+                "put its block into `PartialBlock(…)`, or drop the rows."
+            )
