@@ -84,7 +84,7 @@ def spread_metrics(
         batch = draw_sample(learn.dls, learn.data_targets).batch() if len(learn.dls.train_ds) else None
         trial = None if batch is None else run_trial(learn.model, batch, _specs(learn))
         shared = shared_metrics(learn, trial, given)
-        bound = [*bound, *shared] if bound else fitting_metrics(learn, shared, own_metrics(learn.heads))
+        bound = [*bound, *shared] if bound else fitting_metrics(shared, own_metrics(learn.heads))
     return L(bound).map(mk_metric)
 
 
@@ -97,7 +97,7 @@ def accept_trial(
     trial.check(tuple(learn.heads.values()))
     own = check_metrics(learn, trial, learn.metrics)
     given = [] if metrics is None else list(L(metrics))
-    learn.metrics = fitting_metrics(learn, shared_metrics(learn, trial, given), own)
+    learn.metrics = fitting_metrics(shared_metrics(learn, trial, given), own)
 
 
 def exchange_data(

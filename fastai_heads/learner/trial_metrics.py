@@ -71,7 +71,6 @@ def shared_metrics(
 
 
 def fitting_metrics(
-    learn: Learner,  # with `heads`
     shared: Sequence[HeadMetric],  # from `shared_metrics`
     own: Sequence[HeadMetric],  # the heads' own and default metrics
 ) -> list[HeadMetric]:  # in head order
