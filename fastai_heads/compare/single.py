@@ -168,7 +168,7 @@ def _check_strategies(strategies: Mapping[str, Any], learn: MultiHeadLearner) ->
         try:
             as_strategy(deepcopy(value), len(learn.heads)).check(learn.heads)
         except HeadsError as error:
-            raise error.within(f"`strategies[{label!r}]`", parameter="strategies") from None
+            raise error.within(f"`strategies[{label!r}]`") from None
 
 
 def _check_rest(learn_factory: Any, metrics: Any, fit: Any, folder: Any) -> None:

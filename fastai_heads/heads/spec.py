@@ -211,5 +211,5 @@ def check_weights(
     if not fits or (positive and not weights.all()):
         what = f"is one positive number or {n_out} of them" if positive else f"are {n_out} finite weights of at least 0"
         some = "" if positive else ", one of them above"
-        raise HeadsError(f"`{field}` for target {target.name!r} {what}{some}, found {value!r}.", parameter=field)
+        raise HeadsError(f"`{field}` for target {target.name!r} {what}{some}, found {value!r}.")
     return tuple(weights.tolist())

@@ -41,12 +41,11 @@ from fastai_heads.modes import compile_in_place, evaluate
 from fastai_heads.training.bound import BoundHead, BoundHeads
 from fastai_heads.training.callbacks import are_callbacks, check_callbacks
 from fastai_heads.training.conflict_record import ConflictRecord
-from fastai_heads.training.loss import CombinedLoss
 from fastai_heads.training.mixing import Targets
 from fastai_heads.training.monitors import HeadsMonitor
 from fastai_heads.training.optimizer import create_opt
 from fastai_heads.training.precision import DevicePrecision, warn_of_half
-from fastai_heads.training.step import combined_loss, run_batch
+from fastai_heads.training.step import CombinedLoss, combined_loss, run_batch
 from fastai_heads.training.strategies.base import Strategy, StrategyCallback
 from fastai_heads.training.strategies.choose import as_strategy
 from fastai_heads.training.trackers import set_direction

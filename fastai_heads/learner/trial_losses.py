@@ -12,11 +12,10 @@ from torch import Tensor
 from fastai_heads.data.kinds import Answer
 from fastai_heads.errors import HeadsError, first_line
 from fastai_heads.heads.spec import HeadSpec
-from fastai_heads.tasks.reduction import loss_modules
+from fastai_heads.tasks.reduction import loss_modules, loss_name
 from fastai_heads.tasks.regression import RegressionTask
 from fastai_heads.tasks.task import Task, has_shape
 from fastai_heads.training.bound import BoundHead
-from fastai_heads.training.loss import loss_name
 
 __all__ = ["check_decoding", "check_loss", "check_output"]
 
@@ -113,7 +112,7 @@ def _check_value(head: BoundHead, pred: Tensor, targ: Tensor) -> None:
         try:
             loss = head.train_loss(leaf, targ)
         except HeadsError as error:
-            raise error.within(f"`heads[{head.name!r}]`", head=head.name) from None
+            raise error.within(f"`heads[{head.name!r}]`") from None
         except Exception as error:  # a loss is the user's, and may raise anything
             raise _refused(head, pred, targ, f"cannot be taken: {first_line(error)}") from error
     broadcast = any(str(w.message).startswith("Using a target size") for w in said)
