@@ -33,7 +33,7 @@ def check_output(
     n: int,  # for so many items
 ) -> None:
     "Refuse an output that is no tensor of one row per item, or not of the shape that the target needs."
-    field = "module" if hasattr(spec, "module") else "build"
+    field = "module" if spec.brings_module else "build"
     start = f"`heads[{name!r}]`: `{field}` of {spec.label} gives "
     wanted = f"({n}, {_wanted(task)})"
     if not isinstance(pred, Tensor):
@@ -48,7 +48,7 @@ def check_output(
             f"{start}{_told(pred)} for {n} images, expected numbers with a gradient, one row per image, {wanted}."
         )
     shape = task.output_shape
-    own = shape is None and spec.loss is not None and spec.n_out is not None and hasattr(spec, "module")
+    own = shape is None and spec.loss is not None and spec.n_out is not None and spec.brings_module
     fits = has_shape(pred, shape) if shape is not None else not own or (pred.shape[1:] or (1,))[0] == spec.n_out
     if not fits:
         raise HeadsError(f"{start}{_told(pred)}, expected {wanted} for target {task.target.name!r}{_cure(task, pred)}")
@@ -226,7 +226,7 @@ def _refused(head: BoundHead, pred: Tensor, targ: Tensor, what: str) -> HeadsErr
     "Make the error for a loss: what it does, of which shapes, and the nearest that fits."
     spec, kind = head.spec, head.target.kind
     fit = head.task.near_loss
-    own = spec.loss is not None and hasattr(spec, "module")
+    own = spec.loss is not None and spec.brings_module
     fits = spec.loss is not None and fit and (not own or spec.n_out == head.target.n_out)
     advice = f" Nearest: `loss={fit}`, or leave `loss` out." if fits else ""
     if own:
