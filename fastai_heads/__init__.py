@@ -1,7 +1,7 @@
 """One pretrained body, many heads, one fastai `Learner`: `from fastai_heads import *` after `fastai.vision.all`."""
 
-from fastai_heads.archs import cut_points, list_archs, register_arch
-from fastai_heads.bodies import On, TabularBody, TextBody, cut_body
+from fastai_heads.archs import list_archs, register_arch
+from fastai_heads.bodies import On, TabularBody, TextBody, cut_body, cut_points
 from fastai_heads.compare import compare_to_single
 from fastai_heads.data import (
     BoxBlock,

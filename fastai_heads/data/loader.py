@@ -7,9 +7,11 @@ import numpy as np
 import pandas as pd
 from fastai.data.core import DataLoaders, Datasets, TfmdDL, TfmdLists
 from fastai.data.load import DataLoader
+from fastai.data.transforms import ColReader
 
 from fastai_heads.data.raw_texts import place_texts
 from fastai_heads.data.text_part import text_class
+from fastai_heads.errors import HeadsError
 
 __all__ = ["InputsDL", "token_counts", "with_inputs"]
 
@@ -110,4 +112,14 @@ def _counts(tl: TfmdLists) -> np.ndarray:
         column = f"{getattr(f, 'tok_text_col', '')}_length"
         if isinstance(f, text_class("Tokenizer")) and isinstance(tl.items, pd.DataFrame) and column in tl.items:
             return tl.items[column].to_numpy()
-    return np.array([len(tl[i]) for i in range(len(tl))])
+    return np.array([_count(tl, i) for i in range(len(tl))])
+
+
+def _count(tl: TfmdLists, i: int) -> int:
+    "Count the tokens of one item. An error names its column and row."
+    try:
+        return len(tl[i])
+    except HeadsError as error:
+        row = tl.items.index[i] if isinstance(tl.items, pd.DataFrame) else i
+        columns = [str(c) for f in _flat(tl) if isinstance(f, ColReader) for c in f.cols]
+        raise error.within(f"{f'column {columns[0]!r}, ' if columns else ''}row {row}") from error.__cause__

@@ -20,6 +20,7 @@ from fastcore.basics import noop
 from PIL import Image
 from torch import nn
 
+from fastai_heads.bodies.points import cut_points
 from fastai_heads.bodies.table import TabularBody
 from fastai_heads.bodies.text import TextBody
 from fastai_heads.bodies.together import On
@@ -232,6 +233,19 @@ def test_a_trunk_joins_bodies(folder):
     heads = {"mood": ClassificationHead(tap="both"), "n": RegressionHead(tap="both")}
     learn = make_learner(loaders(folder, ["row", "note"]), {"row": ROW, "note": TEXT}, heads, trunk=trunk, epochs=1)
     assert learn.model[1].trunk_reads["both"] == ("row.features", "note.features")
+
+
+def test_taps_of_several_bodies_are_listed(folder):
+    dls = loaders(folder)
+    points = cut_points(archs(photo="resnet10t"), dls=dls)
+    assert {n: [p.name for p in found.taps][-1] for n, found in points.bodies.items()} == {
+        "photo": "pre_logits", "row": "features", "note": "features",
+    }  # fmt: skip
+    assert points["photo"].removed and "photo: resnet10t" in str(points) and "<h4>row</h4>" in points._repr_html_()
+    with pytest.raises(HeadsError, match="has no body"):
+        cut_points({"photo": "resnet10t"}, dls=dls)
+    with pytest.raises(HeadsError, match="several bodies depend on the data"):
+        cut_points(archs())
 
 
 def test_two_bodies_read_one_image(folder):
