@@ -228,6 +228,21 @@ class Gate(nn.Module):
         return self.one(one) + self.two(two)
 
 
+def test_a_view_of_one_head_computes_what_that_head_reads(folder):
+    heads = {"n": RegressionHead(tap="row.features"), "mood": ClassificationHead(tap=("photo.layer", "note.features"))}
+    learn = make_learner(loaders(folder), archs(), heads)
+    ran, bodies = [], learn.model[0]
+    for name in bodies.names:
+        bodies[name].register_forward_hook(lambda *_, name=name: ran.append(name))
+    want = learn.get_preds()[0]
+    for name, read in (("n", {"row"}), ("mood", {"photo", "note"})):
+        ran.clear()
+        with learn.head(name).no_bar():
+            found = learn.head(name).get_preds()[0]
+        assert set(ran) == read
+        assert torch.allclose(found.squeeze(), want[name].squeeze(), atol=1e-6)
+
+
 def test_a_trunk_joins_bodies(folder):
     trunk = {"both": Trunk(Gate, tap=("row.features", "note.features"))}
     heads = {"mood": ClassificationHead(tap="both"), "n": RegressionHead(tap="both")}
