@@ -27,6 +27,7 @@ from fastai_heads.data.sample import Sample, draw_sample
 from fastai_heads.data.tabular import from_tabular
 from fastai_heads.data.targets import Target, dls_targets
 from fastai_heads.data.watched import scaler_of, watch
+from fastai_heads.data.whole import batch_whole
 from fastai_heads.errors import HeadsError, HeadsWarning
 
 __all__ = ["Inspected", "inspect_data"]
@@ -96,6 +97,7 @@ def inspect_data(
             check_present(dl.dataset, f"{split_name(n)} set")
             _check_split(dl, split_name(n), names, targets, void)
         watch(dl, split_name(n), (*names, *(t.name for t in targets)))
+        batch_whole(dl)
         if not plain:
             _check_image_sizes(dl)
     return Inspected(dls, inputs, targets, _draw(dls, targets))
