@@ -34,7 +34,8 @@ LAYERS = {
     "model": {*LEAVES, "modes", "archs", "data", "bodies", "heads", "trunks"},
     "training": {*LEAVES, *NETWORK},
     "view": {*LEAVES, *NETWORK, "training"},
-    "learner": {*LEAVES, *NETWORK, "training", "view"},
+    "export": {*LEAVES, *NETWORK, "learner"},  # the learner in one call alone: a bundle that is trained on
+    "learner": {*LEAVES, *NETWORK, "training", "view", "export"},
     "compare": {*LEAVES, *NETWORK, "training", "view", "learner"},
 }
 ANYTHING = {"__init__", "__main__", "demo"}  # the doors: may import every layer, no layer imports them

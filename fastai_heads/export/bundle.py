@@ -150,7 +150,7 @@ def _rebuilt(said: dict[str, Any], model: MultiHeadModel, sample: tuple) -> Mult
         why = ""
     if same:
         return network
-    named = [b for b in _image_bodies(said["body"])]
+    named = _image_bodies(said["body"])
     if not named:
         raise HeadsError(f"the network cannot be said as data: built again of it, it predicts something else{why}.")
     raise HeadsError(
@@ -260,4 +260,3 @@ def predictor_of(
     rebuilt, specs = build_network(manifest["network"])
     _put(rebuilt, copied)
     return Predictor(manifest, TorchNetwork(rebuilt, tuple(manifest["inputs"]), _tasks(manifest, specs)))
-

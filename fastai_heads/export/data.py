@@ -76,7 +76,17 @@ def _item_steps(dls: DataLoaders) -> list[dict[str, Any]]:
     return found
 
 
-_PADDING = ("pad_detections", "pad_boxes", "pad_input", "Pad_Input", "Pad_Chunk", "pad_input_chunk", "pad_chunk", "bb_pad", "noop")
+_PADDING = (
+    "pad_detections",
+    "pad_boxes",
+    "pad_input",
+    "Pad_Input",
+    "Pad_Chunk",
+    "pad_input_chunk",
+    "pad_chunk",
+    "bb_pad",
+    "noop",
+)
 
 
 def _batch_steps(dls: DataLoaders) -> dict[str, Any]:
@@ -179,7 +189,7 @@ def _say_tokenizer(read: ReadTokens, name: str) -> dict[str, Any]:
     tokenizer = getattr(read.tokenizer, "backend_tokenizer", read.tokenizer)
     if not hasattr(tokenizer, "to_str"):
         raise HeadsError(
-            f"input {name!r}: the tokenizer {type(read.tokenizer).__name__} is Python code, and cannot be said as data; "
+            f"input {name!r}: the tokenizer {type(read.tokenizer).__name__} is Python code, which a bundle cannot say; "
             "take its fast form, `AutoTokenizer.from_pretrained(…, use_fast=True)`."
         )
     new = type(tokenizer).from_str(tokenizer.to_str())
@@ -198,14 +208,18 @@ def _say_fastai(tfms: list[Transform], source: Any) -> dict[str, Any]:
     tokenizer = next((f for f in tfms if isinstance(f, text_class("Tokenizer"))), None)
     name = f"input {source.name!r}"
     if tokenizer is None:
-        raise HeadsError(f"{name} has no tokenizer that a bundle can say: it says fastai's `Tokenizer` and `TokenizerBlock`.")
+        raise HeadsError(
+            f"{name} has no tokenizer that a bundle can say: it says fastai's `Tokenizer` and `TokenizerBlock`."
+        )
     split = type(tokenizer.tok)
     if split not in (text_core.SpacyTokenizer, text_core.BaseTokenizer):
         raise HeadsError(f"{name}: a bundle says SpacyTokenizer and BaseTokenizer, found {split.__name__}.")
     rules = [getattr(rule, "__name__", "") for rule in tokenizer.rules]
     wrong = [r for r, n in zip(tokenizer.rules, rules) if getattr(text_core, n, None) is not r]
     if wrong:
-        raise HeadsError(f"{name}: the rule {getattr(wrong[0], '__name__', wrong[0])!r} of its tokenizer is not fastai's.")
+        raise HeadsError(
+            f"{name}: the rule {getattr(wrong[0], '__name__', wrong[0])!r} of its tokenizer is not fastai's."
+        )
     if len(getattr(tokenizer, "text_cols", "") if isinstance(getattr(tokenizer, "text_cols", ""), list) else "") > 1:
         raise HeadsError(f"{name} joins several columns of text, which a bundle cannot say: join them in the frame.")
     lang = tokenizer.tok.pipe.__self__.lang if split is text_core.SpacyTokenizer else ""

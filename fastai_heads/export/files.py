@@ -83,7 +83,9 @@ def read_bundle(
     if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
         raise HeadsError(f"{MANIFEST} is no manifest of fastai_heads: its `schema` is {schema!r}.")
     if schema > SCHEMA:
-        raise HeadsError(f"{MANIFEST} is of version {schema}, and this fastai_heads reads {SCHEMA}: install a later one.")
+        raise HeadsError(
+            f"{MANIFEST} is of version {schema}, and this fastai_heads reads {SCHEMA}: install a later one."
+        )
     weights = _inside(folder, WEIGHTS, MAX_WEIGHTS).read_bytes()
     _check_weights(said, weights)
     return said, weights
@@ -191,7 +193,9 @@ def read_tensors(
         for side in shape:
             size *= side
         if place[1] - place[0] != size:
-            raise HeadsError(f"{WEIGHTS}: tensor {name!r} of shape {shape} has {place[1] - place[0]} bytes, not {size}.")
+            raise HeadsError(
+                f"{WEIGHTS}: tensor {name!r} of shape {shape} has {place[1] - place[0]} bytes, not {size}."
+            )
         found[name] = one["dtype"], tuple(shape)
         places.append((place[0], place[1]))
     ends = [0, *(end for _, end in sorted(places))]

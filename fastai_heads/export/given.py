@@ -7,7 +7,14 @@ from fastai_heads.errors import HeadsError
 
 __all__ = ["take"]
 
-_KINDS = {str: "a text", int: "a whole number", float: "a number", bool: "True or False", list: "a list", dict: "a dict"}
+_KINDS = {
+    str: "a text",
+    int: "a whole number",
+    float: "a number",
+    bool: "True or False",
+    list: "a list",
+    dict: "a dict",
+}
 
 
 def take(

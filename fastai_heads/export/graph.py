@@ -1,4 +1,4 @@
-"""From arrays to what the heads say: preprocessing, network, activation and decoding as one module, for torch and ONNX."""
+"""From arrays to what the heads say: preprocessing, network, activation and decoding as one module."""
 
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -34,7 +34,9 @@ class Graph(nn.Module):
             if said.get("mean") is not None:
                 for what in ("mean", "std"):
                     shape = (1, -1, *[1] * 2)
-                    self.register_buffer(f"{said['name']}_{what}", torch.tensor(said[what]).view(shape), persistent=False)
+                    self.register_buffer(
+                        f"{said['name']}_{what}", torch.tensor(said[what]).view(shape), persistent=False
+                    )
 
     def forward(self, *arrays: Tensor) -> dict[str, Tensor]:
         "Give a tensor for each head."

@@ -95,7 +95,7 @@ class RowReader(InputReader):
 
     def take(self, row: Any) -> Any:
         "Take a row that stands under this input's name, or all of it."
-        inner = row[self.name] if self.name in row else None
+        inner = row.get(self.name)
         return inner if isinstance(inner, Mapping) or hasattr(inner, "keys") else row
 
     def read(self, given: Any) -> tuple[Any, None]:

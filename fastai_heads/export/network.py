@@ -27,8 +27,8 @@ __all__ = ["build_network", "fitting_network", "restrict", "say_network"]
 
 _ZOOS = ("timm", "torchvision", "fastai", "registered")
 _LEADS_OUT = frozenset(
-    "pretrained pretrained_cfg pretrained_cfg_overlay checkpoint_path cache_dir weights weights_backbone url file "
-    "model_name_or_path scriptable exportable grad_checkpointing".split()
+    ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "weights")
+    + ("weights_backbone", "url", "file", "model_name_or_path", "scriptable", "exportable", "grad_checkpointing")
 )
 "Options of an arch by which it would load something, and so no manifest has them."
 _SOURCES = {kind.kind: kind for kind in (ImageInput, RowInput, TextInput)}
@@ -285,8 +285,8 @@ def _check_fit(network: nn.Module, tensors: Tensors) -> None:
         return
     name = next(n for n in (*wanted, *found) if wanted.get(n) != found.get(n))
     raise HeadsError(
-        f"the weights do not fit the network that the manifest describes: {name} is {found.get(name, 'missing')} in the "
-        f"file, and {wanted.get(name, 'not there')} in the network."
+        f"the weights do not fit the network that the manifest describes: {name} is {found.get(name, 'missing')} in "
+        f"the file, and {wanted.get(name, 'not there')} in the network."
     )
 
 

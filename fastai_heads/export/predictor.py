@@ -100,8 +100,8 @@ class Predictor:
         row = hasattr(item, "keys") and hasattr(item, "__getitem__")
         if len(self._inputs) > 1 and not row:
             raise HeadsError(
-                f"an item has {len(self._inputs)} inputs: a dict {{{', '.join(f'{n!r}: …' for n in self.inputs)}}}, found "
-                f"{type(item).__name__}."
+                f"an item has {len(self._inputs)} inputs: a dict {{{', '.join(f'{n!r}: …' for n in self.inputs)}}}, "
+                f"found {type(item).__name__}."
             )
         parts, view = [], None
         for reader in self._inputs:

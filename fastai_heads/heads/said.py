@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from functools import partial
 from importlib import import_module
@@ -69,7 +69,9 @@ def say(
         return value.to_dict()
     if isinstance(value, partial):
         if value.args:
-            raise HeadsError(f"{what} is a partial with places: name its arguments, `partial({_called(value.func)}, …)`.")
+            raise HeadsError(
+                f"{what} is a partial with places: name its arguments, `partial({_called(value.func)}, …)`."
+            )
         return {"called": _name_of(value.func, what), "with": say(value.keywords, what)}
     if isinstance(value, nn.Module | BaseLoss) and not isinstance(value, type):
         return _say_object(value, what)
@@ -141,7 +143,12 @@ def _may_be_named(value: Any, place: str, name: str) -> bool:
     "Tell whether it is a public class or function that is defined there, and no module."
     root = place.split(".")[0]
     home = getattr(value, "__module__", None) or ""
-    return not name.startswith("_") and callable(value) and not isinstance(value, ModuleType) and home.split(".")[0] == root
+    return (
+        not name.startswith("_")
+        and callable(value)
+        and not isinstance(value, ModuleType)
+        and home.split(".")[0] == root
+    )
 
 
 def _name_of(value: Any, what: str) -> str:
@@ -152,7 +159,13 @@ def _name_of(value: Any, what: str) -> str:
     for place in _PLACES:
         if name and vars(import_module(place)).get(name) is value and _may_be_named(value, place, name):
             return f"{place}:{name}"
-    kind = "a lambda" if name == "<lambda>" else f"a {type(value).__name__} {name!r}" if name else f"a {type(value).__name__}"
+    kind = (
+        "a lambda"
+        if name == "<lambda>"
+        else f"a {type(value).__name__} {name!r}"
+        if name
+        else f"a {type(value).__name__}"
+    )
     raise HeadsError(
         f"{what} is {kind}, which cannot be said as data: give it a name and register it, `register_module(…)`, before "
         "it is saved and before it is loaded."
@@ -261,7 +274,11 @@ def spec_to_dict(
     for field in fields(spec):
         value = getattr(spec, field.name)
         default = field.default
-        if field.name == "kind" or value is default or (isinstance(value, str | int | float | tuple) and value == default):
+        if (
+            field.name == "kind"
+            or value is default
+            or (isinstance(value, str | int | float | tuple) and value == default)
+        ):
             continue
         said[field.name] = say(value, f"`{field.name}` of {spec.label}")
     return said
@@ -274,7 +291,9 @@ def spec_from_dict(
     from fastai_heads.heads.spec import HeadSpec  # here, as specs say themselves by this module
 
     if not isinstance(said, Mapping) or not isinstance(said.get("kind"), str):
-        raise HeadsError(f"a head is said as a dict with its `kind`, such as {{'kind': 'classification'}}; found {said!r}.")
+        raise HeadsError(
+            f"a head is said as a dict with its `kind`, such as {{'kind': 'classification'}}; found {said!r}."
+        )
     kind = find_kind(HeadSpec, said["kind"])
     given = {name: _field(name, value) for name, value in said.items() if name != "kind"}
     if said["kind"] in kind_names(kind)[1:]:
