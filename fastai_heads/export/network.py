@@ -26,10 +26,8 @@ from fastai_heads.model import Heads, MultiHeadModel
 __all__ = ["build_network", "fitting_network", "restrict", "say_network"]
 
 _ZOOS = ("timm", "torchvision", "fastai", "registered")
-_LEADS_OUT = frozenset(
-    ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "weights")
-    + ("weights_backbone", "url", "file", "model_name_or_path", "scriptable", "exportable", "grad_checkpointing")
-)
+_LEADS_OUT = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "weights"}
+_LEADS_OUT |= {"weights_backbone", "url", "file", "model_name_or_path", "scriptable", "exportable"}
 "Options of an arch by which it would load something, and so no manifest has them."
 _SOURCES = {kind.kind: kind for kind in (ImageInput, RowInput, TextInput)}
 

@@ -53,12 +53,13 @@ def say(
     what: str,  # what it is of, for messages
 ) -> Any:  # what JSON can hold
     "Say a value as data. Refuses by name what cannot be said."
+    value = value.item() if isinstance(value, np.generic) else value
     if value is None or isinstance(value, bool | int | str):
         return value
-    if isinstance(value, float | np.floating | np.integer):
+    if isinstance(value, float):
         if not math.isfinite(value):
             raise HeadsError(f"{what} is {value!r}, which JSON does not have.")
-        return value if isinstance(value, float) else value.item()
+        return value
     if isinstance(value, Tensor | np.ndarray):
         return say(value.tolist(), what)
     if isinstance(value, list | tuple | L | set | frozenset):
