@@ -102,5 +102,6 @@ from fastai_heads.training import (
 from fastai_heads.trunks import Trunk as Trunk
 from fastai_heads.view import HeadsInterpretation as HeadsInterpretation
 from fastai_heads.view import show_targets as show_targets
+from fastai_heads.export.onnx import export_onnx as export_onnx
 
 __version__: str

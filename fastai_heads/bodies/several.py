@@ -103,7 +103,7 @@ class Bodies(Body):
         found, here = (
             self._present(body, joined) if any(self._source(n).partial for n in users) else (body(*joined), None)
         )
-        size = len(joined[0][0] if isinstance(joined[0], tuple) else joined[0]) // len(users)
+        size = (joined[0][0] if isinstance(joined[0], tuple) else joined[0]).shape[0] // len(users)
         out: dict[str, Tensor] = {}
         for i, name in enumerate(users):
             rows = slice(i * size, (i + 1) * size)

@@ -14,7 +14,7 @@ from fastai_heads.export.network import restrict
 from fastai_heads.model import MultiHeadModel
 from fastai_heads.tasks.task import Task
 
-__all__ = ["Graph", "TorchNetwork"]
+__all__ = ["Graph", "TorchNetwork", "n_arrays"]
 
 _DECODED = ("mask", "class", "plain")  # answers that are decoded here, the others from the probabilities
 
@@ -27,9 +27,10 @@ class Graph(nn.Module):
         network: MultiHeadModel,  # with weights
         inputs: tuple[Mapping[str, Any], ...],  # as a manifest describes them, in order
         tasks: Mapping[str, tuple[Task, str]],  # head → (its task, what its answer is called)
+        takes: str = "uint8",  # images as (B, H, W, C) of uint8; 'body': as the body takes them
     ):
         super().__init__()
-        self.network, self.inputs, self.tasks = network, inputs, dict(tasks)
+        self.network, self.inputs, self.tasks, self.takes = network, inputs, dict(tasks), takes
         for said in inputs:
             if said.get("mean") is not None:
                 for what in ("mean", "std"):
@@ -40,17 +41,22 @@ class Graph(nn.Module):
 
     def forward(self, *arrays: Tensor) -> dict[str, Tensor]:
         "Give a tensor for each head."
-        given, parts = list(arrays), []
-        for said in self.inputs:
-            parts.append(self._prepare(said, [given.pop(0) for _ in range(n_arrays(said))]))
-        preds = self.network(*parts)
-        return {name: self._answer(name, pred) for name, pred in zip(self.network.heads.names, preds)}
+        preds = self.network(*self.parts(arrays))
+        return {name: self.answer(name, pred) for name, pred in zip(self.network.heads.names, preds)}
+
+    def parts(
+        self,
+        arrays: tuple[Tensor, ...],  # of a batch
+    ) -> list[Any]:  # one for each input
+        "Make what the body reads."
+        given = list(arrays)
+        return [self._prepare(said, [given.pop(0) for _ in range(n_arrays(said))]) for said in self.inputs]
 
     def _prepare(self, said: Mapping[str, Any], arrays: list[Tensor]) -> Any:
         "Make what the body reads: of an image floats (B, C, H, W), normalised; of a missing one NaN."
         if said["kind"] == "row":
             return Row(arrays)
-        if said["kind"] == "text":
+        if said["kind"] == "text" or self.takes == "body":
             return arrays[0]
         image = arrays[0].permute(0, 3, 1, 2).contiguous().float()
         image = image / said["div"] if said["div"] else image
@@ -58,7 +64,12 @@ class Graph(nn.Module):
             image = (image - getattr(self, f"{said['name']}_mean")) / getattr(self, f"{said['name']}_std")
         return image.masked_fill(arrays[1].view(-1, 1, 1, 1), torch.nan) if len(arrays) > 1 else image
 
-    def _answer(self, name: str, pred: Tensor) -> Tensor:
+    def answer(
+        self,
+        name: str,  # of a head
+        pred: Tensor,  # (B, …) its prediction
+    ) -> Tensor:
+        "Activate a prediction, and decode it where an answer is decoded."
         task, answer = self.tasks[name]
         activated = task.activation(pred)
         if answer not in _DECODED:
