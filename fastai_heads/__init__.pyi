@@ -44,6 +44,7 @@ from fastai_heads.data import (
 from fastai_heads.errors import HeadsError as HeadsError
 from fastai_heads.errors import HeadsWarning as HeadsWarning
 from fastai_heads.export.bundle import load_bundle as load_bundle
+from fastai_heads.export.onnx import export_onnx as export_onnx
 from fastai_heads.export.predictor import Predictor as Predictor
 from fastai_heads.head_tuple import HeadTuple as HeadTuple
 from fastai_heads.heads import (
@@ -102,6 +103,5 @@ from fastai_heads.training import (
 from fastai_heads.trunks import Trunk as Trunk
 from fastai_heads.view import HeadsInterpretation as HeadsInterpretation
 from fastai_heads.view import show_targets as show_targets
-from fastai_heads.export.onnx import export_onnx as export_onnx
 
 __version__: str

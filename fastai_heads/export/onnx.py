@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fastai_heads.errors import HeadsError, first_line
 from fastai_heads.export.bundle import predictor_of
 from fastai_heads.export.detections import FixedDetections, nms_translation
-from fastai_heads.export.graph import Graph, n_arrays
+from fastai_heads.export.graph import Graph
 from fastai_heads.export.inputs import make_reader
 from fastai_heads.export.onnx_session import KEY, output_names
 from fastai_heads.export.predictor import Predictor
