@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import nms
 
-from fastai_heads.data.detection import NO_BOX
+from fastai_heads.data.detection_block import NO_BOX
 from fastai_heads.tasks.detection import DetectionTask
 from fastai_heads.tasks.detection_loss import _unpack
 
