@@ -18,6 +18,7 @@ _NAMES = {
     ),
     "fastai_heads.errors": "HeadsError HeadsWarning",
     "fastai_heads.export.bundle": "load_bundle",
+    "fastai_heads.export.hub": "from_hub push_to_hub",
     "fastai_heads.export.onnx": "export_onnx",
     "fastai_heads.export.predictor": "Predictor",
     "fastai_heads.head_tuple": "HeadTuple",

@@ -44,6 +44,8 @@ from fastai_heads.data import (
 from fastai_heads.errors import HeadsError as HeadsError
 from fastai_heads.errors import HeadsWarning as HeadsWarning
 from fastai_heads.export.bundle import load_bundle as load_bundle
+from fastai_heads.export.hub import from_hub as from_hub
+from fastai_heads.export.hub import push_to_hub as push_to_hub
 from fastai_heads.export.onnx import export_onnx as export_onnx
 from fastai_heads.export.predictor import Predictor as Predictor
 from fastai_heads.head_tuple import HeadTuple as HeadTuple

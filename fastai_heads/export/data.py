@@ -96,7 +96,7 @@ def _batch_steps(dls: DataLoaders) -> dict[str, Any]:
         if isinstance(f, IntToFloatTensor):
             found["div"] = float(f.div) if f.div else None
         elif isinstance(f, Normalize):
-            found["mean"], found["std"] = (say(v.flatten(), "`Normalize`") for v in (f.mean, f.std))
+            found["mean"], found["std"] = (say(v.flatten().tolist(), "`Normalize`") for v in (f.mean, f.std))
         else:
             raise HeadsError(_unknown(f, "batch_tfms"))
     return found

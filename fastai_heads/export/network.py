@@ -70,7 +70,7 @@ def _say_spec(name: str, spec: HeadSpec) -> dict[str, Any]:
         try:
             return type(spec)(**without).to_dict()
         except HeadsError:
-            raise error.within(f"`heads[{name!r}]`", head=name) from None
+            raise error.within(f"`heads[{name!r}]`") from None
 
 
 def _say_body(body: Body) -> dict[str, Any]:

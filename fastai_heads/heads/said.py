@@ -60,7 +60,9 @@ def say(
         if not math.isfinite(value):
             raise HeadsError(f"{what} is {value!r}, which JSON does not have.")
         return value
-    if isinstance(value, Tensor | np.ndarray):
+    if isinstance(value, Tensor):
+        return {"tensor": say(value.tolist(), what)}
+    if isinstance(value, np.ndarray):
         return say(value.tolist(), what)
     if isinstance(value, list | tuple | L | set | frozenset):
         return [say(v, what) for v in value]
@@ -89,6 +91,8 @@ def make(
         return said
     if "kind" in said:
         return spec_from_dict(said)
+    if "tensor" in said:
+        return torch.tensor(said["tensor"])
     if "parts" in said:
         return _make_parts(said)
     if "made" in said:

@@ -32,7 +32,7 @@ def _spec(name: Any, said: Any) -> Any:
     try:
         return HeadSpec.from_dict(said)
     except HeadsError as error:
-        raise error.within(f"`heads[{name!r}]`", head=str(name)) from error.__cause__
+        raise error.within(f"`heads[{name!r}]`") from error.__cause__
 
 
 def _read_file(path: Path) -> Mapping[str, Any]:

@@ -123,7 +123,7 @@ def several(tmp_path_factory) -> MultiHeadLearner:
         dls = DataBlock(
             blocks=(ImageBlock, row, TokenizerBlock(words()), CategoryBlock, CategoryBlock(vocab=list("0123456789"))),
             getters=[
-                ColReader("image", pref=path), lambda r: r, ColReader("caption"), ColReader("holds"), ColReader("digit"),
+                ColReader("image", pref=path), lambda r: r, *(ColReader(c) for c in ("caption", "holds", "digit")),
             ],
             n_inp=3,
             splitter=IndexSplitter(range(4)),

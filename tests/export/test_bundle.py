@@ -57,7 +57,7 @@ def test_weights_are_kept_to_the_bit(images, tmp_path):
 def test_half_precision_stays(make_images, tmp_path):
     learn = make_images(("digit",))
     learn.model.bfloat16()
-    with pytest.raises(HeadsError, match="cannot be|is not this network"):  # images are float32, and it fails on them
+    with pytest.raises(HeadsError, match=r"cannot be|is not this network"):  # images are float32, and it fails on them
         save_bundle(learn, tmp_path / "b")
 
 
@@ -133,7 +133,7 @@ def double(x):
 @pytest.mark.parametrize("bad", [Twice(), double, lambda x: x], ids=["class", "function", "lambda"])
 def test_an_unknown_transform_is_refused_by_name(make_images, tmp_path, bad):
     learn = make_images(("digit",), item_tfms=[Resize(32), bad])
-    with pytest.raises(HeadsError, match="`item_tfms` holds (Twice|double|<lambda>)"):
+    with pytest.raises(HeadsError, match=r"`item_tfms` holds (Twice|double|<lambda>)"):
         save_bundle(learn, tmp_path / "b")
     assert not list(tmp_path.iterdir())
 
@@ -293,7 +293,7 @@ def test_what_is_wrong_with_a_bundle_is_said(folder, name):
 @pytest.mark.parametrize("limit", ["MAX_MANIFEST", "MAX_WEIGHTS", "MAX_ITEMS", "MAX_TEXT", "MAX_HEADER"])
 def test_limits(folder, monkeypatch, limit):
     monkeypatch.setattr(f"fastai_heads.export.files.{limit}", 10)
-    with pytest.raises(HeadsError, match="at most|more than|cut off"):
+    with pytest.raises(HeadsError, match=r"at most|more than|cut off"):
         load_bundle(folder)
 
 
