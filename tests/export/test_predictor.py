@@ -210,3 +210,36 @@ def test_images_of_two_sizes_are_one_batch_where_they_are_resized(make_images, p
         predictor(two)
     resized = predictor_of(make_images(("mask",), item_tfms=Resize(32)))
     assert [a.mask.codes.shape for a in resized(two)] == [(40, 30), (30, 40)]
+
+
+def test_a_text_of_fastai(tmp_path):
+    from fastai.data.block import CategoryBlock, DataBlock, RegressionBlock
+    from fastai.data.transforms import ColReader, IndexSplitter
+    from fastai.text.data import TextBlock
+    from fastai.text.models.awdlstm import AWD_LSTM
+
+    from fastai_heads.bodies.text import TextBody
+    from fastai_heads.export.onnx import export_onnx
+    from fastai_heads.learner import multihead_learner
+
+    texts = ["The cat sat on the mat", "A DOG ran fast", "no no no never again"]
+    frame = pd.DataFrame({"note": texts * 4, "kind": list("abc") * 4, "size": [1.0, 2.0, 4.0] * 4})
+    block = DataBlock(
+        blocks=(TextBlock.from_df("note"), CategoryBlock, RegressionBlock),
+        get_x=ColReader("text"),
+        get_y=[ColReader("kind"), ColReader("size")],
+        n_inp=1,
+        splitter=IndexSplitter([0, 1]),
+    )
+    arch = TextBody(AWD_LSTM, config={"emb_sz": 4, "n_hid": 6, "n_layers": 2})
+    learn = multihead_learner(block.dataloaders(frame, bs=4, num_workers=0), arch)
+    learn.remove_cbs([cb for cb in learn.cbs if cb.name == "progress"])
+    predictor = load_bundle(save_bundle(learn, tmp_path / "b"))
+    for i in range(3):
+        decoded, _, activated = learn.predict(frame.iloc[i])
+        check_equal(predictor(frame.iloc[i]), decoded, activated)
+        assert as_plain(predictor(texts[i])) == as_plain(predictor(frame.iloc[i]))
+    with pytest.raises(HeadsError, match="read by AWD_LSTM"):
+        export_onnx(tmp_path / "m.onnx", predictor)
+    with pytest.raises(HeadsError, match="a text is a str"):
+        predictor([3])
