@@ -6,17 +6,16 @@ from dataclasses import dataclass
 
 from fastai.data.core import DataLoaders, TfmdDL
 from fastai.data.transforms import Normalize
-from fastai.torch_core import no_random
 from fasttransform import Transform
 from torch import Tensor
 
 from fastai_heads.data.bbox_blocks import HALF_PAIRS, join_boxes
 from fastai_heads.data.box_items import row_name
 from fastai_heads.data.faults import check_labels
-from fastai_heads.data.files import Headers, first_missing, spread
+from fastai_heads.data.files import Headers, first_missing
 from fastai_heads.data.in_image import PLACES, check_places
 from fastai_heads.data.inputs import Input, dls_inputs
-from fastai_heads.data.labels import Labels, opens_image, read_labels, source_of, split_name
+from fastai_heads.data.labels import Labels, opens_image, read_labels, split_name
 from fastai_heads.data.loader import with_inputs
 from fastai_heads.data.mask_faults import Masks, check_masks
 from fastai_heads.data.missing import IGNORE_PIXEL
@@ -26,12 +25,10 @@ from fastai_heads.data.present import check_present
 from fastai_heads.data.sample import Sample, draw_sample
 from fastai_heads.data.tabular import from_tabular
 from fastai_heads.data.targets import Target, dls_targets
-from fastai_heads.data.watched import scaler_of, watch
+from fastai_heads.data.watched import check_sizes, scaler_of, watch
 from fastai_heads.errors import HeadsError, HeadsWarning
 
 __all__ = ["Inspected", "inspect_data"]
-
-_SAMPLE = 64  # images whose sizes are compared
 
 
 @dataclass(frozen=True)
@@ -97,7 +94,7 @@ def inspect_data(
             _check_split(dl, split_name(n), names, targets, void)
         watch(dl, split_name(n), (*names, *(t.name for t in targets)))
         if not plain:
-            _check_image_sizes(dl)
+            check_sizes(dl)
     return Inspected(dls, inputs, targets, _draw(dls, targets))
 
 
@@ -155,18 +152,3 @@ def _check_files(labels: Labels, what: str) -> None:
             f"{what} {labels.target!r}, {where}: there is no file {labels.values[i]}. Correct the path, or drop "
             "the row."
         )
-
-
-def _check_image_sizes(dl: TfmdDL) -> None:
-    "Refuse images that do not make one batch, told from the sizes of a few."
-    ds = dl.dataset
-    if not len(ds) or not opens_image(ds.tls[0]):
-        return
-    headers, seen = Headers(), {}
-    for i in spread(range(len(ds)), _SAMPLE):
-        header = headers.of(source_of(ds.tls[0], i))
-        if header is not None:
-            seen.setdefault(header.size, i)
-    if len(seen) > 1:
-        with no_random():
-            dl.before_batch([dl.do_item(i) for i in [*seen.values()][:2]])

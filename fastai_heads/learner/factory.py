@@ -173,13 +173,10 @@ def _find(arch: Any, inputs: Sequence[Input], options: Mapping[str, Any]) -> Fou
     return find_body(arch, inputs[0], image)
 
 
-_EXAMPLES = {"image": "'resnet18'", "row": "TabularBody(layers=[200, 100])", "text": "TextBody(AWD_LSTM)"}
-
-
 def _several(inputs: Sequence[Input]) -> str:
     "Say what `arch` is over several inputs."
     names = ", ".join(f"{source.name} ({source.a})" for source in inputs)
-    archs = ", ".join(f"{source.name!r}: {_EXAMPLES[source.kind]}" for source in inputs)
+    archs = ", ".join(f"{source.name!r}: {source.arch}" for source in inputs)
     return (
         f"`arch`: the data has {len(inputs)} inputs, {names}, and each is read by a body of its own: "
         f"`arch={{{archs}}}`. If some of them are targets, pass `n_inp=` to the DataBlock."
