@@ -39,7 +39,7 @@ _ELSEWHERE = {
     "custom_head": "`heads={name: CustomHead(module)}`",
     **{
         option: f"it is a head's: `heads={{name: ClassificationHead({option}=…)}}`"
-        for option in ("lin_ftrs", "ps", "first_bn", "bn_final", "lin_first", "y_range", "init", "pool")
+        for option in ("lin_ftrs", "ps", "first_bn", "bn_final", "lin_first", "y_range", "init", "pool", "last_scale")
     },
     "concat_pool": "it is a head's: `heads={name: ClassificationHead(pool='avg')}`",
 }
