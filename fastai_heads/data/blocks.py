@@ -13,9 +13,8 @@ from torch import Tensor
 
 from fastai_heads.data.box_items import row_name
 from fastai_heads.data.kinds import TellsKind
-from fastai_heads.data.missing import is_missing
+from fastai_heads.data.missing import Missing, is_missing
 from fastai_heads.data.parse import parse_box, parse_numbers
-from fastai_heads.data.partial import Missing
 from fastai_heads.data.places import check_in_image, clip_boxes, image_size
 from fastai_heads.errors import HeadsError
 

@@ -19,9 +19,8 @@ from fastai_heads.data.labels import Labels, opens_image, read_labels, split_nam
 from fastai_heads.data.loader import with_inputs
 from fastai_heads.data.mask_faults import Masks, check_masks
 from fastai_heads.data.missing import IGNORE_PIXEL
-from fastai_heads.data.partial import check_complete
 from fastai_heads.data.plain import PlainDatasets, Stated, from_plain
-from fastai_heads.data.present import check_present
+from fastai_heads.data.present import check_complete, check_present
 from fastai_heads.data.sample import Sample, draw_sample
 from fastai_heads.data.tabular import from_tabular
 from fastai_heads.data.targets import Target, dls_targets
