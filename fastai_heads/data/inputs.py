@@ -32,7 +32,7 @@ class Input:
 
 @dataclass(frozen=True)
 class ImageInput(Input):
-    "An image, or whatever an arch of an image takes."
+    "An image, or another tensor that an arch of an image takes."
 
     kind = "image"
     a = "an image"

@@ -1,4 +1,4 @@
-"""One look at the data before a learner is made: what it holds, and whatever in it would not train."""
+"""One look at the data before a learner is made. It tells what the data holds, and refuses what would not train."""
 
 import warnings
 from collections.abc import Collection, Mapping, Sequence
@@ -43,7 +43,7 @@ class Inspected:
         self,
         transforms: Sequence[Transform],  # for batches
     ) -> None:
-        """Treat batches as those were that the weights in use saw, save where the data does so already. Images of a
+        """Add the transforms that the weights in use were trained with, unless the data has its own. Images of a
         plain `Dataset` are taken as they are, as its own transforms made them."""
         if isinstance(self.dls.train_ds, PlainDatasets):
             _check_normalized(self, transforms)
@@ -72,12 +72,12 @@ def inspect_data(
     dls: DataLoaders,  # fastai's, over `Datasets`, a table or a plain PyTorch `Dataset`
     stated: Mapping[str, Stated] | None = None,  # name → what the user says of a target that data may not tell
 ) -> Inspected:
-    """Look at all labels and at a few images, once, and refuse what would not train: `HeadsError` naming target, row,
-    file and what to do.
+    """Look once at all labels and at a few images, and refuse what would not train. The `HeadsError` names target, row
+    and file, and says what to do.
 
-    Labels of every split are read, images are not: their files have to be there, and of those that masks and places
-    are measured by, the headers are read, 20,000 files at most. Pixels are read of a few dozen masks. What is left is
-    raised when it is reached, by row and file. The random state stays as it was."""
+    It reads the labels of every split, and no images: their files only have to be there. Where masks and places are
+    measured by an image, it reads the headers of 20,000 files at most. Pixels are read of a few dozen masks. What is
+    left is raised when it is reached, by row and file. The random state stays as it was."""
     stated = dict(stated or {})
     dls = with_inputs(join_boxes(from_plain(from_tabular(dls), stated)))
     targets = dls_targets(dls)
@@ -109,7 +109,7 @@ def _draw(dls: DataLoaders, targets: tuple[Target, ...]) -> Sample:
 def check_items(
     dls: DataLoaders,  # over fastai `Datasets`
 ) -> None:
-    "Refuse an empty training set, such as `export` leaves, of which nothing can be told."
+    "Refuse an empty training set, such as `export` leaves: it tells nothing."
     if not len(dls.train_ds):
         raise HeadsError(
             "`dls.train` holds no item: heads are made for the targets of a training set of one item at least. "

@@ -73,7 +73,7 @@ class MarkMasks(Transform):
 
 
 class FillMasks(Transform):
-    "After augmentation: the whole of a missing mask is 255, whatever padding and `div_mask` made of it."
+    "After augmentation: makes the whole of a missing mask 255 again, which padding and `div_mask` have changed."
 
     order = 98
 

@@ -32,7 +32,7 @@ __all__ = ["Partial", "PartialBlock", "PartialReader"]
 
 
 class KnownTags(MultiCategory):
-    "The tags of an item of which some are neither there nor not there."
+    "The tags of an item, some of which are not known."
 
     unknown: tuple[Any, ...] = ()
 
@@ -103,7 +103,7 @@ def _renew(missing: Any) -> Any:
 
 
 def _with_nan(tags: Any) -> Any:
-    "Return tags as numbers, NaN for those that are missing, whatever says that there is none."
+    "Return tags as numbers, NaN for each tag that is missing."
     if isinstance(tags, Tensor):
         return tags
     try:
@@ -120,8 +120,9 @@ def _columns(tfms: Iterable) -> str:
 class Partial(ItemTransform):
     """A target block's type transforms, letting items without a label through.
 
-    The wrapped transforms are in `tfms` and see labelled items only, in setup too; their attributes (`vocab`, `c`,
-    `loss_func`) answer on this one. A missing label is encoded as `missing`: type and shape of a labelled one."""
+    The wrapped transforms are in `tfms`. They see labelled items only, in setup too. Their attributes (`vocab`, `c`,
+    `loss_func`) are attributes of this one. A missing label is encoded as `missing`: type and shape of a labelled
+    one."""
 
     def __init__(
         self,
@@ -167,7 +168,7 @@ class Partial(ItemTransform):
             self.missing = missing_like(known[0])
 
     def _is_missing(self, o: Any) -> bool:
-        "Tell whether there is no label. Refuse a label that is there in part, but for tags of which each has its cell."
+        "Tell whether there is no label. Refuse a label that is there in part; single tags may be missing."
         share = missing_share(o)
         if 0 < share < 1 and not self._has(EncodedMultiCategorize):
             raise HeadsError(f"A label has some of its numbers and not others: {list(o)}. {self._whole_labels()}")
@@ -209,7 +210,7 @@ class Partial(ItemTransform):
 def PartialBlock(
     block: TransformBlock | Callable[[], TransformBlock],  # of a target or an input, or what makes one
 ) -> TransformBlock:
-    """Make the same block for items of which some have no label, or not this input: `None`, NaN, `pd.NA`, blank text.
+    """Make the same block for a target or an input that some items do not have: `None`, NaN, `pd.NA`, blank text.
 
     Vocabulary and number of outputs come from the labels that are there. A missing label is encoded as the same type
     and shape as any other: -100 for integers, NaN for floats (categories as one-hot, numbers, points, boxes), 255 in
