@@ -40,8 +40,9 @@ def find_body(
     if isinstance(arch, BodySpec):
         return arch.find(source)
     if not isinstance(source, ImageInput):
-        want = "TabularBody(layers=[200, 100])" if source.kind == "row" else "TextBody(AWD_LSTM)"
-        raise HeadsError(f"`arch`: input {source.name!r} is {source.a}, which {arch!r} does not read. Say {want}.")
+        raise HeadsError(
+            f"`arch`: input {source.name!r} is {source.a}, which {arch!r} does not read. Say {source.arch}."
+        )
     return image(arch)
 
 

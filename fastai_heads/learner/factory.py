@@ -83,11 +83,11 @@ def multihead_learner(
 ) -> MultiHeadLearner:
     """Make a learner with one pretrained body and a head per target.
 
-    With `heads=None` every target of `dls` gets the head of its kind. A list renames the targets in order. In a dict,
-    `spec.target` says which target a head predicts (by default the one that bears its name), targets not named get
-    their default head, and `'age': None` leaves one out. Raises `HeadsError`, before any training, for whatever does
-    not fit: it names the parameter, what was expected and what was found. A few items go through the whole network, and
-    through every head's loss, decoding and metrics, to find that out."""
+    With `heads=None` every target of `dls` gets the head of its kind. A list renames the targets in order. In a
+    dict, `spec.target` says which target a head predicts; by default it is the one that has the head's name. Targets
+    that are not named get their default head, and `'age': None` leaves one out. Raises `HeadsError`, before any
+    training, for what does not fit. It names the parameter, what was expected and what was found. To find that out,
+    a few items go through the whole network, and through every head's loss, decoding and metrics."""
     check_loaders(dls)
     check_columns(dls)
     _check_kwargs(learner_kwargs)
@@ -179,13 +179,10 @@ def _find(arch: Any, inputs: Sequence[Input], options: Mapping[str, Any]) -> Fou
     return find_body(arch, inputs[0], image)
 
 
-_EXAMPLES = {"image": "'resnet18'", "row": "TabularBody(layers=[200, 100])", "text": "TextBody(AWD_LSTM)"}
-
-
 def _several(inputs: Sequence[Input]) -> str:
     "Say what `arch` is over several inputs."
     names = ", ".join(f"{source.name} ({source.a})" for source in inputs)
-    archs = ", ".join(f"{source.name!r}: {_EXAMPLES[source.kind]}" for source in inputs)
+    archs = ", ".join(f"{source.name!r}: {source.arch}" for source in inputs)
     return (
         f"`arch`: the data has {len(inputs)} inputs, {names}, and each is read by a body of its own: "
         f"`arch={{{archs}}}`. If some of them are targets, pass `n_inp=` to the DataBlock."

@@ -168,8 +168,8 @@ class MultiHeadLearner(Learner):
 
     @property
     def dls(self) -> DataLoaders:
-        """The data. New data must have the same targets and vocabularies, and a few of its items go through the network
-        and every head's loss; else `HeadsError`, and nothing has changed."""
+        """The data. New data must have the same targets and vocabularies, and a few of its items are tried in the
+        network and in every head's loss. Where they do not fit, a `HeadsError` is raised and nothing has changed."""
         return self._dls
 
     @dls.setter
