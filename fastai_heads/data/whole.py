@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastai_heads.data.labels import after_getter, is_picture, read_labels
 from fastai_heads.data.loader import InputsDL
-from fastai_heads.data.partial import MarkMissing, SizeMissing
+from fastai_heads.data.missing_masks import MarkMasks, SizeMasks
 from fastai_heads.data.rows import EncodedRows, ReadRow, Row
 from fastai_heads.data.watched import SameSizes
 
@@ -28,25 +28,18 @@ class WholeRows:
         self,
         dl: TfmdDL,  # over rows of a table alone
     ):
-        self.dataset, self.after_item = dl.dataset, dl.after_item
+        self.dataset = dl.dataset
         self.targets: tuple[Tensor, ...] | None = None
         self.fits = True  # until a target turns out to be large, or of several shapes
 
     def prepare(self) -> bool:
         "Read the targets, if that was not done yet. Tells whether batches can be taken whole."
         if self.fits and self.targets is None:
-            found = self._read()
+            ds = self.dataset
+            found = [_read_target(ds, place) for place in range(ds.n_inp, len(ds.tls))]
             self.fits = all(one is not None for one in found)
             self.targets = tuple(found) if self.fits else None
         return self.fits
-
-    def _read(self) -> list[Tensor | None]:
-        "Read every target: through its own transforms alone, or where items are changed after them, item by item."
-        ds, places = self.dataset, range(self.dataset.n_inp, len(self.dataset.tls))
-        if all(isinstance(f, ToTensor) or f.name == "noop" for f in self.after_item.fs):
-            return [_join(_read_target(ds, place)) for place in places]
-        items = [self.after_item(ds[i]) for i in range(len(ds))]
-        return [_join([item[place] for item in items]) for place in places]
 
     def batch(
         self,
@@ -79,31 +72,24 @@ def _reads_alone(tl: TfmdLists) -> bool:
 
 
 def _as_it_is(dl: TfmdDL) -> bool:
-    "Tell whether neither items nor their batch are changed on the way."
-    items = all(isinstance(f, (ToTensor, SizeMissing, MarkMissing)) or f.name == "noop" for f in dl.after_item.fs)
+    "Tell whether neither items nor their batch are changed on the way, but for masks, which are not kept."
+    items = all(isinstance(f, (ToTensor, SizeMasks, MarkMasks)) or f.name == "noop" for f in dl.after_item.fs)
     return items and all(isinstance(f, SameSizes) for f in dl.before_batch.fs)
 
 
-def _read_target(dataset: Datasets, place: int) -> list[Any]:
-    "Read a target of all items. What is the same label is made once."
+def _read_target(dataset: Datasets, place: int) -> Tensor | None:
+    "Read a target of all items, (N, …); the same label is made once. None where it is large, or not of one shape."
     labels = read_labels(dataset, place, "", "")
-    if len(labels.values) != len(dataset) or (len(labels.values) and is_picture(labels.values[0])):
-        return []
+    if len(labels.values) != len(dataset) or is_picture(labels.values[0]):
+        return None
     tfms, known, found = after_getter(labels.tl), {}, []
     for value in labels.values:
-        if not isinstance(value, str | int):
-            found.append(compose_tfms(value, tfms=tfms, split_idx=labels.tl.split_idx))
-            continue
-        if value not in known:
-            known[value] = compose_tfms(value, tfms=tfms, split_idx=labels.tl.split_idx)
-        found.append(known[value])
-    return found
-
-
-def _join(found: Sequence[Any]) -> Tensor | None:
-    "Stack what is read of a target, (N, …). None where it is large, or not of one shape."
-    if not found or not all(
-        isinstance(one, Tensor) and one.numel() <= _LARGEST and one.shape == found[0].shape for one in found
-    ):
-        return None
+        made = known.get(value) if isinstance(value, str | int) else None
+        if made is None:
+            made = compose_tfms(value, tfms=tfms, split_idx=labels.tl.split_idx)
+        if isinstance(value, str | int):
+            known[value] = made
+        if not isinstance(made, Tensor) or made.numel() > _LARGEST or (found and made.shape != found[0].shape):
+            return None
+        found.append(made)
     return fa_collate(found)
