@@ -103,7 +103,8 @@ def open_image(
         if isinstance(error, HeadsError):
             raise
         what = f"{len(given)} bytes" if not isinstance(given, str | Path) else str(given)
-        raise HeadsError(f"input {name!r}: {what} cannot be read as an image: {error}.") from error
+        why = "" if isinstance(error, UnidentifiedImageError) else f": {error}"
+        raise HeadsError(f"input {name!r}: {what} cannot be read as an image{why}.") from error
 
 
 def _as_array(given: Any, name: str) -> np.ndarray:
