@@ -89,7 +89,7 @@ def compare(name: str, make: Callable[[Path, int], DataLoaders], n: int, lr: flo
     print(f"{name}: {n} images of {SIDE} px, a fifth held out, {EPOCHS} epochs, {body['arch']}, seeds {SEEDS}")
     print(f"{'decoder':8} {'refine':7} {'IoU':>14} {'boundary F1':>14} {'step':>6}")
     with tempfile.TemporaryDirectory() as folder:
-        dls, few = make(Path(folder), n), make(Path(folder), 80)
+        dls, few = make(Path(folder), n), make(Path(folder), 60)
         for decoder in DECODERS:
             few_learners = {str(r): learner_steps(learner(few, 0, decoder, r, **body)) for r in REFINEMENTS}
             steps = seconds_per_step(few_learners, rounds=2)
@@ -114,9 +114,9 @@ def main() -> None:
     warnings.simplefilter("ignore")
     sets = sys.argv[1:] or ["scenes", "horses"]
     if "scenes" in sets:
-        compare("scenes", scenes, 400, 3e-3, arch="resnet10t", pretrained=False)
+        compare("scenes", scenes, 240, 3e-3, arch="resnet10t", pretrained=False)
     if "horses" in sets:
-        compare("horses", horses, 400, 2e-3, arch=ARCH, body_kwargs=lite0_kwargs())
+        compare("horses", horses, 240, 2e-3, arch=ARCH, body_kwargs=lite0_kwargs())
 
 
 if __name__ == "__main__":
