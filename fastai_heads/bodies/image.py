@@ -36,7 +36,7 @@ class ImageBody(Body):
         self.arch, self.zoo, self.weights = network.name, network.zoo, network.weights
         self.n_in, self.mean, self.std = network.n_in, network.mean, network.std
         self.input_size, self._least_size, self._shape = network.fixed_size, network.least_size, network.shape
-        self.cut, self.net = network.cut, network.net
+        self.cut, self.net, self.options = network.cut, network.net, dict(network.options)
         self.points: tuple[TapPoint, ...] = all_taps(network, measured)
         self.unlisted: tuple[TapPoint, ...] = measured.by_hand
         self.use_taps(taps)
@@ -241,6 +241,7 @@ def find_image(
     if isinstance(arch, ImageBody):
         return Found((*arch.points, *arch.unlisted), lambda taps: _recut(arch, tuple(taps)))
     network = find_network(Request(arch, pretrained, weights, n_in, arch_kwargs))
+    network.options = arch_kwargs
     measured = _measured(network, arch_kwargs)
     if grad_checkpointing:
         network.cut = network.cut.add_checkpoints(network.net)

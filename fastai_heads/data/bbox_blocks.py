@@ -1,4 +1,4 @@
-"""fastai's `BBoxBlock` and `BBoxLblBlock`: two blocks, of which a learner here makes one target beside any others."""
+"""fastai's `BBoxBlock` and `BBoxLblBlock`: two blocks that become one target, which may stand beside others."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -281,10 +281,10 @@ def DetectionBlock(
 ) -> TransformBlock:
     """Make a `TransformBlock` for boxes with labels: one target, beside any others, its item `(boxes, labels)`.
 
-    Boxes are x1, y1, x2, y2 in pixels of the image as it is on disk, any number of them, none too. They move with the
-    image and are clipped to it; what augmentation moves out is no box any more. A batch holds them as
+    Boxes are x1, y1, x2, y2 in pixels of the image as it is on disk, any number of them, none too. They move with
+    the image and are clipped to it; what augmentation moves out is no box any more. A batch holds them as
     `TensorDetections` (B, N, 5), padded. Boxes without area, out of order, without labels, or outside the image are
-    refused (`HeadsError`), naming the row; with `clip=True` what stands out of the image is cut off."""
+    refused by a `HeadsError` that names the row. `clip=True` cuts off what stands out of the image."""
     if not isinstance(clip, bool):
         raise HeadsError(f"`clip` of DetectionBlock is True or False, found {clip!r}.")
     make = MakeBoxes(vocab, clip)

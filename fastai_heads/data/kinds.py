@@ -6,7 +6,7 @@ __all__ = ["ANSWERS", "Answer", "TellsKind"]
 
 
 class Answer(Enum):
-    "What is said of an item. Each of fastai's metrics, and each method of the interpretation, is for some of these."
+    "What is said of an item. A metric of fastai's is for some of these, and so is a method of the interpretation."
 
     CLASS = "one class of a vocabulary"
     TAGS = "several labels, each by itself"

@@ -1,6 +1,6 @@
 """How a head is built: the public base of all specs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from inspect import get_annotations
 from math import isfinite
@@ -16,6 +16,7 @@ from typing_extensions import Self
 from fastai_heads.archs.records import Level, TapPoint
 from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError, did_you_mean, refuse_change
+from fastai_heads.heads.said import spec_from_dict, spec_to_dict
 from fastai_heads.tasks.task import Task
 
 __all__ = [
@@ -166,6 +167,19 @@ class HeadSpec:
                 f"own any number goes: `CustomHead(module, n_out={self.n_out}, loss=…)`."
             )
         return replace(self, n_out=self.n_out if needed is None else needed)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Say the spec as a dict that JSON and TOML can hold: its `kind`, and the fields that are not as by default.
+
+        `heads=` takes it in the place of the spec. Raises `HeadsError` for what cannot be said, such as a lambda."""
+        return spec_to_dict(self)
+
+    @staticmethod
+    def from_dict(
+        said: Mapping[str, Any],  # `{'kind': 'classification', 'tap': 'layer3'}`
+    ) -> "HeadSpec":
+        "Make a spec of what `to_dict` gave. Raises `HeadsError` for a kind or a field that there is not."
+        return spec_from_dict(said)
 
     def task(
         self,

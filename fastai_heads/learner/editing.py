@@ -33,7 +33,7 @@ def add_head(
     head: HeadSpec,  # what it is
     target: str | int | None = None,  # what it predicts, by name or index; None: as the spec says, or `name`
 ) -> BoundHead:
-    """Add a head to a trained learner: body and other heads stay bit for bit, what was frozen stays frozen, the
+    """Add a head to a trained learner. Body and other heads stay bit for bit, and what was frozen stays frozen. The
     optimizer starts anew. Raises `HeadsError`, and nothing has changed, where the head does not fit."""
     spec, target = _fit_spec(learn, name, head, target)
     network, before = get_model(learn.model), dict(learn.heads)

@@ -30,8 +30,8 @@ class ConstantOrder:
 
 
 class GatherHeads(GatherPredsCallback):
-    """fastai's callback, for predictions and targets that are tuples: none is dropped, none unwrapped, the losses of
-    the heads are gathered beside the total, `save_targs` saves the targets of every head."""
+    """fastai's callback, for predictions and targets that are tuples. It drops none and unwraps none. It gathers the
+    losses of the heads beside the total, and `save_targs` saves the targets of every head."""
 
     name = "gather_preds"  # other callbacks of fastai look for it by this name
 

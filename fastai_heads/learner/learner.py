@@ -23,6 +23,7 @@ from fastai_heads.data.loaders import with_test_dl
 from fastai_heads.data.sample import draw_sample
 from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsWarning
+from fastai_heads.export.bundle import save_bundle
 from fastai_heads.heads.spec import HeadSpec
 from fastai_heads.learner import editing, predictions, ranks, settings
 from fastai_heads.learner.arguments import check_arguments
@@ -91,6 +92,7 @@ class MultiHeadLearner(Learner):
     add_head = editing.add_head
     drop_head = editing.drop_head
     export = export
+    save_bundle = save_bundle
 
     def __init__(
         self,
@@ -166,8 +168,8 @@ class MultiHeadLearner(Learner):
 
     @property
     def dls(self) -> DataLoaders:
-        """The data. New data must have the same targets and vocabularies, and a few of its items go through the network
-        and every head's loss; else `HeadsError`, and nothing has changed."""
+        """The data. New data must have the same targets and vocabularies, and a few of its items are tried in the
+        network and in every head's loss. Where they do not fit, a `HeadsError` is raised and nothing has changed."""
         return self._dls
 
     @dls.setter

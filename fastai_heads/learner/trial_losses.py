@@ -119,8 +119,7 @@ def _check_value(head: BoundHead, pred: Tensor, targ: Tensor) -> None:
     if broadcast and head.task.output_shape is not None and head.spec.loss is not None:
         raise _refused(head, pred, targ, "broadcasts two shapes that are not the same")
     if not isinstance(loss, Tensor) or loss.ndim:
-        found = _told(loss) if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
-        raise _refused(head, pred, targ, f"gives {found}, expected one number, a tensor (): take its `.mean()`")
+        raise _refused(head, pred, targ, f"gives {_told(loss)}, expected one number, a tensor (): take its `.mean()`")
     if not loss.isfinite():
         raise _refused(head, pred, targ, f"is {loss.item()} on the first items; {_range(pred, targ)}")
     grad = torch.autograd.grad(loss, leaf, allow_unused=True)[0] if loss.requires_grad else None
@@ -131,9 +130,9 @@ def _check_value(head: BoundHead, pred: Tensor, targ: Tensor) -> None:
 
 
 def _pairs_all(head: BoundHead, pred: Tensor, targ: Tensor) -> bool:
-    """Tell whether each prediction meets the target of every item. Then the loss does not change when targets change
-    places, and is the mean of what it is with each of the targets for all items. Where predictions lie on one side of
-    all the targets an absolute error does the same, so that they are spread out further and further."""
+    """Tell whether each prediction meets the target of every item. Such a loss does not change when targets change
+    places. It is the mean of the losses in which one target stands for all items. An absolute error does the same
+    where all predictions lie on one side of the targets. Predictions are therefore spread out further and further."""
     order = torch.Generator().manual_seed(0)
     columns = [torch.linspace(-1, 1, len(pred))[torch.randperm(len(pred), generator=order)] for _ in pred[0].flatten()]
     spread = torch.stack(columns, 1).view(pred.shape).to(pred)
@@ -223,7 +222,7 @@ def _rows(pred: Tensor, targ: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _refused(head: BoundHead, pred: Tensor, targ: Tensor, what: str) -> HeadsError:
-    "Make the error for a loss: what it does, of which shapes, and the nearest that fits."
+    "Make the error for a loss. It says what the loss does, with which shapes, and which loss would fit."
     spec, kind = head.spec, head.target.kind
     fit = head.task.near_loss
     own = spec.loss is not None and spec.brings_module
@@ -257,10 +256,10 @@ def check_decoding(
             f"{first_line(error)}."
         ) from error
     if not isinstance(decoded, Tensor) or not decoded.ndim or len(decoded) != len(pred):
-        found = _told(decoded) if isinstance(decoded, Tensor) else f"a {type(decoded).__name__}"
         raise HeadsError(
-            f"`heads[{head.name!r}]`: `{field}` of {head.spec.label} decodes {_told(pred)} to {found}, expected a "
-            f"tensor with a row for each of the {len(pred)} images; several values are `torch.stack([…], 1)`."
+            f"`heads[{head.name!r}]`: `{field}` of {head.spec.label} decodes {_told(pred)} to {_told(decoded)}, "
+            f"expected a tensor with a row for each of the {len(pred)} images. Several values are "
+            "`torch.stack([…], 1)`."
         )
 
 
@@ -286,6 +285,8 @@ def _range(pred: Tensor, targ: Tensor) -> str:
     return f"predictions go from {ends[0]}, targets from {ends[1]}"
 
 
-def _told(tensor: Tensor) -> str:
-    "Shape and type, in short."
-    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+def _told(value: Any) -> str:
+    "Say the shape and type of a tensor, or what it is instead."
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"

@@ -16,6 +16,7 @@ from fastai_heads.training.ranks.joint import JointBatch, SharedLoader
 
 __all__ = [
     "CombinedLoss",
+    "as_tuple",
     "batch_losses",
     "combined_loss",
     "count_labels",
@@ -30,9 +31,16 @@ __all__ = [
 ]
 
 
+def as_tuple(
+    preds: Sequence[Tensor] | Tensor,  # one per head; the prediction of one head may stand alone
+) -> Sequence[Tensor]:
+    "Give predictions as what holds one per head."
+    return preds if isinstance(preds, tuple | list) else (preds,)
+
+
 class CombinedLoss(nn.Module):
-    """The loss function of a learner with several heads: (predictions, targets) → the sum of the heads' losses, each
-    by its `loss_weight`. With `reduction='none'`, one value per item: of the heads that have a label for it."""
+    """The loss function of a learner with several heads. It gives the sum of the heads' losses, each times its
+    `loss_weight`. With `reduction='none'`, one value per item: of the heads that have a label for it."""
 
     y_int = True  # tells fastai's `MixUp` and `CutMix` to blend losses and to leave targets as they are
 
@@ -54,7 +62,7 @@ class CombinedLoss(nn.Module):
         preds: tuple[Tensor, ...] | Tensor,  # one per head, in head order
     ) -> list[tuple[BoundHead, Tensor]]:
         "Return each head with its prediction."
-        preds = preds if isinstance(preds, tuple | list) else (preds,)
+        preds = as_tuple(preds)
         if len(preds) != len(self.heads):
             raise HeadsError(f"the model gave {len(preds)} predictions for {len(self.heads)} heads.")
         return list(zip(self.heads.values(), preds))
@@ -79,7 +87,7 @@ class CombinedLoss(nn.Module):
         preds: tuple[Tensor, ...] | Tensor,  # one per head
     ) -> tuple[Tensor, ...]:  # one per head
         "Activate every prediction as its head does."
-        preds = preds if isinstance(preds, tuple | list) else (preds,)
+        preds = as_tuple(preds)
         return tuple(h.activation(p) for h, p in zip(self.heads.values(), preds))
 
     def decodes(
@@ -202,7 +210,7 @@ def read_measure(
     head: BoundHead,  # one of its heads
     place: int,  # its place among the losses
 ) -> tuple[Tensor, Tensor]:  # scalars: a sum, and how much it is the sum of
-    "Return one head's loss of the batch over all ranks such that batches can be joined."
+    "Return one head's loss of the batch over all ranks, as a sum and a count by which batches can be joined."
     joint = _joint(learn)
     return measure_batch(learn, head, place) if joint is None else (joint.sums[place], joint.counts[place])
 
@@ -224,8 +232,9 @@ def measure_batch(
     head: BoundHead,  # one of its heads
     place: int,  # its place among the losses
 ) -> tuple[Tensor, Tensor]:  # scalars: a sum, and how much it is the sum of
-    "Return one head's loss of this rank's batch such that batches can be joined. In training it is that which trains."
-    pred = learn.pred[place] if isinstance(learn.pred, tuple | list) else learn.pred
+    """Return one head's loss of this rank's batch, as a sum and a count by which batches can be joined. In training
+    it is that which trains."""
+    pred = as_tuple(learn.pred)[place]
     loss = _own_losses(learn)[place].detach()
     if not learn.training:
         return head.measure(pred, learn.yb[head.target.index], loss)

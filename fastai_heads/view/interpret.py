@@ -270,7 +270,7 @@ class HeadsInterpretation(Interpretation):
     # which head, which items
 
     def _head(self, name: str | None, answers: Iterable[Answer], method: str) -> BoundHead:
-        "Return a head that the method can say something of; else `HeadsError` with those of which it can."
+        "Return a head that the method is for. Raises `HeadsError` with the heads that it is for."
         heads = self.learn.heads
         fitting = [h.name for h in heads.deciding if h.task.answers in answers]
         there = f"Heads for it: {', '.join(fitting) or 'none'}."

@@ -18,7 +18,7 @@ from fastai_heads.data.bbox_blocks import join_boxes
 from fastai_heads.data.decode import decode_targets
 from fastai_heads.data.given import check_loaders
 from fastai_heads.data.inputs import dls_inputs
-from fastai_heads.data.partial import Missing
+from fastai_heads.data.missing import Missing
 from fastai_heads.data.targets import dls_targets
 from fastai_heads.errors import HeadsError
 from fastai_heads.head_tuple import HeadTuple
