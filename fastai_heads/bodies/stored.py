@@ -36,12 +36,27 @@ class StoredBody:
     body: Body
     taps: tuple[str, ...]  # those that are stored
     pools: Mapping[str, Mapping[str, nn.Module]]  # tap → pool by name, where nothing else of the tap is read
-    _views: dict[str, Body] = field(default_factory=dict)
+    _views: dict[tuple[str, ...], Body] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        body: Body,
+        pools: Mapping[str, Mapping[str, nn.Module]],  # tap → pool by name, of taps that are read through pools alone
+    ) -> "StoredBody":
+        "Tell what of a body is stored. A pooled vector is kept only where no input may be missing."
+        taps = held_taps(body)
+        filled = {t for t in taps if isinstance(body, Bodies) and body._source(t.partition(".")[0]).partial}
+        return cls(body, taps, {tap: pools[tap] for tap in taps if tap in pools and tap not in filled})
+
+    def networks(self) -> list[Body]:
+        "List the bodies behind the stored taps: they do not train."
+        return [self.body[name] for name in self._still()] if isinstance(self.body, Bodies) else [self.body]
 
     def store(self, *inputs: Any) -> dict[Key, Tensor]:  # (B, …) each
         "Run the frozen bodies on a batch, and give what has to be kept of it."
         kept: dict[Key, Tensor] = {}
-        for tap, found in self._restricted("still", self.taps)(*inputs).items():
+        for tap, found in self._restrict(self.taps)(*inputs).items():
             pools = self.pools.get(tap)
             kept |= {tap: found} if pools is None else {(tap, name): pool(found) for name, pool in pools.items()}
         if isinstance(self.body, Bodies):
@@ -49,7 +64,7 @@ class StoredBody:
                 kept[f"here.{name}"] = ~self.body[name].absent(*self.body._part(name, inputs))
             for place in self._live_inputs():
                 part = inputs[place] if isinstance(inputs[place], tuple) else (inputs[place],)
-                kept |= {f"input.{place}.{i}": x.as_subclass(Tensor) for i, x in enumerate(part)}
+                kept |= {f"input.{place}.{i}": x for i, x in enumerate(part)}
         return kept
 
     def give(
@@ -57,28 +72,32 @@ class StoredBody:
         kept: Mapping[Key, Tensor],  # of a batch, from `store`
     ) -> dict[Key, Tensor]:  # what `Heads` takes
         "Make the taps of a batch again, in the body's order."
-        found = {key: x for key, x in kept.items() if isinstance(key, tuple)}
         whole = {tap: kept[tap] for tap in self.taps if tap in kept}
         for tap in whole:
-            name = tap.partition(".")[0]
-            if f"here.{name}" in kept:
-                here = kept[f"here.{name}"]
+            here = kept.get(f"here.{tap.partition('.')[0]}")
+            if here is not None:
                 whole[tap] = self.body._fill(tap, whole[tap][here], here, slice(None))
             whole[tap] = self.body.tap_modules[tap_key(tap)](whole[tap])
         live = tuple(tap for tap in self.body.taps if tap not in self.taps)
         if live:
-            whole |= self._restricted("live", live)(*self._inputs(kept))
-        return {**found, **{tap: whole[tap] for tap in self.body.taps if tap in whole}}
+            whole |= self._restrict(live)(*self._inputs(kept))
+        pooled = {key: x for key, x in kept.items() if isinstance(key, tuple)}
+        return {**pooled, **{tap: whole[tap] for tap in self.body.taps if tap in whole}}
 
-    def _restricted(self, name: str, taps: tuple[str, ...]) -> Body:
-        if name not in self._views:
-            self._views[name] = self.body if taps == self.body.taps else self.body.restrict(taps)
-        return self._views[name]
+    def _restrict(self, taps: tuple[str, ...]) -> Body:
+        if taps == self.body.taps:
+            return self.body
+        if taps not in self._views:
+            self._views[taps] = self.body.restrict(taps)
+        return self._views[taps]
+
+    def _still(self) -> list[str]:
+        "List the bodies whose taps are stored."
+        return list(dict.fromkeys(tap.partition(".")[0] for tap in self.taps))
 
     def _partial(self) -> list[str]:
-        "List the frozen bodies whose input may be missing."
-        names = dict.fromkeys(tap.partition(".")[0] for tap in self.taps)
-        return [name for name in names if self.body._source(name).partial]
+        "List those among them whose input may be missing."
+        return [name for name in self._still() if self.body._source(name).partial]
 
     def _live_inputs(self) -> list[int]:
         "Find the places of the inputs that bodies in training read."
