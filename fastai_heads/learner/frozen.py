@@ -102,8 +102,8 @@ def fine_tune(
     dtype: torch.dtype | None = None,  # as of `fit_heads`
     **kwargs: Any,  # of `fit_one_cycle`, for both phases
 ) -> None:
-    """Fine-tune as fastai does: `freeze_epochs` with the body frozen, then `epochs` of all. With `cache=True` the frozen
-    epochs are those of `fit_heads`, many times as quick, in which the body's batch norms do not adapt."""
+    """Fine-tune as fastai does: `freeze_epochs` with the body frozen, then `epochs` of all. With `cache=True` the
+    frozen epochs are those of `fit_heads`, many times as quick, in which the body's batch norms do not adapt."""
     of_fastai = {"base_lr": base_lr, "freeze_epochs": freeze_epochs, "lr_mult": lr_mult, "pct_start": pct_start}
     of_fastai |= {"div": div, **kwargs}
     check_arguments("fine_tune", {"epochs": epochs, **of_fastai, "views": views})
@@ -148,7 +148,7 @@ def _on_stored_taps(
         key = _key(filling)
         learn.stored_taps.sets[key] = before.get(key) or filling.store(cache, key)
     if shown and learn.stored_taps.sets.keys() != before.keys():
-        print(learn.stored_taps)  # noqa: T201
+        print(learn.stored_taps)
     stored = [StoredDL(dl, s) for dl, s in zip(loaders, learn.stored_taps.sets.values())]
     freeze()
     with ExitStack() as stack:
@@ -167,8 +167,8 @@ def _check(learn: Learner, dtype: Any, cbs: Sequence[Callback | type]) -> Stored
             raise HeadsError(f"`cbs`: {name} mixes images, and stored taps are of whole ones. Leave it out, or `fit`.")
     if get_model(learn.model) is not learn.model:
         raise HeadsError(
-            f"`fit_heads`: the model is wrapped in {type(learn.model).__name__}. Stored taps leave so little to do that "
-            "one device is enough: `learn.model = learn.model.module`."
+            f"`fit_heads`: the model is wrapped in {type(learn.model).__name__}. Stored taps leave little to do: "
+            "one device is enough, `learn.model = learn.model.module`."
         )
     train = learn.dls.train
     if not isinstance(train.dataset, Datasets) or not len(train.dataset) or not train.bs:
