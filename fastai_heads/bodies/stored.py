@@ -36,7 +36,13 @@ class StoredBody:
     body: Body
     taps: tuple[str, ...]  # those that are stored
     pools: Mapping[str, Mapping[str, nn.Module]]  # tap → pool by name, where nothing else of the tap is read
-    _views: dict[tuple[str, ...], Body] = field(default_factory=dict)
+    still: Body = field(init=False)  # the body, computing the stored taps alone
+    live: Body | None = field(init=False)  # the body, computing the others alone; None: there is none
+
+    def __post_init__(self) -> None:
+        live = tuple(tap for tap in self.body.taps if tap not in self.taps)
+        self.still = self.body.restrict(self.taps) if live else self.body
+        self.live = self.body.restrict(live) if live else None
 
     @classmethod
     def of(
@@ -56,7 +62,7 @@ class StoredBody:
     def store(self, *inputs: Any) -> dict[Key, Tensor]:  # (B, …) each
         "Run the frozen bodies on a batch, and give what has to be kept of it."
         kept: dict[Key, Tensor] = {}
-        for tap, found in self._restrict(self.taps)(*inputs).items():
+        for tap, found in self.still(*inputs).items():
             pools = self.pools.get(tap)
             kept |= {tap: found} if pools is None else {(tap, name): pool(found) for name, pool in pools.items()}
         if isinstance(self.body, Bodies):
@@ -78,18 +84,10 @@ class StoredBody:
             if here is not None:
                 whole[tap] = self.body._fill(tap, whole[tap][here], here, slice(None))
             whole[tap] = self.body.tap_modules[tap_key(tap)](whole[tap])
-        live = tuple(tap for tap in self.body.taps if tap not in self.taps)
-        if live:
-            whole |= self._restrict(live)(*self._inputs(kept))
+        if self.live is not None:
+            whole |= self.live(*self._inputs(kept))
         pooled = {key: x for key, x in kept.items() if isinstance(key, tuple)}
         return {**pooled, **{tap: whole[tap] for tap in self.body.taps if tap in whole}}
-
-    def _restrict(self, taps: tuple[str, ...]) -> Body:
-        if taps == self.body.taps:
-            return self.body
-        if taps not in self._views:
-            self._views[taps] = self.body.restrict(taps)
-        return self._views[taps]
 
     def _still(self) -> list[str]:
         "List the bodies whose taps are stored."
@@ -101,7 +99,7 @@ class StoredBody:
 
     def _live_inputs(self) -> list[int]:
         "Find the places of the inputs that bodies in training read."
-        live = {tap.partition(".")[0] for tap in self.body.taps if tap not in self.taps}
+        live = {tap.partition(".")[0] for tap in (self.live.taps if self.live is not None else ())}
         return [i for i, s in enumerate(self.body.sources) if any(self.body.reads[n] == s.name for n in live)]
 
     def _inputs(self, kept: Mapping[Key, Tensor]) -> list[Any]:

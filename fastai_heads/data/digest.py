@@ -7,7 +7,7 @@ from collections.abc import Mapping, Set
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, CodeType, FunctionType, GenericAlias, MethodType, ModuleType, UnionType
 from typing import Any
 from uuid import uuid4
 
@@ -17,6 +17,7 @@ import torch
 from fastai.data.core import TfmdDL
 from fastai.vision.augment import RandTransform
 from PIL import Image
+from plum import Function
 from torch import Tensor, nn
 
 from fastai_heads.data.labels import read_labels, source_of
@@ -117,8 +118,10 @@ class Digest:
             self.add(sorted(map(repr, value)))
         elif isinstance(value, FunctionType | CodeType | MethodType | BuiltinFunctionType | partial | type):
             self._code(value)
-        elif isinstance(value, ModuleType):
-            self._note(value.__name__)
+        elif isinstance(value, Function):
+            self.add(sorted((m.implementation for m in value.methods), key=lambda f: f.__qualname__))
+        elif isinstance(value, ModuleType | GenericAlias | UnionType):
+            self._note(repr(value))
         elif isinstance(value, nn.Module):
             self.add_network(value)
         elif hasattr(value, "__iter__") and hasattr(value, "__len__"):

@@ -23,7 +23,7 @@ from fastai_heads.data.tap_cache import TapCache, in_bytes, write_said
 from fastai_heads.errors import HeadsError
 from fastai_heads.modes import evaluate
 
-__all__ = ["Filling"]
+__all__ = ["Filling", "put"]
 
 _SKIPPED = "`cache`: the data skips items, which have no place in what is stored. Take them out of it."
 
@@ -128,13 +128,18 @@ class Filling:
         for _, (rows, (kept, targets)) in zip(self._bar(total, f"taps, {in_bytes(n_bytes)} {where}"), batches):
             done += 1
             for name, x in (*kept.items(), *enumerate(targets)):
-                _put(labels[name] if isinstance(name, int) else taps[name], rows, x, name)
+                put(labels[name] if isinstance(name, int) else taps[name], rows, x, name)
         if done < total:
             raise HeadsError(_SKIPPED)
         return Stored(taps, tuple(c.finish() if isinstance(c, _Boxes) else c for c in labels), self.views)
 
 
-def _put(column: Any, rows: np.ndarray, batch: Tensor, name: Any) -> None:
+def put(
+    column: Any,  # a `Column`, or boxes
+    rows: np.ndarray,  # (B,) places
+    batch: Tensor,  # (B, …)
+    name: Hashable,  # of the tap, or the target's place
+) -> None:
     "Store a batch. Refuses one of another shape than the others."
     if isinstance(column, Column) and batch.shape[1:] != column.shape[1:]:
         what = f"target {name}" if isinstance(name, int) else f"tap {name!r}"
