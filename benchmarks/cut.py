@@ -8,7 +8,7 @@ from collections.abc import Callable
 import timm
 import torch
 
-from fastai_heads.archs.points import cut_points
+from fastai_heads.archs.points import arch_points
 from fastai_heads.bodies.image import cut_body
 
 ARCHS = ("resnet50", "convnext_base", "vit_base_patch16_224", "swin_base_patch4_window7_224")
@@ -46,7 +46,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     firsts, builds, forwards = [], [], []
     cut_body("test_resnet", pretrained=False)  # torch sets up some things once in a process: no cost of an arch
-    print(f"{'arch':32} {'first':>7} {'build':>7} {'forward':>8} {'cut_points':>11}")
+    print(f"{'arch':32} {'first':>7} {'build':>7} {'forward':>8} {'arch_points':>11}")
     for name in ARCHS:
         first, build = build_ratios(name)
         body, net = cut_body(name, pretrained=False).eval(), timm.create_model(name).eval()
@@ -54,7 +54,7 @@ def main() -> None:
         with torch.no_grad():
             forward, _ = ratio(lambda: body(x), lambda: net.forward_features(x), 9)  # noqa: B023
         start = time.process_time()
-        cut_points(name)
+        arch_points(name)
         points = time.process_time() - start
         for value, into in zip((first, build, forward), (firsts, builds, forwards)):
             into.append(value)

@@ -1,87 +1,49 @@
-"""One pretrained body, many heads, one fastai `Learner`: `from fastai_heads import *` after `fastai.vision.all`."""
+"""One pretrained body, many heads, one fastai `Learner`: `from fastai_heads import *` after `fastai.vision.all`.
 
-from fastai_heads.archs import cut_points, list_archs, register_arch
-from fastai_heads.bodies import On, TabularBody, TextBody, cut_body
-from fastai_heads.compare import compare_to_single
-from fastai_heads.data import (
-    BoxBlock,
-    BoxesReader,
-    DetectionBlock,
-    NumbersReader,
-    PartialBlock,
-    TabularBlock,
-    TabularTargets,
-    TokenizerBlock,
-    digit_scenes,
-    digits_dls,
-    pad_boxes,
-)
-from fastai_heads.errors import HeadsError, HeadsWarning
-from fastai_heads.head_tuple import HeadTuple
-from fastai_heads.heads import (
-    BoxHead,
-    ClassificationHead,
-    CustomHead,
-    DetectionHead,
-    HeadSpec,
-    MultiLabelHead,
-    PointHead,
-    RegressionHead,
-    SegmentationHead,
-    TapShape,
-)
-from fastai_heads.learner import MultiHeadLearner, multihead_learner
-from fastai_heads.tasks import MeanAP, Task
-from fastai_heads.training import Balance, ConflictRecorder, Disjoint, HeadsMonitor, LossWeightScheduler, Strategy
-from fastai_heads.trunks import Trunk
-from fastai_heads.view import HeadsInterpretation, show_targets
+A name is imported when it is first asked for: a bundle is served without a learner, an ONNX file without torch."""
+
+from importlib import import_module
+from typing import Any
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "Balance",
-    "BoxBlock",
-    "BoxHead",
-    "BoxesReader",
-    "ClassificationHead",
-    "ConflictRecorder",
-    "CustomHead",
-    "DetectionBlock",
-    "DetectionHead",
-    "Disjoint",
-    "HeadSpec",
-    "HeadTuple",
-    "HeadsError",
-    "HeadsInterpretation",
-    "HeadsMonitor",
-    "HeadsWarning",
-    "LossWeightScheduler",
-    "MeanAP",
-    "MultiHeadLearner",
-    "MultiLabelHead",
-    "NumbersReader",
-    "On",
-    "PartialBlock",
-    "PointHead",
-    "RegressionHead",
-    "SegmentationHead",
-    "Strategy",
-    "TabularBlock",
-    "TabularBody",
-    "TabularTargets",
-    "TapShape",
-    "Task",
-    "TextBody",
-    "TokenizerBlock",
-    "Trunk",
-    "compare_to_single",
-    "cut_body",
-    "cut_points",
-    "digit_scenes",
-    "digits_dls",
-    "list_archs",
-    "multihead_learner",
-    "pad_boxes",
-    "register_arch",
-    "show_targets",
-]
+# The public names, by the module that has them. `__init__.pyi` says the same to who checks types.
+_NAMES = {
+    "fastai_heads.archs": "list_archs register_arch",
+    "fastai_heads.bodies": "On TabularBody TextBody cut_body cut_points",
+    "fastai_heads.compare": "compare_to_single",
+    "fastai_heads.data": (
+        "BoxBlock BoxesReader DetectionBlock NumbersReader PartialBlock TabularBlock TabularTargets "
+        "TokenizerBlock digit_scenes digits_dls pad_boxes"
+    ),
+    "fastai_heads.errors": "HeadsError HeadsWarning",
+    "fastai_heads.export.bundle": "load_bundle",
+    "fastai_heads.export.hub": "from_hub push_to_hub",
+    "fastai_heads.export.onnx": "export_onnx",
+    "fastai_heads.export.predictor": "Predictor",
+    "fastai_heads.head_tuple": "HeadTuple",
+    "fastai_heads.heads": (
+        "BoxHead ClassificationHead CustomHead DetectionHead HeadSpec MultiLabelHead PointHead "
+        "RegressionHead SegmentationHead TapShape"
+    ),
+    "fastai_heads.heads.said": "register_module",
+    "fastai_heads.learner": "MultiHeadLearner multihead_learner",
+    "fastai_heads.tasks": "MeanAP Task",
+    "fastai_heads.training": "Balance ConflictRecorder Disjoint HeadsMonitor LossWeightScheduler Strategy",
+    "fastai_heads.trunks": "Trunk",
+    "fastai_heads.view": "HeadsInterpretation show_targets",
+}
+_MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
+
+__all__ = sorted(_MODULES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_MODULES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})

@@ -5,8 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastai_heads.archs.points import cut_points
 from fastai_heads.archs.registry import list_archs
+from fastai_heads.bodies.points import cut_points
 from fastai_heads.demo import EPOCHS, demo
 from fastai_heads.errors import HeadsError
 

@@ -1,10 +1,9 @@
 """A tuple with a value per head, which also answers by name."""
 
+import sys
 from collections.abc import Iterable, Iterator
 from html import escape
 from typing import Any
-
-from torch import Tensor
 
 from fastai_heads.errors import HeadsError, unknown
 
@@ -42,7 +41,8 @@ class HeadTuple(tuple):
         try:
             return super().__getitem__(self._place(name))
         except HeadsError as error:
-            of_tensors = hasattr(Tensor, name) and self.names
+            torch = sys.modules.get("torch")  # answers without it have no tensors
+            of_tensors = torch is not None and hasattr(torch.Tensor, name) and self.names
             hint = f" Every head has its own value: `.{self.names[0]}.{name}`." if of_tensors else ""
             raise AttributeError(f"{error}{hint}") from None
 

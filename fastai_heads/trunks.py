@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,6 +13,7 @@ from fastai_heads.archs.records import Level
 from fastai_heads.bodies.contract import Body
 from fastai_heads.errors import HeadsError, refuse_change
 from fastai_heads.heads.levels import LevelFrom, PyramidLevel
+from fastai_heads.heads.said import say
 from fastai_heads.heads.spec import HeadSpec, TapShape, is_tap, read_as
 from fastai_heads.modes import evaluate
 
@@ -72,6 +74,7 @@ class Trunks(nn.Module):
         super().__init__()
         self.shapes, self.trunk_reads = dict(shapes or {}), dict(trunk_reads or {})
         self.trunk_gives: dict[str, tuple[str, ...]] = {name: (name,) for name in self.trunk_reads}
+        self.trunk_said: dict[str, Any] = {}  # trunk → its function and channels as data, where that can be said
         self.trunks = nn.ModuleDict({PREFIX + name: m for name, m in (trunks or {}).items()})
 
     def add_trunk(
@@ -128,7 +131,7 @@ def _tap_names(tap: str | int, body: Body, heads: Trunks) -> Sequence[str]:
     "Find the body's names of a tap, several where several bodies have it. Refuses one that nobody has."
     pyramid = tap.rpartition(".")[0] if isinstance(tap, str) else ""
     if pyramid in heads.trunk_gives:
-        raise HeadsError(f"`tap={tap!r}`: trunk {pyramid!r} gives {', '.join(heads.trunk_gives[pyramid])}.")
+        raise HeadsError(f"`tap={tap!r}`: trunk {pyramid!r} gives {', '.join(heads.trunk_gives[pyramid])}.", tap=tap)
     return body.tap_names([tap])
 
 
@@ -170,6 +173,9 @@ def add_trunks(
         before = heads.shapes[reads[0]]
         shapes = _shapes(name, found, partial(body.stride_after, before.stride, tensors[reads[0]]))
         heads.add_trunk(name, module, reads, shapes)
+        if module is not trunk.module:
+            with suppress(HeadsError):  # a lambda
+                heads.trunk_said[name] = say(trunk.module, f"`trunk[{name!r}]`")
         tensors |= _name_maps(found, heads.trunk_gives[name])
 
 

@@ -34,7 +34,8 @@ LAYERS = {
     "model": {*LEAVES, "modes", "archs", "data", "bodies", "heads", "trunks"},
     "training": {*LEAVES, *NETWORK},
     "view": {*LEAVES, *NETWORK, "training"},
-    "learner": {*LEAVES, *NETWORK, "training", "view"},
+    "export": {*LEAVES, *NETWORK, "learner"},  # the learner in one call alone: a bundle that is trained on
+    "learner": {*LEAVES, *NETWORK, "training", "view", "export"},
     "compare": {*LEAVES, *NETWORK, "training", "view", "learner"},
 }
 ANYTHING = {"__init__", "__main__", "demo"}  # the doors: may import every layer, no layer imports them
@@ -143,7 +144,7 @@ def test_no_import_cycle():
         pytest.fail("import cycle: " + " → ".join(error.args[1]))
 
 
-@pytest.mark.parametrize("package", sorted(PACKAGES))
+@pytest.mark.parametrize("package", sorted(PACKAGES - {PACKAGE}))
 def test_init_files_only_reexport(package: str):
     docstring, *rest = TREES[package].body
     assert isinstance(docstring, ast.Expr) and ast.literal_eval(docstring.value).strip(), "no docstring"
@@ -153,9 +154,26 @@ def test_init_files_only_reexport(package: str):
             names |= {a.asname or a.name for a in node.names}
             continue
         name = ast.unparse(node.targets[0]) if isinstance(node, ast.Assign) else None
-        assert name == "__all__" or (name == "__version__" and package == PACKAGE), ast.unparse(node)
+        assert name == "__all__", ast.unparse(node)
         exported = ast.literal_eval(node.value) if name == "__all__" else exported
     assert sorted(exported) == sorted(names)
+
+
+def test_public_names_are_found_where_the_stub_says():
+    import fastai_heads
+
+    stub = ast.parse((ROOT / PACKAGE / "__init__.pyi").read_text(encoding="utf-8"))
+    said = {a.name: node.module for node in stub.body if isinstance(node, ast.ImportFrom) for a in node.names}
+    assert said == fastai_heads._MODULES and sorted(said) == fastai_heads.__all__
+    assert all(getattr(fastai_heads, name) is getattr(sys.modules[module], name) for name, module in said.items())
+    with pytest.raises(AttributeError, match="has no attribute 'multihead_lerner'"):
+        _ = fastai_heads.multihead_lerner
+
+
+def test_importing_the_package_imports_no_torch():
+    code = "import sys, fastai_heads.export.predictor; print([m for m in ('torch', 'fastai') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 # Runs in a process of its own, in which fastai has been imported and this package has not.
@@ -201,6 +219,7 @@ for f in (show_batch, show_results, plot_top_losses): f.methods  # plum register
 before = snapshot(modules)
 before = snapshot(modules)  # counting the methods is what settles them
 import fastai_heads
+from fastai_heads import *
 after = snapshot(modules)
 
 changed = sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k))

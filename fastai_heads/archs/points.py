@@ -13,7 +13,7 @@ from fastai_heads.archs.records import FEATURES, INPUT, Measured, Network, Remov
 from fastai_heads.archs.source import Request, find_empty, find_network
 from fastai_heads.archs.surgery import taken_off
 
-__all__ = ["CutPoints", "Parts", "all_taps", "cut_points", "parts_of", "sort_out"]
+__all__ = ["CutPoints", "Parts", "all_taps", "arch_points", "parts_of", "sort_out"]
 
 
 def all_taps(network: Network, measured: Measured) -> tuple[TapPoint, ...]:
@@ -130,7 +130,7 @@ def _listed(parts: tuple[Removed, ...]) -> str:
     return f"{names or 'nothing'} – {layers} layers, {params:,} parameters"
 
 
-def cut_points(
+def arch_points(
     arch: str | Callable[..., nn.Module] | nn.Module,  # name, function or network
     *,
     n_in: int = 3,  # channels of the image

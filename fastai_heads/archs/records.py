@@ -1,8 +1,8 @@
 """Records of a cut: its taps, the layers that it takes off, and the network that was found."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -106,6 +106,7 @@ class Network:
     fixed_size: int | None = None  # side of the only image it takes
     least_size: int | None = None  # side declared as the smallest
     weights: str = ""  # name of the weights in use, '' for random ones
+    options: Mapping[str, Any] = field(default_factory=dict)  # what the arch was built with
 
     @property
     def shape(self) -> tuple[int, int, int, int]:

@@ -2,6 +2,7 @@
 
 from fastai_heads.bodies.contract import Body, BodySpec
 from fastai_heads.bodies.image import ImageBody, cut_body
+from fastai_heads.bodies.points import cut_points
 from fastai_heads.bodies.several import Bodies
 from fastai_heads.bodies.table import RowBody, TabularBody
 from fastai_heads.bodies.text import TextBody
@@ -17,6 +18,7 @@ __all__ = [
     "TabularBody",
     "TextBody",
     "cut_body",
+    "cut_points",
     "find_bodies",
     "find_body",
 ]

@@ -32,7 +32,7 @@ class RecurrentBody(WordsBody):
         taps: Iterable[str | int | Level],  # names
     ):
         super().__init__()
-        self.arch, self.zoo, self.source = "AWD_LSTM", "fastai", source
+        self.arch, self.zoo, self.spec, self.source = "AWD_LSTM", "fastai", spec, source
         self.seq_len, self.max_len = spec.seq_len, spec.max_len
         config = _full_config(spec)
         self.points = self.all_points(spec)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from fastai.data.transforms import Normalize
+from fastai.torch_core import TensorBase
 from fasttransform import Transform
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -94,7 +95,7 @@ class Bodies(Body):
     def _part(self, name: str, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         "Take the element of a batch that a body reads, as a plain tensor: taps of all bodies are joined."
         found = inputs[[s.name for s in self.sources].index(self.reads[name])]
-        return (found.as_subclass(Tensor) if isinstance(found, Tensor) else found,)
+        return (found.as_subclass(Tensor) if isinstance(found, TensorBase) else found,)
 
     def _run(self, owner: str, users: list[str], parts: list[tuple[Any, ...]]) -> dict[str, Tensor]:
         "Compute the taps of one network for all that read it, in one pass."
@@ -103,7 +104,7 @@ class Bodies(Body):
         found, here = (
             self._present(body, joined) if any(self._source(n).partial for n in users) else (body(*joined), None)
         )
-        size = len(joined[0][0] if isinstance(joined[0], tuple) else joined[0]) // len(users)
+        size = (joined[0][0] if isinstance(joined[0], tuple) else joined[0]).shape[0] // len(users)
         out: dict[str, Tensor] = {}
         for i, name in enumerate(users):
             rows = slice(i * size, (i + 1) * size)

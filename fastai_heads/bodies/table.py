@@ -97,7 +97,7 @@ class RowBody(Body):
         taps: Iterable[str | int | Level],  # names
     ):
         super().__init__()
-        self.arch, self.source = "TabularBody", source
+        self.arch, self.spec, self.source = "TabularBody", spec, source
         self.points = _points(spec, source)
         sizes, n_cont, n_layers = spec.sizes(source), len(source.cont_names), len(spec.layers)
         self.embeds = nn.ModuleList([Embedding(*size) for size in sizes])

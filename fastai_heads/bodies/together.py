@@ -13,7 +13,7 @@ from fastai_heads.data.inputs import ImageInput, Input
 from fastai_heads.errors import HeadsError, did_you_mean
 from fastai_heads.names import check_name
 
-__all__ = ["On", "find_bodies", "find_body"]
+__all__ = ["On", "find_bodies", "find_body", "name_bodies"]
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,9 @@ def find_body(
     if isinstance(arch, BodySpec):
         return arch.find(source)
     if not isinstance(source, ImageInput):
-        want = "TabularBody(layers=[200, 100])" if source.kind == "row" else "TextBody(AWD_LSTM)"
-        raise HeadsError(f"`arch`: input {source.name!r} is {source.a}, which {arch!r} does not read. Say {want}.")
+        raise HeadsError(
+            f"`arch`: input {source.name!r} is {source.a}, which {arch!r} does not read. Say {source.arch}."
+        )
     return image(arch)
 
 
@@ -53,8 +54,7 @@ def find_bodies(
     """Find the archs over several inputs. A body without `On` reads the input that has its name. Refuses a body without
     an input, and an input without a body."""
     by_name = {source.name: source for source in sources}
-    bodies = {name: arch if isinstance(arch, On) else On(name, arch) for name, arch in archs.items()}
-    _check(bodies, by_name)
+    bodies = name_bodies(archs, by_name)
     found = {n: find_body(on.arch, by_name[on.input], image) for n, on in bodies.items() if on.same is None}
     points = {name: found[on.same or name].points for name, on in bodies.items()}
 
@@ -83,6 +83,16 @@ def find_bodies(
 
     flat = (replace(p, name=f"{name}.{p.name}") for name, known in points.items() for p in known)
     return Found(tuple(flat), build)
+
+
+def name_bodies(
+    archs: Mapping[str, Any],  # name of a body → arch, `On(…)`
+    sources: Mapping[str, Input],  # name → input
+) -> dict[str, On]:  # name of a body → what reads which input
+    "Say of every body which input it reads: one without `On` that of its own name."
+    bodies = {name: arch if isinstance(arch, On) else On(name, arch) for name, arch in archs.items()}
+    _check(bodies, sources)
+    return bodies
 
 
 def _check(bodies: Mapping[str, On], sources: Mapping[str, Input]) -> None:

@@ -46,7 +46,13 @@ class TransformerBody(WordsBody):
         self.net = deepcopy(base)
         taken = [describe(k, m) for k, m in model.named_children() if m is not base] if model is not base else []
         self.removed = (*self._prune(), *taken)
-        self._said = False
+        # a buffer: a trial of a few items, which keeps warnings away, puts buffers back
+        self.register_buffer("said_cut", torch.tensor(False), persistent=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        "Leave out the hooks that transformers puts on its layers: they cannot be pickled, and it puts them on again."
+        modules = {**self._modules, "net": _without_hooks(self.net)}
+        return {**super().__getstate__(), "_modules": modules}
 
     @staticmethod
     def all_points(
@@ -95,8 +101,8 @@ class TransformerBody(WordsBody):
 
     def _say_cut(self, length: int, limit: int) -> None:
         "Say once that texts are cut."
-        if not self._said:
-            self._said = True
+        if not self.said_cut:
+            self.said_cut.fill_(True)
             warnings.warn(
                 f"input {self.source.name!r}: {self.arch} reads {limit} tokens at most, and a text has {length}: "
                 f"longer ones are cut at their ends. `TokenizerBlock(…, max_len={limit})` cuts before the last "
@@ -149,6 +155,17 @@ class TransformerBody(WordsBody):
         leaves = [m for m in self.net.modules() if next(m.children(), None) is None]
         owners = [m for m in self.net.modules() if m._parameters and m not in leaves]
         return split_in_two([*owners, *leaves] if owners else leaves)
+
+
+def _without_hooks(net: nn.Module) -> nn.Module:
+    "Copy a network without transformers' own hooks. The copy has the same tensors."
+    new = deepcopy(net, {id(t): t for t in (*net.parameters(), *net.buffers())})
+    for module in new.modules():
+        for key, hook in list(module._forward_hooks.items()):
+            if getattr(hook, "__module__", "").startswith("transformers."):
+                del module._forward_hooks[key]
+        module.__dict__.pop("_output_capturing_hooks_installed", None)
+    return new
 
 
 def _encoder(model: nn.Module) -> nn.Module:

@@ -20,6 +20,8 @@ def left_aligned(
     "Move every text to the start of its row."
     pads = ids == pad_idx
     lengths = (~pads).sum(1)
+    if torch.compiler.is_exporting():  # the texts of a graph stand at the start already
+        return ids, lengths
     order = pads.to(torch.uint8).argsort(dim=1, stable=True)
     return ids.gather(1, order)[:, : int(lengths.max()) if len(ids) else 0], lengths
 

@@ -13,10 +13,9 @@ from torch import Tensor
 
 from fastai_heads.data.box_items import row_name
 from fastai_heads.data.kinds import TellsKind
-from fastai_heads.data.missing import is_missing
+from fastai_heads.data.missing import Missing, is_missing
 from fastai_heads.data.parse import parse_box, parse_numbers
-from fastai_heads.data.partial import Missing
-from fastai_heads.data.places import check_in_image, clipped, image_size
+from fastai_heads.data.places import check_in_image, clip_boxes, image_size
 from fastai_heads.errors import HeadsError
 
 __all__ = ["BoxBlock", "MakeBox", "NumbersReader"]
@@ -70,7 +69,7 @@ class BoxInImage(ItemTransform):
     @staticmethod
     def _within(box: TensorBBox, size: tuple[int, int]) -> TensorBBox:
         if getattr(box, "clips", False):
-            return TensorBBox(clipped(box.as_subclass(Tensor), size))
+            return TensorBBox(clip_boxes(box.as_subclass(Tensor), size))
         check_in_image(box, size, "BoxBlock")
         return box
 
@@ -112,9 +111,9 @@ def BoxBlock(
     An item is what `parse_box` takes: x1, y1, x2, y2 in pixels of the image as it is on disk. Encoded it is a
     `TensorBBox` (1, 4), collated (B, 1, 4): fastai's batch augmentation of boxes wants the number of boxes as second
     axis. Coordinates run from -1 to 1 over the width and the height (`PointScaler`), decoding gives pixels. The box
-    moves with the image and is clipped to it; one that augmentation has moved out of the picture, or that `clip`
-    leaves nothing of, is a missing label. Boxes outside the image, reversed or not finite are refused (`HeadsError`),
-    naming the row."""
+    moves with the image and is clipped to it. A box that augmentation moves out of the picture is a missing label,
+    and so is one of which `clip` leaves nothing. Boxes outside the image, reversed or not finite are refused
+    (`HeadsError`), naming the row."""
     if not isinstance(clip, bool):
         raise HeadsError(f"`clip` of BoxBlock is True or False, found {clip!r}.")
     return TransformBlock(type_tfms=MakeBox(clip), item_tfms=[BoxInImage(), PointScaler()], batch_tfms=[ClipBox()])

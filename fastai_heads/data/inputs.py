@@ -16,7 +16,7 @@ from fastai_heads.data.texts import ReadTokens
 from fastai_heads.errors import HeadsError
 from fastai_heads.names import usable_name
 
-__all__ = ["ImageInput", "Input", "RowInput", "TextInput", "columns_of", "dls_inputs"]
+__all__ = ["ImageInput", "Input", "RowInput", "TellsInput", "TextInput", "columns_of", "dls_inputs"]
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,16 @@ class Input:
     partial: bool = False  # some items have none
     kind = "input"  # its name where no column gives one
     a = "an input"  # what it is, in messages
+    arch = "a `BodySpec` that reads it"  # what a user writes for its body
 
 
 @dataclass(frozen=True)
 class ImageInput(Input):
-    "An image, or whatever an arch of an image takes."
+    "An image, or another tensor that an arch of an image takes."
 
     kind = "image"
     a = "an image"
+    arch = "'resnet18'"
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class RowInput(Input):
     cont_names: tuple[str, ...] = ()  # the columns of numbers
     kind = "row"
     a = "a row of a table"
+    arch = "TabularBody(layers=[200, 100])"
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,15 @@ class TextInput(Input):
     pad_idx: int = 1  # the id that fills a batch up
     kind = "text"
     a = "a text"
+    arch = "TextBody(AWD_LSTM)"
+
+
+class TellsInput:
+    "A transform that makes an input and knows its kind. The block of an input of one's own has one."
+
+    def tell_input(self) -> tuple[type[Input], dict[str, Any]]:
+        "Tell the kind of the input, and its fields besides `name` and `partial`."
+        raise NotImplementedError
 
 
 def dls_inputs(
@@ -86,6 +98,8 @@ def _describe(tl: TfmdLists, taken: list[str], pad_idx: int) -> Input:
             kind, more = TextInput, {"vocab": tuple(f.vocab), "n_tokens": len(f.vocab), "pad_idx": pad_idx}
         elif isinstance(f, ReadTokens):
             kind, more = TextInput, {"n_tokens": f.n_tokens, "pad_idx": f.pad_idx}
+        elif isinstance(f, TellsInput):
+            kind, more = f.tell_input()
     columns = [] if kind is RowInput else columns_of(tl)
     raw = columns[0] if len(columns) == 1 and isinstance(columns[0], str) else kind.kind
     partial = any(isinstance(f, Partial) or getattr(f, "partial", False) for f in tl.tfms.fs)

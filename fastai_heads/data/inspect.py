@@ -1,4 +1,4 @@
-"""One look at the data before a learner is made: what it holds, and whatever in it would not train."""
+"""One look at the data before a learner is made. It tells what the data holds, and refuses what would not train."""
 
 import warnings
 from collections.abc import Collection, Mapping, Sequence
@@ -6,32 +6,29 @@ from dataclasses import dataclass
 
 from fastai.data.core import DataLoaders, TfmdDL
 from fastai.data.transforms import Normalize
-from fastai.torch_core import no_random
 from fasttransform import Transform
 from torch import Tensor
 
-from fastai_heads.data.bbox_blocks import HALF_PAIRS, joined_boxes
+from fastai_heads.data.bbox_blocks import HALF_PAIRS, join_boxes
 from fastai_heads.data.box_items import row_name
 from fastai_heads.data.faults import check_labels
-from fastai_heads.data.files import Headers, first_missing, spread
+from fastai_heads.data.files import Headers, first_missing
 from fastai_heads.data.in_image import PLACES, check_places
 from fastai_heads.data.inputs import Input, dls_inputs
-from fastai_heads.data.labels import Labels, opens_image, read_labels, source_of, split_name
+from fastai_heads.data.labels import Labels, opens_image, read_labels, split_name
 from fastai_heads.data.loader import with_inputs
 from fastai_heads.data.mask_faults import Masks, check_masks
 from fastai_heads.data.missing import IGNORE_PIXEL
-from fastai_heads.data.partial import check_complete
 from fastai_heads.data.plain import PlainDatasets, Stated, from_plain
-from fastai_heads.data.present import check_present
+from fastai_heads.data.present import check_complete, check_present
 from fastai_heads.data.sample import Sample, draw_sample
 from fastai_heads.data.tabular import from_tabular
 from fastai_heads.data.targets import Target, dls_targets
-from fastai_heads.data.watched import scaler_of, watch
+from fastai_heads.data.watched import check_sizes, scaler_of, watch
+from fastai_heads.data.whole import batch_whole
 from fastai_heads.errors import HeadsError, HeadsWarning
 
 __all__ = ["Inspected", "inspect_data"]
-
-_SAMPLE = 64  # images whose sizes are compared
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,7 @@ class Inspected:
         self,
         transforms: Sequence[Transform],  # for batches
     ) -> None:
-        """Treat batches as those were that the weights in use saw, save where the data does so already. Images of a
+        """Add the transforms that the weights in use were trained with, unless the data has its own. Images of a
         plain `Dataset` are taken as they are, as its own transforms made them."""
         if isinstance(self.dls.train_ds, PlainDatasets):
             _check_normalized(self, transforms)
@@ -76,14 +73,14 @@ def inspect_data(
     dls: DataLoaders,  # fastai's, over `Datasets`, a table or a plain PyTorch `Dataset`
     stated: Mapping[str, Stated] | None = None,  # name → what the user says of a target that data may not tell
 ) -> Inspected:
-    """Look at all labels and at a few images, once, and refuse what would not train: `HeadsError` naming target, row,
-    file and what to do.
+    """Look once at all labels and at a few images, and refuse what would not train. The `HeadsError` names target, row
+    and file, and says what to do.
 
-    Labels of every split are read, images are not: their files have to be there, and of those that masks and places
-    are measured by, the headers are read, 20,000 files at most. Pixels are read of a few dozen masks. What is left is
-    raised when it is reached, by row and file. The random state stays as it was."""
+    It reads the labels of every split, and no images: their files only have to be there. Where masks and places are
+    measured by an image, it reads the headers of 20,000 files at most. Pixels are read of a few dozen masks. What is
+    left is raised when it is reached, by row and file. The random state stays as it was."""
     stated = dict(stated or {})
-    dls = with_inputs(joined_boxes(from_plain(from_tabular(dls), stated)))
+    dls = with_inputs(join_boxes(from_plain(from_tabular(dls), stated)))
     targets = dls_targets(dls)
     check_items(dls)
     inputs = dls_inputs(dls)
@@ -96,8 +93,9 @@ def inspect_data(
             check_present(dl.dataset, f"{split_name(n)} set")
             _check_split(dl, split_name(n), names, targets, void)
         watch(dl, split_name(n), (*names, *(t.name for t in targets)))
+        batch_whole(dl)
         if not plain:
-            _check_image_sizes(dl)
+            check_sizes(dl)
     return Inspected(dls, inputs, targets, _draw(dls, targets))
 
 
@@ -113,7 +111,7 @@ def _draw(dls: DataLoaders, targets: tuple[Target, ...]) -> Sample:
 def check_items(
     dls: DataLoaders,  # over fastai `Datasets`
 ) -> None:
-    "Refuse an empty training set, such as `export` leaves, of which nothing can be told."
+    "Refuse an empty training set, such as `export` leaves: it tells nothing."
     if not len(dls.train_ds):
         raise HeadsError(
             "`dls.train` holds no item: heads are made for the targets of a training set of one item at least. "
@@ -155,18 +153,3 @@ def _check_files(labels: Labels, what: str) -> None:
             f"{what} {labels.target!r}, {where}: there is no file {labels.values[i]}. Correct the path, or drop "
             "the row."
         )
-
-
-def _check_image_sizes(dl: TfmdDL) -> None:
-    "Refuse images that do not make one batch, told from the sizes of a few."
-    ds = dl.dataset
-    if not len(ds) or not opens_image(ds.tls[0]):
-        return
-    headers, seen = Headers(), {}
-    for i in spread(range(len(ds)), _SAMPLE):
-        header = headers.of(source_of(ds.tls[0], i))
-        if header is not None:
-            seen.setdefault(header.size, i)
-    if len(seen) > 1:
-        with no_random():
-            dl.before_batch([dl.do_item(i) for i in [*seen.values()][:2]])

@@ -29,6 +29,7 @@ from fastai_heads.errors import HeadsError
 __all__ = [
     "MISREAD",
     "Labels",
+    "after_getter",
     "is_picture",
     "makers",
     "opens_image",
@@ -158,12 +159,18 @@ def _getter(tl: TfmdLists) -> list[Transform]:
     return found
 
 
+def after_getter(
+    tl: TfmdLists,  # a target
+) -> list[Transform]:
+    "List the transforms of its block."
+    return list(tl.tfms.fs[len(_getter(tl)) :])
+
+
 def makers(
     tl: TfmdLists,  # a target
 ) -> list[Transform]:
     "Find the transforms of its block, those inside a `Partial` in its place."
-    rest = tl.tfms.fs[len(_getter(tl)) :]
-    return [g for f in rest for g in (f.tfms.fs if isinstance(f, Partial) else [f])]
+    return [g for f in after_getter(tl) for g in (f.tfms.fs if isinstance(f, Partial) else [f])]
 
 
 def step_of(

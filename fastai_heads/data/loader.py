@@ -1,15 +1,18 @@
 """The loader over several inputs: frames are encoded whole, texts are batched by their number of tokens."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from fastai.data.core import DataLoaders, Datasets, TfmdDL, TfmdLists
 from fastai.data.load import DataLoader
+from fastai.data.transforms import ColReader
+from fastcore.basics import chunked
 
 from fastai_heads.data.raw_texts import place_texts
 from fastai_heads.data.text_part import text_class
+from fastai_heads.errors import HeadsError
 
 __all__ = ["InputsDL", "token_counts", "with_inputs"]
 
@@ -20,7 +23,9 @@ class InputsDL(TfmdDL):
     """A `TfmdDL` that batches by the texts' lengths, as fastai's `SortedDL` does, whatever stands before them.
 
     It counts tokens, and opens no image for it. `prepare` of an input's transform is called with its items before the
-    first of them is read."""
+    first of them is read. `whole`, where it is set, makes batches in place of item by item."""
+
+    whole: Any = None  # a `WholeRows`
 
     def __init__(
         self,
@@ -67,7 +72,23 @@ class InputsDL(TfmdDL):
         **kwargs: Any,  # of `TfmdDL`
     ) -> "InputsDL":
         "Make the loader again; over the same items, nothing is counted again."
-        return super().new(dataset=dataset, **{"res": self.res if dataset is None else None, **kwargs})
+        made = super().new(dataset=dataset, **{"res": self.res if dataset is None else None, **kwargs})
+        if dataset is None and not kwargs.keys() & {"after_item", "before_batch", "create_batch"}:
+            made.whole = self.whole
+        return made
+
+    def before_iter(self) -> None:
+        "Read what batches are made of in this process, and once for all workers."
+        super().before_iter()
+        if self.whole is not None and not self.whole.prepare():
+            self.whole = None
+
+    def create_batches(self, samps: Iterable[int]) -> Iterator[Any]:
+        "Make the batches of some items."
+        if self.whole is None:
+            yield from super().create_batches(samps)
+        else:
+            yield from map(self.whole.batch, chunked(samps, self.bs, self.drop_last))
 
 
 def with_inputs(
@@ -110,4 +131,14 @@ def _counts(tl: TfmdLists) -> np.ndarray:
         column = f"{getattr(f, 'tok_text_col', '')}_length"
         if isinstance(f, text_class("Tokenizer")) and isinstance(tl.items, pd.DataFrame) and column in tl.items:
             return tl.items[column].to_numpy()
-    return np.array([len(tl[i]) for i in range(len(tl))])
+    return np.array([_count(tl, i) for i in range(len(tl))])
+
+
+def _count(tl: TfmdLists, i: int) -> int:
+    "Count the tokens of one item. An error names its column and row."
+    try:
+        return len(tl[i])
+    except HeadsError as error:
+        row = tl.items.index[i] if isinstance(tl.items, pd.DataFrame) else i
+        columns = [str(c) for f in _flat(tl) if isinstance(f, ColReader) for c in f.cols]
+        raise error.within(f"{f'column {columns[0]!r}, ' if columns else ''}row {row}") from error.__cause__

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader as TorchLoader
 from fastai_heads.data.frames import make_frame
 from fastai_heads.data.inputs import columns_of
 from fastai_heads.data.present import check_present
+from fastai_heads.data.whole import batch_whole
 from fastai_heads.errors import HeadsError, did_you_mean
 
 __all__ = ["HeadsLoaders", "check_item", "pick_loader", "readable", "with_test_dl"]
@@ -49,6 +50,7 @@ class HeadsLoaders(DataLoaders):
         dataset.n_inp = self.n_inp
         dl = self.valid.new(dataset, **kwargs)
         check_present(dataset, "items")
+        batch_whole(dl)
         return dl
 
 

@@ -1,13 +1,15 @@
 """What a missing label is: as the user holds it, and encoded in a batch."""
 
+from typing import ClassVar
+
 import numpy as np
 import pandas as pd
-from fastai.torch_core import TensorBase
+from fastai.torch_core import ShowTitle, TensorBase
 from fastai.vision.core import TensorMask
 from fastcore.foundation import L
 from torch import Tensor
 
-__all__ = ["IGNORE_CATEGORY", "IGNORE_PIXEL", "is_missing", "labelled", "missing_share"]
+__all__ = ["IGNORE_CATEGORY", "IGNORE_PIXEL", "Missing", "is_missing", "labelled", "missing_share"]
 
 IGNORE_CATEGORY = -100  # a missing integer label: torch's own default for `ignore_index`
 IGNORE_PIXEL = 255  # a mask's pixel without a label, segmentation's custom
@@ -60,3 +62,15 @@ def labelled(
     else:
         gap = plain == IGNORE_CATEGORY
     return ~(gap if gap.ndim == 1 else gap.flatten(1).all(1))
+
+
+class Missing(str, ShowTitle):
+    "What a missing label decodes to: a dash, and it shows as one."
+
+    _show_args: ClassVar = {"label": "text"}
+
+    def __new__(cls) -> "Missing":
+        return super().__new__(cls, "–")
+
+    def __reduce__(self):
+        return Missing, ()

@@ -17,16 +17,16 @@ from fastai.vision.augment import (
 from fastai.vision.core import AddMaskCodes, BBoxLabeler, PointScaler
 
 from fastai_heads.data.blocks import BoxInImage, ClipBox, MakeBox
-from fastai_heads.data.detection import BoxesInImage, JoinBoxes
+from fastai_heads.data.detection_block import BoxesInImage, JoinBoxes
 from fastai_heads.data.labels import step_of
-from fastai_heads.data.partial import FillMissing, MarkMissing, SizeMissing
+from fastai_heads.data.missing_masks import FillMasks, MarkMasks, SizeMasks
 
 __all__ = ["may_leave"]
 
 _STILL = (
     *(AddMaskCodes, BBoxLabeler, PointScaler, ToTensor, IntToFloatTensor, Normalize),
     *(Dihedral, DihedralItem, Flip, FlipItem, LightingTfm, RandomErasing),
-    *(BoxInImage, ClipBox, BoxesInImage, JoinBoxes, FillMissing, MarkMissing, SizeMissing),
+    *(BoxInImage, ClipBox, BoxesInImage, JoinBoxes, FillMasks, MarkMasks, SizeMasks),
 )
 "Transforms that leave every box within its image."
 

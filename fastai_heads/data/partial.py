@@ -1,54 +1,38 @@
-"""`PartialBlock`: a target block whose items may have no label, and the check that a block without it has them all."""
+"""`PartialBlock`: a block of a target or an input that some items do not have."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from copy import copy
-from typing import Any, ClassVar
+from typing import Any
 
 import pandas as pd
 import torch
 from fastai.data.block import TransformBlock
-from fastai.data.core import DataLoaders, Datasets, TfmdDL, TfmdLists
+from fastai.data.core import TfmdLists
 from fastai.data.transforms import (
-    Categorize,
     ColReader,
     EncodedMultiCategorize,
     MultiCategorize,
     MultiCategory,
     RegressionSetup,
 )
-from fastai.torch_core import ShowTitle, TensorImageBase
-from fastai.vision.core import PILBase, PILMask, TensorMask, TensorPoint
+from fastai.vision.core import PILMask
 from fastcore.foundation import L
 from fasttransform.transform import ItemTransform, Pipeline, Transform
-from PIL import Image
 from torch import Tensor
 
 from fastai_heads.data.absent import FillImages, MarkImages, absent_like, makes_images, tokenize_known
 from fastai_heads.data.loader import InputsDL
-from fastai_heads.data.missing import IGNORE_CATEGORY, IGNORE_PIXEL, is_missing, labelled, missing_share
+from fastai_heads.data.missing import IGNORE_CATEGORY, Missing, is_missing, labelled, missing_share
+from fastai_heads.data.missing_masks import FillMasks, MarkMasks, SizeMasks, mask_like
 from fastai_heads.data.parse import parse_numbers
 from fastai_heads.data.text_part import text_class
 from fastai_heads.errors import HeadsError
 
-__all__ = ["Missing", "Partial", "PartialBlock", "PartialReader", "check_complete"]
-
-UNLABELLED = -255  # a pixel of a missing mask between item and batch transforms: negative also after `div_mask=255`
-
-
-class Missing(str, ShowTitle):
-    "What a missing label decodes to: a dash, and it shows as one."
-
-    _show_args: ClassVar = {"label": "text"}
-
-    def __new__(cls) -> "Missing":
-        return super().__new__(cls, "–")
-
-    def __reduce__(self):
-        return Missing, ()
+__all__ = ["Partial", "PartialBlock", "PartialReader"]
 
 
 class KnownTags(MultiCategory):
-    "The tags of an item of which some are neither there nor not there."
+    "The tags of an item, some of which are not known."
 
     unknown: tuple[Any, ...] = ()
 
@@ -92,17 +76,6 @@ class PartialReader(ColReader):
         return cls(list(reader.cols), pref=reader.pref, suff=reader.suff, label_delim=reader.label_delim)
 
 
-class MissingMask(PILMask):
-    "Stands in for a mask that is not there until the tensors are made; survives every PIL transform by its type."
-
-
-class TensorMissingMask(TensorMask):
-    "A `MissingMask` as tensor, within the item transforms."
-
-
-MissingMask._tensor_cls = TensorMissingMask
-
-
 def missing_like(
     example: Any,  # an encoded label, or an encoded input
 ) -> Any:  # same type and shape
@@ -111,7 +84,7 @@ def missing_like(
     if absent is not None:
         return absent
     if isinstance(example, PILMask):
-        return MissingMask(Image.new("L", (1, 1), IGNORE_PIXEL))
+        return mask_like((1, 1))
     if isinstance(example, (tuple, list)):
         return type(example)(missing_like(o) for o in example)
     if isinstance(example, Tensor) and example.is_floating_point():
@@ -130,7 +103,7 @@ def _renew(missing: Any) -> Any:
 
 
 def _with_nan(tags: Any) -> Any:
-    "Return tags as numbers, NaN for those that are missing, whatever says that there is none."
+    "Return tags as numbers, NaN for each tag that is missing."
     if isinstance(tags, Tensor):
         return tags
     try:
@@ -147,8 +120,9 @@ def _columns(tfms: Iterable) -> str:
 class Partial(ItemTransform):
     """A target block's type transforms, letting items without a label through.
 
-    The wrapped transforms are in `tfms` and see labelled items only, in setup too; their attributes (`vocab`, `c`,
-    `loss_func`) answer on this one. A missing label is encoded as `missing`: type and shape of a labelled one."""
+    The wrapped transforms are in `tfms`. They see labelled items only, in setup too. Their attributes (`vocab`, `c`,
+    `loss_func`) are attributes of this one. A missing label is encoded as `missing`: type and shape of a labelled
+    one."""
 
     def __init__(
         self,
@@ -194,7 +168,7 @@ class Partial(ItemTransform):
             self.missing = missing_like(known[0])
 
     def _is_missing(self, o: Any) -> bool:
-        "Tell whether there is no label. Refuse a label that is there in part, but for tags of which each has its cell."
+        "Tell whether there is no label. Refuse a label that is there in part; single tags may be missing."
         share = missing_share(o)
         if 0 < share < 1 and not self._has(EncodedMultiCategorize):
             raise HeadsError(f"A label has some of its numbers and not others: {list(o)}. {self._whole_labels()}")
@@ -233,61 +207,10 @@ class Partial(ItemTransform):
         return KnownTags.of(decoded, [self.vocab[i] for i in gaps]) if gaps else decoded
 
 
-class SizeMissing(ItemTransform):
-    "First of the item transforms: gives missing masks the image's size. Last to decode: missing labels show a dash."
-
-    order = -1
-
-    def encodes(self, x: list):
-        gaps = [isinstance(o, MissingMask) for o in x]
-        if not any(gaps):
-            return x
-        sizes = [_size(o) for o, gap in zip(x, gaps) if not gap and isinstance(o, (PILBase, TensorImageBase))]
-        if not sizes:
-            raise HeadsError("A missing mask takes its size from an image in the same item, which has none.")
-        blank = Image.new("L", sizes[0], IGNORE_PIXEL)
-        return [MissingMask(blank.copy()) if gap else o for o, gap in zip(x, gaps)]
-
-    def decodes(self, x: list):
-        return [Missing() if isinstance(o, (TensorMask, TensorPoint)) and _shows_nothing(o) else o for o in x]
-
-
-def _size(image: PILBase | Tensor) -> tuple[int, int]:
-    "Width and height."
-    return (image.shape[-1], image.shape[-2]) if isinstance(image, Tensor) else image.size
-
-
-def _shows_nothing(o: Tensor) -> bool:
-    return o.numel() > 0 and not labelled(o[None]).item()
-
-
-class MarkMissing(Transform):
-    """After `ToTensor`: every pixel of a missing mask is negative, so that padding cannot make a labelled one of it.
-
-    Signed integers for the other masks too, since they share a batch."""
-
-    order = 6
-
-    def encodes(self, o: TensorMask) -> TensorMask:
-        gap = isinstance(o, TensorMissingMask)
-        return TensorMask(torch.full(o.shape, UNLABELLED, dtype=torch.int16) if gap else o.to(torch.int16))
-
-
-class FillMissing(Transform):
-    "After augmentation: the whole of a missing mask is 255, whatever padding and `div_mask` made of it."
-
-    order = 98
-
-    def encodes(self, o: TensorMask) -> TensorMask:
-        plain = o.as_subclass(Tensor)
-        gap = (plain < 0).flatten(1).any(1).view(-1, *[1] * (plain.ndim - 1))
-        return TensorMask(plain.masked_fill(gap, IGNORE_PIXEL))
-
-
 def PartialBlock(
     block: TransformBlock | Callable[[], TransformBlock],  # of a target or an input, or what makes one
 ) -> TransformBlock:
-    """Make the same block for items of which some have no label, or not this input: `None`, NaN, `pd.NA`, blank text.
+    """Make the same block for a target or an input that some items do not have: `None`, NaN, `pd.NA`, blank text.
 
     Vocabulary and number of outputs come from the labels that are there. A missing label is encoded as the same type
     and shape as any other: -100 for integers, NaN for floats (categories as one-hot, numbers, points, boxes), 255 in
@@ -304,8 +227,8 @@ def PartialBlock(
     images = any(makes_images(f) for f in block.type_tfms)
     return TransformBlock(
         type_tfms=own or Partial(_from_text(block.type_tfms)),
-        item_tfms=[SizeMissing, MarkMissing, *([MarkImages] if images else []), *block.item_tfms],
-        batch_tfms=[FillMissing, *([FillImages] if images else []), *block.batch_tfms],
+        item_tfms=[SizeMasks, MarkMasks, *([MarkImages] if images else []), *block.item_tfms],
+        batch_tfms=[FillMasks, *([FillImages] if images else []), *block.batch_tfms],
         dl_type=InputsDL if block.dl_type is text_class("SortedDL") else block.dl_type,
         dls_kwargs=block.dls_kwargs,
     )
@@ -326,40 +249,3 @@ def _from_text(tfms: Iterable[Transform]) -> list[Transform]:
     found = list(tfms)
     numbers = any(isinstance(f, RegressionSetup) or f is RegressionSetup for f in found)
     return [TakeNumbers(), *found] if numbers else found
-
-
-def check_complete(
-    dls: DataLoaders,  # whose targets come from the columns of a DataFrame; other targets are not looked at
-) -> None:
-    """Refuses missing labels of targets that are not in a `PartialBlock`: `HeadsError` naming columns and row counts.
-
-    A `CategoryBlock(add_na=True)` passes: its user asked for a class of the missing ones."""
-    holes: dict[str, list[int]] = {}
-    for dl in dls.loaders:
-        for column, missing, rows in _missing_cells(dl):
-            old = holes.setdefault(column, [0, 0])
-            holes[column] = [old[0] + missing, old[1] + rows]
-    found = [
-        f"`{column}` has no label in {missing} of {rows} rows" for column, (missing, rows) in holes.items() if missing
-    ]
-    if found:
-        raise HeadsError(
-            f"{'; '.join(found)}. Put its block into `PartialBlock(…)` to train on the labels that are there, "
-            "or drop the rows."
-        )
-
-
-def _missing_cells(dl: TfmdDL) -> Iterator[tuple[str, int, int]]:
-    "(column, missing cells, rows) of every target of `dl` that is read from a DataFrame and not in a `PartialBlock`."
-    dataset = dl.dataset
-    if not isinstance(dataset, Datasets):
-        return
-    for tl in dataset.tls[dataset.n_inp :]:
-        rows = tl.items
-        if not isinstance(rows, pd.DataFrame) or any(
-            isinstance(f, Partial) or (isinstance(f, Categorize) and f.add_na) for f in tl.tfms.fs
-        ):
-            continue
-        for column in (c for f in tl.tfms.fs if isinstance(f, ColReader) for c in f.cols):
-            cells = rows.iloc[:, column] if isinstance(column, int) else rows[column]
-            yield str(cells.name), int(cells.isna().sum()), len(cells)

@@ -1,8 +1,11 @@
-"""Items that have none of their inputs, where each of the inputs may be missing."""
+"""Items that lack what their blocks need: every input, or a label."""
+
+from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
-from fastai.data.core import Datasets, TfmdLists
+from fastai.data.core import DataLoaders, Datasets, TfmdDL, TfmdLists
+from fastai.data.transforms import Categorize, ColReader
 
 from fastai_heads.data.box_items import row_name
 from fastai_heads.data.labels import read_labels
@@ -11,7 +14,7 @@ from fastai_heads.data.partial import Partial
 from fastai_heads.data.rows import EncodedRows
 from fastai_heads.errors import HeadsError
 
-__all__ = ["check_present"]
+__all__ = ["check_complete", "check_present"]
 
 
 def check_present(
@@ -42,3 +45,40 @@ def _absent(ds: Datasets, place: int, split: str) -> np.ndarray:
         return items.absent.numpy()
     values = read_labels(ds, place, "input", split).values
     return np.array([is_missing(value) for value in values] if len(values) else [False] * len(ds))
+
+
+def check_complete(
+    dls: DataLoaders,  # whose targets come from the columns of a DataFrame; other targets are not looked at
+) -> None:
+    """Refuse missing labels of targets that are not in a `PartialBlock`: `HeadsError` naming columns and row counts.
+
+    A `CategoryBlock(add_na=True)` passes: its user asked for a class of the missing ones."""
+    holes: dict[str, list[int]] = {}
+    for dl in dls.loaders:
+        for column, missing, rows in _missing_cells(dl):
+            old = holes.setdefault(column, [0, 0])
+            holes[column] = [old[0] + missing, old[1] + rows]
+    found = [
+        f"`{column}` has no label in {missing} of {rows} rows" for column, (missing, rows) in holes.items() if missing
+    ]
+    if found:
+        raise HeadsError(
+            f"{'; '.join(found)}. Put its block into `PartialBlock(…)` to train on the labels that are there, "
+            "or drop the rows."
+        )
+
+
+def _missing_cells(dl: TfmdDL) -> Iterator[tuple[str, int, int]]:
+    "(column, missing cells, rows) of every target of `dl` that is read from a DataFrame and not in a `PartialBlock`."
+    dataset = dl.dataset
+    if not isinstance(dataset, Datasets):
+        return
+    for tl in dataset.tls[dataset.n_inp :]:
+        rows = tl.items
+        if not isinstance(rows, pd.DataFrame) or any(
+            isinstance(f, Partial) or (isinstance(f, Categorize) and f.add_na) for f in tl.tfms.fs
+        ):
+            continue
+        for column in (c for f in tl.tfms.fs if isinstance(f, ColReader) for c in f.cols):
+            cells = rows.iloc[:, column] if isinstance(column, int) else rows[column]
+            yield str(cells.name), int(cells.isna().sum()), len(cells)

@@ -5,19 +5,22 @@ from functools import partial
 from typing import Any
 
 from fastai.data.core import Datasets, TfmdDL, TfmdLists
+from fastai.torch_core import TensorImageBase, no_random
 from fastai.vision.core import PILBase, PointScaler, TensorBBox, TensorPoint
 from fastcore.foundation import is_indexer
 from fasttransform.transform import ItemTransform
 from torch import Tensor
 
 from fastai_heads.data.box_items import row_name
-from fastai_heads.data.detection import is_pair
-from fastai_heads.data.files import Headers
+from fastai_heads.data.detection_block import is_pair
+from fastai_heads.data.files import Headers, spread
 from fastai_heads.data.labels import MISREAD, opens_image, source_of
 from fastai_heads.data.places import check_in_image, check_points_in_image
 from fastai_heads.errors import HeadsError
 
-__all__ = ["SameSizes", "WatchedDatasets", "scaler_of", "watch"]
+__all__ = ["SameSizes", "WatchedDatasets", "check_sizes", "scaler_of", "watch"]
+
+_SAMPLE = 64  # files whose sizes are compared
 
 
 class WatchedDatasets(Datasets):
@@ -75,17 +78,20 @@ class SameSizes(ItemTransform):
         return {**self.__dict__, "ds": None}
 
     def encodes(self, x: list):
-        for place, shapes in enumerate(_shapes(x)):
-            if len(set(shapes)) > 1:
-                raise HeadsError(self._said(place, sorted(set(shapes), key=shapes.index)[:2]))
+        for place, values in enumerate(zip(*x)):
+            shapes = list(dict.fromkeys(tuple(v.shape) for v in values if isinstance(v, Tensor)))
+            if len(shapes) > 1:
+                images = isinstance(values[0], TensorImageBase) and place < self.n_inp
+                raise HeadsError((self._two_sizes if images else self._two_shapes)(place, shapes[:2]))
         return x
 
-    def _said(self, place: int, shapes: Sequence[tuple[int, ...]]) -> str:
-        if place >= self.n_inp:
-            return (
-                f"target {self.names[place]!r} has two shapes in one batch, {shapes[0]} and {shapes[1]}: give every "
-                "row as many numbers, and masks the size of their images."
-            )
+    def _two_shapes(self, place: int, shapes: Sequence[tuple[int, ...]]) -> str:
+        what, cure = "target", "give every row as many numbers, and masks the size of their images"
+        if place < self.n_inp:
+            what, cure = "input", "bring them to one, in its block or by `item_tfms`"
+        return f"{what} {self.names[place]!r} has two shapes in one batch, {shapes[0]} and {shapes[1]}: {cure}."
+
+    def _two_sizes(self, place: int, shapes: Sequence[tuple[int, ...]]) -> str:
         sizes = [(shape[-1], shape[-2]) for shape in shapes]
         known = self.ds is not None and opens_image(self.ds.tls[place])
         files = " and ".join(_files_of(self.ds, place, sizes)) if known else ""
@@ -95,12 +101,6 @@ class SameSizes(ItemTransform):
             f"the images of one batch have two sizes, {both} pixels{f' ({files})' if files else ''}: bring them to "
             f"one, `item_tfms=Resize({side})` in the DataBlock."
         )
-
-
-def _shapes(samples: Sequence[Sequence[Any]]) -> Iterator[list[tuple[int, ...]]]:
-    "Give per place the shapes of the tensors there."
-    for values in zip(*samples):
-        yield [tuple(v.shape) for v in values if isinstance(v, Tensor)]
 
 
 def _files_of(ds: Datasets, place: int, sizes: Sequence[tuple[int, int]]) -> Iterator[str]:
@@ -129,6 +129,21 @@ def watch(
         dl.dataset.points = scaler is not None and scaler.do_scale and not scaler.y_first
     if not any(isinstance(f, SameSizes) for f in dl.before_batch.fs):
         dl.before_batch.add(SameSizes(dl.dataset, names))
+
+
+def check_sizes(
+    dl: TfmdDL,  # over fastai `Datasets`, watched
+) -> None:
+    "Refuse inputs that do not make one batch, told from the sizes of a few image files."
+    for tl in dl.dataset.tls[: dl.dataset.n_inp]:
+        headers, seen = Headers(), {}
+        for i in spread(range(len(tl)), _SAMPLE) if len(tl) and opens_image(tl) else ():
+            header = headers.of(source_of(tl, i))
+            if header is not None:
+                seen.setdefault(header.size, i)
+        if len(seen) > 1:
+            with no_random():
+                dl.before_batch([dl.do_item(i) for i in [*seen.values()][:2]])
 
 
 def scaler_of(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import prod
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -40,15 +41,20 @@ def _is_count(value: Any) -> bool:
 
 def _is_size(value: Any) -> bool:
     "Tell whether it is a number of at least 0, also one that stands in a tensor."
-    single = isinstance(value, Tensor | np.ndarray) and value.size == 1 if isinstance(value, np.ndarray) else False
-    single = single or (isinstance(value, Tensor) and value.numel() == 1)
+    single = isinstance(value, Tensor | np.ndarray) and prod(value.shape) == 1
     return is_number(value.item() if single else value, least=0)
 
 
-def _are_sizes(value: Any) -> bool:
-    "Tell whether it is such a number, or one for each group."
-    listed = isinstance(value, list | tuple | L | np.ndarray) and not isinstance(value, str)
-    return all(map(_is_size, value)) if listed and np.ndim(value) else _is_size(value)
+def _one_or_all(
+    fits: Callable[[Any], bool],  # tells of one value whether it will do
+) -> Callable[[Any], bool]:
+    "Make the test of one value, or of every value in a list."
+
+    def test(value: Any) -> bool:
+        listed = isinstance(value, list | tuple | L) or (isinstance(value, np.ndarray) and value.ndim > 0)
+        return all(map(fits, value)) if listed else fits(value)
+
+    return test
 
 
 def _is_rate(value: Any) -> bool:
@@ -59,7 +65,7 @@ def _is_rate(value: Any) -> bool:
             and _is_size(value.stop)
             and (value.start is None or _is_size(value.start))
         )
-    return _are_sizes(value)
+    return _one_or_all(_is_size)(value)
 
 
 def _is_share(value: Any) -> bool:
@@ -82,18 +88,6 @@ def _is_callback(value: Any) -> bool:
     return isinstance(value, Callback) or (isinstance(value, type) and issubclass(value, Callback))
 
 
-def _are_callbacks(value: Any) -> bool:
-    return all(map(_is_callback, value)) if isinstance(value, list | tuple | L) else _is_callback(value)
-
-
-def _are_metrics(value: Any) -> bool:
-    return all(map(is_metric, value)) if isinstance(value, list | tuple | L) else is_metric(value)
-
-
-def _are_functions(value: Any) -> bool:
-    return all(map(callable, value)) if isinstance(value, list | tuple | L) else callable(value)
-
-
 def _makes_optimizer(value: Any) -> bool:
     of_torch = isinstance(value, type) and issubclass(value, torch.optim.Optimizer)
     return isinstance(value, OptimWrapper) or (callable(value) and not of_torch)
@@ -107,7 +101,7 @@ _START = Rule(_is_size, "a rate such as `1e-3`")
 _SHARE = Rule(_is_share, "a share from 0 to 1")
 _FLAG = Rule(_is_flag, "True or False")
 _MOMENTA = Rule(_are_momenta, "three momenta from 0 to 1, such as `(0.95, 0.85, 0.95)`", True)
-_CALLBACKS = Rule(_are_callbacks, "a callback or a list of them, such as `[SaveModelCallback()]`", True)
+_CALLBACKS = Rule(_one_or_all(_is_callback), "a callback or a list of them, such as `[SaveModelCallback()]`", True)
 
 _TRAINING: dict[str, Rule] = {
     **dict.fromkeys(("n_epoch", "epochs", "freeze_epochs", "start_epoch"), _WHOLE),
@@ -117,11 +111,11 @@ _TRAINING: dict[str, Rule] = {
     "base_lr": Rule(_is_rate, _RATE.expected),
     **dict.fromkeys(("div", "div_final", "lr_mult", "cycle_mult"), _SIZE),
     "pct_start": _SHARE,
-    "wd": Rule(_are_sizes, "a weight decay such as `1e-2`", True),
+    "wd": Rule(_one_or_all(_is_size), "a weight decay such as `1e-2`", True),
     "moms": _MOMENTA,
     "cbs": _CALLBACKS,
     **dict.fromkeys(("reset_opt", "stop_div", "show_plot"), _FLAG),
-    "suggest_funcs": Rule(_are_functions, "a function such as `valley`, or a list of them", True),
+    "suggest_funcs": Rule(_one_or_all(callable), "a function such as `valley`, or a list of them", True),
 }
 "Of the arguments of fastai's `fit`, `fit_one_cycle`, `fit_flat_cos`, `fit_sgdr`, `fine_tune` and `lr_find`."
 
@@ -129,7 +123,7 @@ _SETTINGS: dict[str, Rule] = {
     "opt_func": Rule(_makes_optimizer, "a function that makes an optimizer, such as fastai's `Adam`"),
     "lr": Rule(_is_rate, _RATE.expected),
     "cbs": _CALLBACKS,
-    "metrics": Rule(_are_metrics, "a metric or a list of them, such as `accuracy`", True),
+    "metrics": Rule(_one_or_all(is_metric), "a metric or a list of them, such as `accuracy`", True),
     "path": Rule(_is_path, "a folder, as a `Path` or a text", True),
     "model_dir": Rule(_is_path, "a folder, as a `Path` or a text"),
     "wd": _TRAINING["wd"],

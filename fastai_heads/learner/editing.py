@@ -33,7 +33,7 @@ def add_head(
     head: HeadSpec,  # what it is
     target: str | int | None = None,  # what it predicts, by name or index; None: as the spec says, or `name`
 ) -> BoundHead:
-    """Add a head to a trained learner: body and other heads stay bit for bit, what was frozen stays frozen, the
+    """Add a head to a trained learner. Body and other heads stay bit for bit, and what was frozen stays frozen. The
     optimizer starts anew. Raises `HeadsError`, and nothing has changed, where the head does not fit."""
     spec, target = _fit_spec(learn, name, head, target)
     network, before = get_model(learn.model), dict(learn.heads)
@@ -106,7 +106,9 @@ def _fit_spec(
         raise HeadsError(f"`name` is a text, and the spec follows: `learn.add_head('name', {in_code(name)})`.")
     check_name(name, "name")
     if name in learn.heads:
-        raise HeadsError(f"`name`: there is a head {name!r} already; `learn.drop_head({name!r})` takes it off.")
+        raise HeadsError(
+            f"`name`: there is a head {name!r} already; `learn.drop_head({name!r})` takes it off.", head=name
+        )
     if not isinstance(spec, HeadSpec):
         made = in_code(spec) if isinstance(spec, type) and issubclass(spec, HeadSpec) else None
         hint = f" Did you mean `learn.add_head({name!r}, {made})`?" if made else ""

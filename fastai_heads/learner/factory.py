@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from functools import partial
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 from fastai.data.core import DataLoaders
@@ -21,6 +22,7 @@ from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError, did_you_mean
 from fastai_heads.heads.spec import HeadSpec
 from fastai_heads.learner.arguments import check_settings
+from fastai_heads.learner.heads_file import read_heads
 from fastai_heads.learner.learner import MultiHeadLearner
 from fastai_heads.learner.settings import accept_trial
 from fastai_heads.learner.specs import rename_targets, resolve_heads, state_targets
@@ -39,7 +41,7 @@ _ELSEWHERE = {
     "custom_head": "`heads={name: CustomHead(module)}`",
     **{
         option: f"it is a head's: `heads={{name: ClassificationHead({option}=…)}}`"
-        for option in ("lin_ftrs", "ps", "first_bn", "bn_final", "lin_first", "y_range", "init", "pool")
+        for option in ("lin_ftrs", "ps", "first_bn", "bn_final", "lin_first", "y_range", "init", "pool", "last_scale")
     },
     "concat_pool": "it is a head's: `heads={name: ClassificationHead(pool='avg')}`",
 }
@@ -60,8 +62,11 @@ def multihead_learner(
     | Mapping[str, Any],  # a torchvision or fastai function, a timm name, a network, a body; `TabularBody(…)` of a row,
     # `TextBody(…)` of a text; over several inputs, or several bodies on one, a dict of name to any of these, or `On(…)`
     heads: Sequence[str]
-    | Mapping[str, HeadSpec | None]
-    | None = None,  # names in target order; name → spec; None: inferred
+    | Mapping[str, HeadSpec | Mapping[str, Any] | None]
+    | str
+    | Path
+    | None = None,  # names in target order; name → spec, or a dict such as {'kind': 'classification', 'tap': 'layer3'};
+    # a TOML or JSON file of such dicts; None: inferred
     *,
     trunk: Mapping[str, Trunk] | None = None,  # name → layers shared by the heads that tap it by that name
     strategy: Any = None,  # how the losses become one step: None (their sum by `loss_weight`), a scalarizer or an
@@ -78,16 +83,17 @@ def multihead_learner(
 ) -> MultiHeadLearner:
     """Make a learner with one pretrained body and a head per target.
 
-    With `heads=None` every target of `dls` gets the head of its kind. A list renames the targets in order. In a dict,
-    `spec.target` says which target a head predicts (by default the one that bears its name), targets not named get
-    their default head, and `'age': None` leaves one out. Raises `HeadsError`, before any training, for whatever does
-    not fit: it names the parameter, what was expected and what was found. A few items go through the whole network, and
-    through every head's loss, decoding and metrics, to find that out."""
+    With `heads=None` every target of `dls` gets the head of its kind. A list renames the targets in order. In a
+    dict, `spec.target` says which target a head predicts; by default it is the one that has the head's name. Targets
+    that are not named get their default head, and `'age': None` leaves one out. Raises `HeadsError`, before any
+    training, for what does not fit. It names the parameter, what was expected and what was found. To find that out,
+    a few items go through the whole network, and through every head's loss, decoding and metrics."""
     check_loaders(dls)
     check_columns(dls)
     _check_kwargs(learner_kwargs)
     settings = {"pretrained": pretrained, "normalize": normalize, "n_in": n_in, "body_kwargs": body_kwargs}
     check_settings({**settings, "metrics": metrics, **learner_kwargs})
+    heads = read_heads(heads)
     data = inspect_data(dls, state_targets(heads))
     dls, targets = data.dls, rename_targets(heads, data.targets)
     specs = resolve_heads(heads, targets, dls, arch.head if isinstance(arch, BodySpec) else {})
@@ -140,9 +146,9 @@ def _trunk_of(tap: str | int | Level, trunks: Mapping[str, Trunk]) -> str | None
 
 def _needed_taps(
     specs: Mapping[str, tuple[HeadSpec, Target]], trunks: Mapping[str, Trunk]
-) -> dict[str | int | Level, tuple[str, str | None]]:  # tap → (who reads it, for messages; the head)
-    readers = {(f"`heads[{name!r}]`", name): spec.reads for name, (spec, _) in specs.items()}
-    readers |= {(f"`trunk[{name!r}]`", None): trunk.reads for name, trunk in trunks.items()}
+) -> dict[str | int | Level, str]:  # tap → who reads it, for messages
+    readers = {f"`heads[{name!r}]`": spec.reads for name, (spec, _) in specs.items()}
+    readers |= {f"`trunk[{name!r}]`": trunk.reads for name, trunk in trunks.items()}
     return {tap: who for who, taps in reversed(readers.items()) for tap in taps if _trunk_of(tap, trunks) is None}
 
 
@@ -173,25 +179,21 @@ def _find(arch: Any, inputs: Sequence[Input], options: Mapping[str, Any]) -> Fou
     return find_body(arch, inputs[0], image)
 
 
-_EXAMPLES = {"image": "'resnet18'", "row": "TabularBody(layers=[200, 100])", "text": "TextBody(AWD_LSTM)"}
-
-
 def _several(inputs: Sequence[Input]) -> str:
     "Say what `arch` is over several inputs."
     names = ", ".join(f"{source.name} ({source.a})" for source in inputs)
-    archs = ", ".join(f"{source.name!r}: {_EXAMPLES[source.kind]}" for source in inputs)
+    archs = ", ".join(f"{source.name!r}: {source.arch}" for source in inputs)
     return (
         f"`arch`: the data has {len(inputs)} inputs, {names}, and each is read by a body of its own: "
         f"`arch={{{archs}}}`. If some of them are targets, pass `n_inp=` to the DataBlock."
     )
 
 
-def _build(found: Found, taps: Mapping[str | int | Level, tuple[str, str | None]]) -> Body:
+def _build(found: Found, taps: Mapping[str | int | Level, str]) -> Body:
     "Build the body, with every tap that is read. An error about a tap says who reads it."
     try:
         return found.build(tuple(taps))
     except HeadsError as error:
         if error.tap not in taps:
             raise
-        place, head = taps[error.tap]
-        raise error.within(place, head=head) from None
+        raise error.within(taps[error.tap]) from None

@@ -13,8 +13,8 @@ from torch import Tensor
 from fastai_heads.errors import HeadsError
 from fastai_heads.head_tuple import HeadTuple
 from fastai_heads.training.bound import BoundHead, BoundHeads
-from fastai_heads.training.loss import CombinedLoss
 from fastai_heads.training.ranks.joint import gather_target, speaks
+from fastai_heads.training.step import CombinedLoss
 
 __all__ = ["ConstantOrder", "GatherHeads"]
 
@@ -30,8 +30,8 @@ class ConstantOrder:
 
 
 class GatherHeads(GatherPredsCallback):
-    """fastai's callback, for predictions and targets that are tuples: none is dropped, none unwrapped, the losses of
-    the heads are gathered beside the total, `save_targs` saves the targets of every head."""
+    """fastai's callback, for predictions and targets that are tuples. It drops none and unwraps none. It gathers the
+    losses of the heads beside the total, and `save_targs` saves the targets of every head."""
 
     name = "gather_preds"  # other callbacks of fastai look for it by this name
 

@@ -17,9 +17,9 @@ from fastai_heads.data.loaders import with_test_dl
 from fastai_heads.head_tuple import HeadTuple
 from fastai_heads.model import Heads, MultiHeadModel
 from fastai_heads.training.bound import BoundHead, BoundHeads
-from fastai_heads.training.loss import CombinedLoss
 from fastai_heads.training.metrics import HeadMetric, HeadValidLoss
 from fastai_heads.training.recorder import HeadTrainLoss
+from fastai_heads.training.step import CombinedLoss
 from fastai_heads.trunks import PREFIX, Trunks
 from fastai_heads.view.decoded import decode_heads
 from fastai_heads.view.show import show_samples
@@ -32,13 +32,14 @@ class BodyToHead(Trunks):
 
     def __init__(
         self,
-        body: Body,  # shared
+        body: Body,  # shared; of several, those that the head reads
         heads: Heads,  # whose trunks are shared
         name: str,  # of the head
     ):
         alone = heads.only(name)
         super().__init__({trunk: alone.trunk(trunk) for trunk in alone.trunk_reads}, alone.trunk_reads)
-        self.body, self.reads, self.trunk_gives = body, alone.reads[name], alone.trunk_gives
+        self.reads, self.trunk_gives = alone.reads[name], alone.trunk_gives
+        self.body = body.restrict({tap for reads in (self.reads, *alone.trunk_reads.values()) for tap in reads})
         self.register_load_state_dict_pre_hook(_rename_trunks)
 
     def forward(

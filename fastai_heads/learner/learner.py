@@ -23,6 +23,7 @@ from fastai_heads.data.loaders import with_test_dl
 from fastai_heads.data.sample import draw_sample
 from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsWarning
+from fastai_heads.export.bundle import save_bundle
 from fastai_heads.heads.spec import HeadSpec
 from fastai_heads.learner import editing, predictions, ranks, settings
 from fastai_heads.learner.arguments import check_arguments
@@ -42,12 +43,11 @@ from fastai_heads.modes import compile_in_place, evaluate
 from fastai_heads.training.bound import BoundHead, BoundHeads
 from fastai_heads.training.callbacks import are_callbacks, check_callbacks
 from fastai_heads.training.conflict_record import ConflictRecord
-from fastai_heads.training.loss import CombinedLoss
 from fastai_heads.training.mixing import Targets
 from fastai_heads.training.monitors import HeadsMonitor
 from fastai_heads.training.optimizer import create_opt
 from fastai_heads.training.precision import DevicePrecision, warn_of_half
-from fastai_heads.training.step import combined_loss, run_batch
+from fastai_heads.training.step import CombinedLoss, combined_loss, run_batch
 from fastai_heads.training.strategies.base import Strategy, StrategyCallback
 from fastai_heads.training.strategies.choose import as_strategy
 from fastai_heads.training.trackers import set_direction
@@ -92,6 +92,7 @@ class MultiHeadLearner(Learner):
     add_head = editing.add_head
     drop_head = editing.drop_head
     export = export
+    save_bundle = save_bundle
 
     def __init__(
         self,
@@ -167,8 +168,8 @@ class MultiHeadLearner(Learner):
 
     @property
     def dls(self) -> DataLoaders:
-        """The data. New data must have the same targets and vocabularies, and a few of its items go through the network
-        and every head's loss; else `HeadsError`, and nothing has changed."""
+        """The data. New data must have the same targets and vocabularies, and a few of its items are tried in the
+        network and in every head's loss. Where they do not fit, a `HeadsError` is raised and nothing has changed."""
         return self._dls
 
     @dls.setter

@@ -36,7 +36,7 @@ def resolve_heads(
     dls: DataLoaders,  # for the labels
     fields: Mapping[str, Any] | None = None,  # that the body wants of a pooled head which the user does not name
 ) -> dict[str, tuple[HeadSpec, Target]]:  # name → (fitted spec, its target), in head order
-    "Bring names, specs and targets together. Raises `HeadsError` for whatever does not fit."
+    "Bring names, specs and targets together. Raises `HeadsError` for what does not fit."
     found: dict[str, tuple[HeadSpec, Target]] = {}
     for name, (spec, target) in name_specs(heads, targets, fields).items():
         found[name] = fit_spec(name, spec, target, dls), target
@@ -82,7 +82,7 @@ def fit_spec(
     try:
         return spec.fit(target, lambda: target_labels(dls, target.index))
     except HeadsError as error:
-        raise error.within(f"`heads[{name!r}]`", _head_that_fits(spec, target), head=name) from None
+        raise error.within(f"`heads[{name!r}]`", _head_that_fits(spec, target)) from None
 
 
 def _head_that_fits(spec: HeadSpec, target: Target) -> str:

@@ -12,11 +12,10 @@ from torch import Tensor
 from fastai_heads.data.kinds import Answer
 from fastai_heads.errors import HeadsError, first_line
 from fastai_heads.heads.spec import HeadSpec
-from fastai_heads.tasks.reduction import loss_modules
+from fastai_heads.tasks.reduction import loss_modules, loss_name
 from fastai_heads.tasks.regression import RegressionTask
 from fastai_heads.tasks.task import Task, has_shape
 from fastai_heads.training.bound import BoundHead
-from fastai_heads.training.loss import loss_name
 
 __all__ = ["check_decoding", "check_loss", "check_output"]
 
@@ -34,7 +33,7 @@ def check_output(
     n: int,  # for so many items
 ) -> None:
     "Refuse an output that is no tensor of one row per item, or not of the shape that the target needs."
-    field = "module" if hasattr(spec, "module") else "build"
+    field = "module" if spec.brings_module else "build"
     start = f"`heads[{name!r}]`: `{field}` of {spec.label} gives "
     wanted = f"({n}, {_wanted(task)})"
     if not isinstance(pred, Tensor):
@@ -49,7 +48,7 @@ def check_output(
             f"{start}{_told(pred)} for {n} images, expected numbers with a gradient, one row per image, {wanted}."
         )
     shape = task.output_shape
-    own = shape is None and spec.loss is not None and spec.n_out is not None and hasattr(spec, "module")
+    own = shape is None and spec.loss is not None and spec.n_out is not None and spec.brings_module
     fits = has_shape(pred, shape) if shape is not None else not own or (pred.shape[1:] or (1,))[0] == spec.n_out
     if not fits:
         raise HeadsError(f"{start}{_told(pred)}, expected {wanted} for target {task.target.name!r}{_cure(task, pred)}")
@@ -113,15 +112,14 @@ def _check_value(head: BoundHead, pred: Tensor, targ: Tensor) -> None:
         try:
             loss = head.train_loss(leaf, targ)
         except HeadsError as error:
-            raise error.within(f"`heads[{head.name!r}]`", head=head.name) from None
+            raise error.within(f"`heads[{head.name!r}]`") from None
         except Exception as error:  # a loss is the user's, and may raise anything
             raise _refused(head, pred, targ, f"cannot be taken: {first_line(error)}") from error
     broadcast = any(str(w.message).startswith("Using a target size") for w in said)
     if broadcast and head.task.output_shape is not None and head.spec.loss is not None:
         raise _refused(head, pred, targ, "broadcasts two shapes that are not the same")
     if not isinstance(loss, Tensor) or loss.ndim:
-        found = _told(loss) if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
-        raise _refused(head, pred, targ, f"gives {found}, expected one number, a tensor (): take its `.mean()`")
+        raise _refused(head, pred, targ, f"gives {_told(loss)}, expected one number, a tensor (): take its `.mean()`")
     if not loss.isfinite():
         raise _refused(head, pred, targ, f"is {loss.item()} on the first items; {_range(pred, targ)}")
     grad = torch.autograd.grad(loss, leaf, allow_unused=True)[0] if loss.requires_grad else None
@@ -132,9 +130,9 @@ def _check_value(head: BoundHead, pred: Tensor, targ: Tensor) -> None:
 
 
 def _pairs_all(head: BoundHead, pred: Tensor, targ: Tensor) -> bool:
-    """Tell whether each prediction meets the target of every item. Then the loss does not change when targets change
-    places, and is the mean of what it is with each of the targets for all items. Where predictions lie on one side of
-    all the targets an absolute error does the same, so that they are spread out further and further."""
+    """Tell whether each prediction meets the target of every item. Such a loss does not change when targets change
+    places. It is the mean of the losses in which one target stands for all items. An absolute error does the same
+    where all predictions lie on one side of the targets. Predictions are therefore spread out further and further."""
     order = torch.Generator().manual_seed(0)
     columns = [torch.linspace(-1, 1, len(pred))[torch.randperm(len(pred), generator=order)] for _ in pred[0].flatten()]
     spread = torch.stack(columns, 1).view(pred.shape).to(pred)
@@ -224,10 +222,10 @@ def _rows(pred: Tensor, targ: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _refused(head: BoundHead, pred: Tensor, targ: Tensor, what: str) -> HeadsError:
-    "Make the error for a loss: what it does, of which shapes, and the nearest that fits."
+    "Make the error for a loss. It says what the loss does, with which shapes, and which loss would fit."
     spec, kind = head.spec, head.target.kind
     fit = head.task.near_loss
-    own = spec.loss is not None and hasattr(spec, "module")
+    own = spec.loss is not None and spec.brings_module
     fits = spec.loss is not None and fit and (not own or spec.n_out == head.target.n_out)
     advice = f" Nearest: `loss={fit}`, or leave `loss` out." if fits else ""
     if own:
@@ -258,10 +256,10 @@ def check_decoding(
             f"{first_line(error)}."
         ) from error
     if not isinstance(decoded, Tensor) or not decoded.ndim or len(decoded) != len(pred):
-        found = _told(decoded) if isinstance(decoded, Tensor) else f"a {type(decoded).__name__}"
         raise HeadsError(
-            f"`heads[{head.name!r}]`: `{field}` of {head.spec.label} decodes {_told(pred)} to {found}, expected a "
-            f"tensor with a row for each of the {len(pred)} images; several values are `torch.stack([…], 1)`."
+            f"`heads[{head.name!r}]`: `{field}` of {head.spec.label} decodes {_told(pred)} to {_told(decoded)}, "
+            f"expected a tensor with a row for each of the {len(pred)} images. Several values are "
+            "`torch.stack([…], 1)`."
         )
 
 
@@ -287,6 +285,8 @@ def _range(pred: Tensor, targ: Tensor) -> str:
     return f"predictions go from {ends[0]}, targets from {ends[1]}"
 
 
-def _told(tensor: Tensor) -> str:
-    "Shape and type, in short."
-    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+def _told(value: Any) -> str:
+    "Say the shape and type of a tensor, or what it is instead."
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"

@@ -48,8 +48,8 @@ def shared_metrics(
     given: Sequence[Any],  # what fastai takes as metrics
 ) -> list[HeadMetric]:
     """Return each of the metrics for every deciding head that can take it and whose spec names none. Raises
-    `HeadsError` for one that no head can take; a `HeadsWarning` says which heads got none where that could not be told
-    by kind."""
+    `HeadsError` for one that no head can take. Where the kind does not tell, a `HeadsWarning` says which heads got
+    none."""
     for metric in given:
         if not is_metric(metric):
             raise HeadsError(

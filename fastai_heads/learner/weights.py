@@ -73,8 +73,8 @@ def check_state_fits(
     model: nn.Module,  # a learner's
     file: Path,  # what `learn.save` wrote
 ) -> None:
-    """Raises `HeadsError` naming the part that does not fit, before anything is copied: torch copies all that fits
-    first and raises then, which leaves a network that is neither the old nor the new one."""
+    """Raises `HeadsError` naming the part that does not fit, before anything is copied. torch copies first and
+    raises then, which leaves a network that is neither the old nor the new one."""
     theirs = _read_state(file)
     _check_ours(theirs, file, model[1].names)
     faults = _faults(model.state_dict(), theirs)

@@ -13,7 +13,7 @@ from torchvision.models.detection.fcos import FCOSHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.retinanet import RetinaNetHead
 
-from fastai_heads.data.detection import NO_BOX, to_pixels
+from fastai_heads.data.detection_block import NO_BOX, to_pixels
 
 __all__ = ["DetectionLoss", "Grid", "anchor_generator", "pack"]
 
@@ -56,7 +56,7 @@ def pack(
     rows = [[*size, len(levels)], *([v.height, v.width, v.stride] for v in levels)]
     first = flat.new_tensor(rows)
     first = nn.functional.pad(first, (0, flat.shape[2] - first.shape[1]))
-    return torch.cat([first.expand(len(flat), -1, -1), flat], 1)
+    return torch.cat([first.expand(flat.shape[0], -1, -1), flat], 1)  # a graph may hold `shape`, and not `len`
 
 
 def _unpack(kind: str, pred: Tensor) -> tuple[dict[str, Tensor], list[Grid], tuple[int, int]]:

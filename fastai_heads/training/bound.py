@@ -77,7 +77,8 @@ class BoundHead:
     @loss_weight.setter
     def loss_weight(self, value: float) -> None:
         if not is_number(value, least=0):
-            raise HeadsError(f"`loss_weight` of head {self.name!r} is a finite number of at least 0, found {value!r}.")
+            message = f"`loss_weight` of head {self.name!r} is a finite number of at least 0, found {value!r}."
+            raise HeadsError(message, head=self.name)
         self._loss_weight = float(value)
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -89,7 +90,7 @@ class BoundHead:
         pred: Tensor,  # (B, …) its prediction
         targ: Tensor,  # (B, …) its target
     ) -> Tensor:  # a scalar; where no item has a label a zero that reaches every parameter
-        "Return its loss's own reduction over the labelled items, and of these over the tags that are there."
+        "Return the loss, by its own reduction, of the labelled items and of their known tags."
         pred, targ, _ = self._labelled(pred, targ)
         return self.task.train_loss(pred, targ) if len(targ) else zero_of(pred)
 
@@ -127,7 +128,7 @@ class BoundHead:
         targ: Tensor,  # (B, …) its target
         loss: Tensor,  # a scalar, its loss for them
     ) -> tuple[Tensor, Tensor]:  # scalars: a sum, and how much it is the sum of
-        """Return its loss for a batch such that batches can be joined: their sums and their counts are added up.
+        """Return its loss of a batch as a sum and a count. Batches are joined by adding up both.
 
         Where the loss is of nothing that adds up (Dice), the sum is that of the items' own losses."""
         count = self.loss_count(pred, targ, loss)

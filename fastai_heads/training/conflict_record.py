@@ -35,10 +35,10 @@ class ConflictRecord:
 
     @property
     def shares(self) -> np.ndarray:  # (n, K)
-        """What each head has of the step of the shared parameters: `w_k <g_k, d> / <d, d>`, with the gradients `g`, the
-        strategy's weights `w` and the sum `d` of all `w_k g_k`, which is handed to the optimizer. They add up to 1;
-        below 0 the step goes against a head. With `Disjoint`, the same of the steps of the K optimizers, whose sum is
-        the step. NaN where an aggregator has no weights."""
+        """Each head's share of the step of the shared parameters: `w_k <g_k, d> / <d, d>`. Here `g` are the
+        gradients, `w` the strategy's weights, and `d` is the sum of all `w_k g_k`, which the optimizer gets. They
+        add up to 1; below 0 the step goes against a head. With `Disjoint`, the same of the steps of the K
+        optimizers, whose sum is the step. NaN where an aggregator has no weights."""
         return self._stacked(self._shares, 1)
 
     @property

@@ -17,7 +17,7 @@ from fastai_heads.data.kinds import Answer
 from fastai_heads.tasks.task import Task
 from fastai_heads.training.bound import BoundHead
 from fastai_heads.training.ranks.joint import gather_items, gather_target, is_shared, over_counts
-from fastai_heads.training.step import read_loss, read_measure
+from fastai_heads.training.step import as_tuple, read_loss, read_measure
 from fastai_heads.training.wrapped_metrics import TagsMetric, TorchMetric, as_metric, metric_name
 
 __all__ = ["HeadMetric", "HeadValidLoss", "distinct", "fits_task", "head_metrics", "metric_name", "told_by_kind"]
@@ -36,8 +36,8 @@ _LESS = frozenset({"mse", "_rmse", "mae", "msle", "_exp_rmspe", "rmse", "exp_rms
 
 
 class HeadMetric(Metric):
-    """Any metric on one head. It sees the learner that has this head alone: its prediction, target, loss, inputs and
-    data loader, and the labelled items, pixels and tags only."""
+    """Any metric on one head. It sees a learner that has this head alone: its prediction, target, loss, inputs and
+    data loader. It sees only the items, pixels and tags that have a label."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class HeadMetric(Metric):
         if type(self.metric).accumulate is AvgLoss.accumulate:
             self._add_loss(learn)
             return
-        preds = learn.pred if isinstance(learn.pred, tuple | list) else (learn.pred,)
+        preds = as_tuple(learn.pred)
         targ = gather_target(learn, self.head.task.align, learn.yb[self.head.target.index])
         pred = gather_items(learn, self.head.answer(preds[self.place]))
         mask = self.head.labelled(targ)

@@ -50,8 +50,8 @@ class TotalTrainLoss(AvgSmoothLoss):
 
 
 class TotalValidLoss(Metric):
-    """The sum of the heads' validation losses by their `loss_weight`s, each over all that has a label for that head:
-    the same however large the batches are."""
+    """The sum of the heads' validation losses by their `loss_weight`s. Each of them is over all items that have a
+    label for its head, so that the size of the batches does not matter."""
 
     name = "loss"
 

@@ -16,9 +16,9 @@ __all__ = ["LossWeightScheduler"]
 class LossWeightScheduler(Callback):
     """Sets heads' `loss_weight`s before every training step: `LossWeightScheduler({'digit': SchedLin(1, .1)})`.
 
-    A schedule is one of fastai's annealers, or a function. It takes the share of the training that is done, 0 to 1, and
-    gives a weight. The weights of every step are in `loss_weights` and, for `learn.recorder.plot_sched()`, in
-    `recorder.hps`. After the fit the last weights stay, as fastai's hyperparameters do, so that `learn.validate()`
+    A schedule is one of fastai's annealers, or a function. It takes the share of the training that is done, 0 to 1,
+    and gives a weight. The weights of every step are in `loss_weights` and, for `learn.recorder.plot_sched()`, in
+    `recorder.hps`. After the fit the last weights stay, as fastai's hyperparameters do. `learn.validate()` then
     gives the last row of the table. No weight is set while the learning rate is sought."""
 
     order, run_valid = ParamScheduler.order + 1, False

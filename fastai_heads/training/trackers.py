@@ -16,9 +16,9 @@ def set_direction(
     tracker: TrackerCallback,  # a callback that is being added to a learner
     metrics: Iterable[Metric],  # of the learner
 ) -> None:
-    """Set the direction in which a tracker's metric is better. fastai goes by the whole name: a head `blossom` makes
-    it take an accuracy for a loss, and it takes `ink_mae` to be better when it is greater. A `comp` other than
-    fastai's own guess is the user's, and stays."""
+    """Set the direction in which a tracker's metric is better. fastai goes by the whole name. A head `blossom` makes
+    it take an accuracy for a loss, and it believes that a greater `ink_mae` is better. A `comp` other than fastai's
+    own guess is the user's, and stays."""
     guess = np.less if "loss" in tracker.monitor or "error" in tracker.monitor else np.greater
     better = {f"{part}{m.name}": m.higher_is_better for m in metrics if isinstance(m, HeadMetric) for part in _PARTS}
     if tracker.comp is not guess or tracker.monitor not in better:

@@ -48,8 +48,8 @@ class TorchMetric(Metric):
 
 
 class TagsMetric(Metric):
-    """scikit-learn's metric of several tags, of which some may be missing: each tag over the images that have it, and
-    their average as the metric says."""
+    """scikit-learn's metric of several tags, some of which may be missing. Each tag is measured over the images that
+    have it, and their average is taken as the metric says."""
 
     def __init__(
         self,

@@ -1,5 +1,5 @@
-"""Keywords of what people look at: fastai's of drawing, each with its meaning for a grid of images with several
-targets or refused by name, matplotlib's, scikit-learn's."""
+"""Keywords of what people look at: fastai's, matplotlib's and scikit-learn's. One that means nothing for a grid of
+several targets is refused by name."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field

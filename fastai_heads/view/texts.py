@@ -10,7 +10,8 @@ from typing import Any
 from fastcore.foundation import L
 from torch import Tensor
 
-from fastai_heads.data.partial import KnownTags, Missing
+from fastai_heads.data.missing import Missing
+from fastai_heads.data.partial import KnownTags
 
 __all__ = ["LETTER", "LINE", "break_lines", "number", "say_both", "text_of"]
 

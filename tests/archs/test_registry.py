@@ -9,7 +9,7 @@ from torch import nn
 from fastai_heads.__main__ import main
 from fastai_heads.archs import Family, list_archs, register_arch, step
 from fastai_heads.archs import registry as rows
-from fastai_heads.archs.points import cut_points
+from fastai_heads.archs.points import arch_points
 from fastai_heads.archs.steps import flatten
 from fastai_heads.bodies.image import cut_body
 from fastai_heads.errors import HeadsError
@@ -59,7 +59,7 @@ def test_a_row_of_ones_own():
     assert body.strides == {"stem": 2, "features": 4, "pre_logits": None}
     assert cut_body("two_stage", width=4).channels == {"features": 8}
     assert cut_body(TwoStage).zoo == "registered"
-    assert cut_points("two_stage").zoo == "registered"
+    assert arch_points("two_stage").zoo == "registered"
     assert [len(g) for g in body.groups()] == [2, 4]
 
 

@@ -5,7 +5,7 @@ import torch
 from torchvision import models
 from torchvision.models import get_model_builder, list_models, segmentation
 
-from fastai_heads.archs.points import cut_points
+from fastai_heads.archs.points import arch_points
 from fastai_heads.bodies.image import cut_body
 from fastai_heads.errors import HeadsError
 
@@ -26,7 +26,7 @@ def test_the_masks_head_on_the_body_is_torchvisions_own(name):
 
 def test_each_is_an_arch_by_its_name():
     for name in list_models(module=segmentation):
-        points = cut_points(name)
+        points = arch_points(name)
         assert points.zoo == "torchvision" and points.taps[-1].name == "features"
     with pytest.raises(HeadsError, match="fcn_resnet50 has none: its head gives a mask and reads maps"):
         cut_body("fcn_resnet50", ("pre_logits",), pretrained=False)

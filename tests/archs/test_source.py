@@ -10,7 +10,7 @@ from fastai.vision.models.xresnet import xresnet18
 from torchvision import models
 from torchvision.models import ResNet18_Weights, ResNet34_Weights
 
-from fastai_heads.archs.points import cut_points
+from fastai_heads.archs.points import arch_points
 from fastai_heads.archs.registry import list_archs
 from fastai_heads.bodies.image import cut_body
 from fastai_heads.errors import HeadsError
@@ -102,7 +102,7 @@ def test_which_keys_of_a_checkpoint_do_not_match(hub):
 
 
 def test_cut_points_prints_the_taps_in_order():
-    points = cut_points(models.resnet18)
+    points = arch_points(models.resnet18)
     assert [t.name for t in points.taps] == [
         "input", "stem", "layer1", "layer2", "layer3", "layer4", "features", "pre_logits",
     ]  # fmt: skip
@@ -118,8 +118,8 @@ def test_cut_points_prints_the_taps_in_order():
 
 
 def test_the_zoo_that_won_is_said():
-    assert cut_points("resnet18").zoo == "timm"
-    assert cut_points(models.resnet18).zoo == "torchvision"
+    assert arch_points("resnet18").zoo == "timm"
+    assert arch_points(models.resnet18).zoo == "torchvision"
 
 
 def test_list_archs():

@@ -22,7 +22,7 @@ from fastai_heads.data.digits import (
     digits_dls,
 )
 from fastai_heads.data.missing import labelled
-from fastai_heads.data.partial import check_complete
+from fastai_heads.data.present import check_complete
 from fastai_heads.data.scenes import INK, MARGIN, SceneParams, _draw_side_by_side, ink_box, render, scenes
 from fastai_heads.errors import HeadsError
 

@@ -16,7 +16,7 @@ from fastai_heads.data import files
 from fastai_heads.data.bbox_blocks import pad_boxes
 from fastai_heads.data.blocks import BoxBlock, NumbersReader
 from fastai_heads.data.box_items import BoxesReader
-from fastai_heads.data.detection import DetectionBlock
+from fastai_heads.data.detection_block import DetectionBlock
 from fastai_heads.data.digits import digits_dls
 from fastai_heads.data.inspect import inspect_data
 from fastai_heads.data.partial import PartialBlock
@@ -238,7 +238,7 @@ def test_images_of_two_sizes_name_resize_and_two_files(folder):
 
 
 def test_what_no_look_sees_is_raised_when_it_is_reached(folder, monkeypatch, tmp_path):
-    monkeypatch.setattr("fastai_heads.data.inspect._SAMPLE", 1)
+    monkeypatch.setattr("fastai_heads.data.watched._SAMPLE", 1)
     df = table("number")
     df.loc[6, "image"] = "large.png"
     dls = loaders(folder, df, RegressionBlock, ColReader("y"), bs=6)

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from fastai_heads.data.inputs import ImageInput, RowInput, TextInput, dls_inputs
 from fastai_heads.data.loader import InputsDL, token_counts
-from fastai_heads.data.partial import Missing, PartialBlock
+from fastai_heads.data.missing import Missing
+from fastai_heads.data.partial import PartialBlock
 from fastai_heads.data.rows import TabularBlock
 from fastai_heads.errors import HeadsError
 

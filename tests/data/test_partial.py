@@ -14,8 +14,9 @@ from fastai.vision.core import PILImage, PILMask, TensorBBox, TensorMask, Tensor
 from fastai.vision.data import ImageBlock, MaskBlock, PointBlock
 
 from fastai_heads.data.blocks import BoxBlock, NumbersReader
-from fastai_heads.data.missing import is_missing, labelled, missing_share
-from fastai_heads.data.partial import KnownTags, Missing, Partial, PartialBlock, PartialReader, check_complete
+from fastai_heads.data.missing import Missing, is_missing, labelled, missing_share
+from fastai_heads.data.partial import KnownTags, Partial, PartialBlock, PartialReader
+from fastai_heads.data.present import check_complete
 from fastai_heads.errors import HeadsError
 
 NAMES = ["kind", "tags", "ink", "centre", "box", "mask"]

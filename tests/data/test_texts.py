@@ -11,7 +11,8 @@ from fastai.text.data import TensorText
 
 from fastai_heads.data.inputs import TextInput, dls_inputs
 from fastai_heads.data.loader import InputsDL, token_counts
-from fastai_heads.data.partial import Missing, PartialBlock
+from fastai_heads.data.missing import Missing
+from fastai_heads.data.partial import PartialBlock
 from fastai_heads.data.texts import TokenizerBlock
 from fastai_heads.errors import HeadsError
 

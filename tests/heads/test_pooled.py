@@ -1,5 +1,7 @@
 """A pooled head is fastai's `create_head`, bit for bit."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from fastai.layers import Flatten
@@ -8,7 +10,10 @@ from fastcore.foundation import L
 from torch import nn
 
 from fastai_heads.errors import HeadsError
+from fastai_heads.heads.box import BoxHead
 from fastai_heads.heads.classification import ClassificationHead
+from fastai_heads.heads.multilabel import MultiLabelHead
+from fastai_heads.heads.point import PointHead
 from fastai_heads.heads.pooled import PooledHead
 from fastai_heads.heads.regression import RegressionHead
 from fastai_heads.heads.spec import TapShape
@@ -67,7 +72,7 @@ def test_equals_create_head(options, pool, n_out):
     torch.manual_seed(1)
     theirs = fastais(n_out, concat_pool=pool == "concat", **options)
     torch.manual_seed(1)
-    ours = ClassificationHead(n_out=n_out, pool=pool, **options).build((MAP,))
+    ours = ClassificationHead(n_out=n_out, pool=pool, last_scale=1.0, **options).build((MAP,))
     assert_same(ours, theirs, torch.randn(6, WIDTH, 3, 4))
 
 
@@ -76,7 +81,7 @@ def test_regression_without_standardising_equals_create_head(options):
     torch.manual_seed(1)
     theirs = fastais(2, **options)
     torch.manual_seed(1)
-    ours = RegressionHead(n_out=2, standardize=False, **options).build((MAP,))
+    ours = RegressionHead(n_out=2, standardize=False, last_scale=1.0, **options).build((MAP,))
     assert_same(ours, theirs, torch.randn(6, WIDTH, 3, 4))
 
 
@@ -84,7 +89,7 @@ def test_max_pool_is_the_maximum_of_the_map():
     torch.manual_seed(1)
     theirs = nn.Sequential(nn.AdaptiveMaxPool2d(1), Flatten(), *create_head(WIDTH, 4, pool=False, concat_pool=False))
     torch.manual_seed(1)
-    ours = ClassificationHead(n_out=4, pool="max", init=None).build((MAP,))
+    ours = ClassificationHead(n_out=4, pool="max", init=None, last_scale=1.0).build((MAP,))
     assert_same(ours, theirs, torch.randn(6, WIDTH, 3, 4))
 
 
@@ -93,9 +98,46 @@ def test_a_vector_is_not_pooled(pool):
     torch.manual_seed(1)
     theirs = fastais(4, pool=False, concat_pool=False)
     torch.manual_seed(1)
-    ours = ClassificationHead(n_out=4, pool=pool).build((VECTOR,))
+    ours = ClassificationHead(n_out=4, pool=pool, last_scale=1.0).build((VECTOR,))
     assert_same(ours, theirs, torch.randn(6, WIDTH))
     assert ours.pool_name is None and not list(ours.pool.children())
+
+
+HEADS = {
+    "class": ClassificationHead(n_out=3),
+    "tags": MultiLabelHead(n_out=3),
+    "number": RegressionHead(n_out=2, standardize=((0.0, 1.0), (1.0, 2.0))),
+    "point": PointHead(n_out=2),
+    "box": BoxHead(n_out=4),
+    "two taps": ClassificationHead(n_out=3, tap=("layer3", "features")),
+    "linear": ClassificationHead(n_out=3, lin_ftrs=[]),
+    "linear first": ClassificationHead(n_out=3, lin_first=True),
+    "batch norm last": ClassificationHead(n_out=3, bn_final=True),
+    "torch's start": ClassificationHead(n_out=3, init=None),
+}
+
+
+@pytest.mark.parametrize("scale", [None, 0.2, 0])
+@pytest.mark.parametrize("name", HEADS)
+def test_the_last_layers_weights_alone_start_smaller_than_create_heads(name, scale):
+    taps = (MAP,) * len(HEADS[name].taps)
+    torch.manual_seed(1)
+    theirs = replace(HEADS[name], last_scale=1.0).build(taps).state_dict()
+    torch.manual_seed(1)
+    ours = (HEADS[name] if scale is None else replace(HEADS[name], last_scale=scale)).build(taps).state_dict()
+    last = [key for key in theirs if key.endswith(".weight")][-1]
+    assert ours.keys() == theirs.keys() and bool(theirs[last].any())
+    assert torch.equal(ours.pop(last), theirs.pop(last) * (0.05 if scale is None else scale))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_a_loss_begins_near_that_of_no_prediction():
+    torch.manual_seed(1)
+    x, targets = torch.randn(256, WIDTH, 2, 2), torch.randn(256, 1)
+    heads = (RegressionHead(n_out=1, standardize=((0.0,), (1.0,)), last_scale=scale) for scale in (0.05, 1.0))
+    small, fastais = (nn.functional.mse_loss(head.build((MAP,))(x), targets).item() for head in heads)
+    none = targets.square().mean().item()
+    assert small == pytest.approx(none, rel=0.05) and fastais > 2 * none
 
 
 def test_other_masks_are_drawn_with_another_seed():
@@ -135,6 +177,9 @@ def test_a_map_needs_a_pool():
         ({"lin_ftrs": [64.0]}, r"`lin_ftrs`.*found \[64.0\]"),
         ({"lin_ftrs": "64"}, r"`lin_ftrs`.*found '64'"),
         ({"init": "kaiming"}, r"`init`.*found 'kaiming'"),
+        ({"last_scale": -0.1}, r"`last_scale`.*at least 0, found -0.1"),
+        ({"last_scale": None}, r"`last_scale`.*found None"),
+        ({"last_scale": True}, r"`last_scale`.*found True"),
     ],
     ids=str,
 )

@@ -20,6 +20,7 @@ from fastcore.basics import noop
 from PIL import Image
 from torch import nn
 
+from fastai_heads.bodies.points import cut_points
 from fastai_heads.bodies.table import TabularBody
 from fastai_heads.bodies.text import TextBody
 from fastai_heads.bodies.together import On
@@ -227,11 +228,39 @@ class Gate(nn.Module):
         return self.one(one) + self.two(two)
 
 
+def test_a_view_of_one_head_computes_what_that_head_reads(folder):
+    heads = {"n": RegressionHead(tap="row.features"), "mood": ClassificationHead(tap=("photo.layer", "note.features"))}
+    learn = make_learner(loaders(folder), archs(), heads)
+    ran, bodies = [], learn.model[0]
+    for name in bodies.names:
+        bodies[name].register_forward_hook(lambda *_, name=name: ran.append(name))
+    want = learn.get_preds()[0]
+    for name, read in (("n", {"row"}), ("mood", {"photo", "note"})):
+        ran.clear()
+        with learn.head(name).no_bar():
+            found = learn.head(name).get_preds()[0]
+        assert set(ran) == read
+        assert torch.allclose(found.squeeze(), want[name].squeeze(), atol=1e-6)
+
+
 def test_a_trunk_joins_bodies(folder):
     trunk = {"both": Trunk(Gate, tap=("row.features", "note.features"))}
     heads = {"mood": ClassificationHead(tap="both"), "n": RegressionHead(tap="both")}
     learn = make_learner(loaders(folder, ["row", "note"]), {"row": ROW, "note": TEXT}, heads, trunk=trunk, epochs=1)
     assert learn.model[1].trunk_reads["both"] == ("row.features", "note.features")
+
+
+def test_taps_of_several_bodies_are_listed(folder):
+    dls = loaders(folder)
+    points = cut_points(archs(photo="resnet10t"), dls=dls)
+    assert {n: [p.name for p in found.taps][-1] for n, found in points.bodies.items()} == {
+        "photo": "pre_logits", "row": "features", "note": "features",
+    }  # fmt: skip
+    assert points["photo"].removed and "photo: resnet10t" in str(points) and "<h4>row</h4>" in points._repr_html_()
+    with pytest.raises(HeadsError, match="has no body"):
+        cut_points({"photo": "resnet10t"}, dls=dls)
+    with pytest.raises(HeadsError, match="several bodies depend on the data"):
+        cut_points(archs())
 
 
 def test_two_bodies_read_one_image(folder):

@@ -58,7 +58,7 @@ def mean_over_ranks(
 def from_first_rank(
     tensor: Tensor,  # of one shape on all ranks
 ) -> Tensor:  # alike on all ranks
-    "Take what the first rank has, as of numbers that are drawn at random."
+    "Take what the first rank has, for example numbers that were drawn at random."
     if world() == 1:
         return tensor
     tensor = tensor.contiguous().clone()

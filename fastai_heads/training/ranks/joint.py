@@ -36,7 +36,7 @@ class JointBatch:
 
 
 class SharedLoader:
-    """A data loader of which every rank has a part. The parts of the ranks' n-th batches are one batch.
+    """A data loader that gives every rank a part of the items. The parts of the ranks' n-th batches are one batch.
 
     It is no `ABC`: the `__slots__` of that one keep fastai's `store_attr` from its work."""
 

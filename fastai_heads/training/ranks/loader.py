@@ -17,8 +17,8 @@ __all__ = ["RanksDL"]
 
 class RanksDL(SharedLoader, DistributedDL):
     """fastai's `DistributedDL` on any device, and in order: the ranks' n-th batches joined are the n-th batch of one
-    process whose batches are as large as theirs together. Every rank has as many items as the others, so the last
-    batch is filled up with items that have been; in validation they are left out again."""
+    process whose batches are as large as theirs together. Every rank has as many items as the others. For that the
+    last batch is filled up with items that have been there before. In validation these are left out again."""
 
     def __init__(
         self,

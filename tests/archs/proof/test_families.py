@@ -7,7 +7,7 @@ from timm.models._registry import _model_to_module
 from torchvision import models
 
 from benchmarks.sweep.training import training_step
-from fastai_heads.archs.points import cut_points
+from fastai_heads.archs.points import arch_points
 from fastai_heads.archs.proof.checks import CHECKS, check_arch
 from fastai_heads.archs.proof.smallest import SMALLEST, SMALLEST_TORCHVISION
 from fastai_heads.archs.registry import _FAMILIES
@@ -63,5 +63,5 @@ def test_every_classification_arch_of_torchvision_has_a_row():
 
 
 def test_the_other_zoo_is_asked_for_by_name():
-    assert cut_points("torchvision:resnet18").zoo == "torchvision"
-    assert cut_points("timm:resnet18").zoo == "timm"
+    assert arch_points("torchvision:resnet18").zoo == "torchvision"
+    assert arch_points("timm:resnet18").zoo == "timm"
