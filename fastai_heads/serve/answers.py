@@ -2,33 +2,55 @@
 
 import base64
 import io
-from collections.abc import Sequence
+import json
+import math
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from starlette.responses import JSONResponse
 
 from fastai_heads.export.answers import Mask, as_plain
+from fastai_heads.head_tuple import HeadTuple
 
-__all__ = ["say_answers"]
+__all__ = ["Json", "say_answer"]
 
 
-def say_answers(
-    answers: Sequence[Any],  # a `HeadTuple` an item
-) -> list[dict[str, Any]]:
-    "Say each item's answers by head. A mask is a PNG file in base64, a pixel for each code."
-    return [{name: _say(value) for name, value in answer.asdict().items()} for answer in answers]
+class Json(JSONResponse):
+    "JSON in ASCII, with null where a number is not finite: JSON has no other."
+
+    def render(self, content: Any) -> bytes:
+        "Write the content."
+        try:
+            text = json.dumps(content, allow_nan=False, separators=(",", ":"))
+        except ValueError:
+            text = json.dumps(_finite(content), separators=(",", ":"))
+        return text.encode("ascii")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def say_answer(
+    answer: HeadTuple,  # of an item
+) -> dict[str, Any]:  # by head
+    "Say an item's answers. A mask is a PNG file in base64, a grey value for each code; several masks are a list."
+    return {name: _say(value) for name, value in answer.pairs()}
 
 
 def _say(value: Any) -> Any:
     if not isinstance(value, Mask):
         return as_plain(value)
-    layers = value.codes if value.codes.ndim == 3 else value.codes[None]
-    files = [_as_png(layer) for layer in layers]
-    return {"png": files if value.codes.ndim == 3 else files[0], "vocab": as_plain(value.vocab)}
+    codes = value.codes
+    return {"png": _as_png(codes) if codes.ndim == 2 else list(map(_as_png, codes)), "vocab": as_plain(value.vocab)}
 
 
 def _as_png(codes: np.ndarray) -> str:
     file = io.BytesIO()
-    Image.fromarray(codes.astype(np.uint8)).save(file, "PNG")
+    Image.fromarray(np.ascontiguousarray(codes, dtype=np.uint8)).save(file, "PNG")
     return base64.b64encode(file.getvalue()).decode()

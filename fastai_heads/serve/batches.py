@@ -1,24 +1,34 @@
 """Requests that come at the same time, joined into one call of the network."""
 
 import asyncio
-import dataclasses
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
-from fastai_heads.errors import HeadsError
+from fastai_heads.errors import MISFITS, HeadsError, first_line
+from fastai_heads.export.predictor import Predictor, ReadItem
 from fastai_heads.serve.limits import Limits, Refused
 
 __all__ = ["Batcher"]
 
+Computed = dict[str, Any]
+"What the network says of an item, by head."
 
-@dataclasses.dataclass(frozen=True)
+
+@dataclass(frozen=True)
 class _Waiting:
     "One item that waits for its answer."
 
-    item: Any
+    item: ReadItem
     heads: tuple[str, ...]
     answer: asyncio.Future
+
+    @property
+    def fits(self) -> tuple:
+        "Items of one call of the network have the same."
+        return self.heads, self.item.sizes
 
 
 class Batcher:
@@ -29,29 +39,28 @@ class Batcher:
 
     def __init__(
         self,
-        predict: Callable[[Sequence[Any], tuple[str, ...]], Sequence[Any]],  # items, heads → an answer for each
+        predictor: Predictor,
         limits: Limits,
         seen: Callable[[int], None] = lambda n: None,  # is told the size of every batch
     ):
-        self.predict, self.limits, self.seen = predict, limits, seen
-        self.queue: asyncio.Queue[_Waiting] = asyncio.Queue(limits.queue)
+        self.predictor, self.limits, self.seen = predictor, limits, seen
+        self.queue: asyncio.Queue[_Waiting] = asyncio.Queue(limits.waiting)
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="network")
+        self.last = 1  # items of the last batch
+        self.resized = all(said.get("resized", True) for said in predictor.manifest["inputs"])
 
     async def answer(
         self,
-        items: Sequence[Any],
+        items: Sequence[ReadItem],
         heads: tuple[str, ...],
-    ) -> list[Any]:
-        "Answer some items. Raises `Refused` where too many wait already, or the answer takes too long."
+    ) -> list[Computed]:
+        "Compute some items. Raises `Refused` where too many wait already."
         if self.queue.maxsize - self.queue.qsize() < len(items):
             raise Refused(503, "too many requests wait: try again in a second")
         futures = [asyncio.get_running_loop().create_future() for _ in items]
         for item, future in zip(items, futures):
             self.queue.put_nowait(_Waiting(item, heads, future))
-        try:
-            return await asyncio.wait_for(asyncio.gather(*futures), self.limits.seconds)
-        except asyncio.TimeoutError:
-            raise Refused(504, f"no answer within {self.limits.seconds:g} seconds") from None
+        return await asyncio.gather(*futures)
 
     async def run(self) -> None:
         "Answer until cancelled."
@@ -62,28 +71,29 @@ class Batcher:
             self.thread.shutdown(wait=False, cancel_futures=True)
 
     async def _collect(self) -> list[_Waiting]:
-        "Wait for an item, and a little for others that want the same heads."
+        "Take all that waits, and wait a little where the last batch had more: who sent those sends again."
         batch, clock = [await self.queue.get()], asyncio.get_running_loop().time
         end = clock() + self.limits.wait
         while len(batch) < self.limits.batch:
-            if self.queue.empty() and clock() >= end:
+            if not self.queue.empty():
+                batch.append(self.queue.get_nowait())
+            elif len(batch) >= self.last or clock() >= end:
                 break
-            try:
-                batch.append(await asyncio.wait_for(self.queue.get(), max(end - clock(), 1e-4)))
-            except asyncio.TimeoutError:
-                break
-        return [one for one in batch if not one.answer.done()]  # whose client has gone, or waited too long
+            else:
+                try:
+                    batch.append(await asyncio.wait_for(self.queue.get(), end - clock()))
+                except asyncio.TimeoutError:
+                    break
+        self.last = len(batch)
+        return [one for one in batch if not one.answer.done()]  # the others' clients have gone, or waited too long
 
     async def _call(self, batch: Sequence[_Waiting]) -> None:
-        "Answer a batch, the items that want the same heads together."
-        groups: dict[tuple[str, ...], list[_Waiting]] = {}
-        for one in batch:
-            groups.setdefault(one.heads, []).append(one)
+        "Compute a batch, the items that fit together in one call."
         loop = asyncio.get_running_loop()
-        for heads, group in groups.items():
+        for group in self._groups(batch):
             self.seen(len(group))
-            answers = await loop.run_in_executor(self.thread, self._ask, [one.item for one in group], heads)
-            for one, answer in zip(group, answers):
+            found = await loop.run_in_executor(self.thread, self._ask, [one.item for one in group], group[0].heads)
+            for one, answer in zip(group, found):
                 if one.answer.done():
                     continue
                 if isinstance(answer, Exception):
@@ -91,11 +101,30 @@ class Batcher:
                 else:
                     one.answer.set_result(answer)
 
-    def _ask(self, items: list[Any], heads: tuple[str, ...]) -> list[Any]:
-        "Call the network; an error is the answer of the item that raises it."
+    def _groups(self, batch: Sequence[_Waiting]) -> Iterator[list[_Waiting]]:
+        "Part a batch by heads and sizes, and by `unresized` where images are as large as they come."
+        groups: dict[tuple, list[_Waiting]] = {}
+        for one in batch:
+            groups.setdefault(one.fits, []).append(one)
+        for (_, sizes), group in groups.items():
+            pixels = sum(math.prod(size[:2]) for size in sizes)
+            most = len(group) if self.resized else max(1, self.limits.unresized // max(1, pixels))
+            yield from (group[i : i + most] for i in range(0, len(group), most))
+
+    def _ask(self, items: list[ReadItem], heads: tuple[str, ...]) -> list[Computed | Exception]:
+        "Call the network. An error is the answer of the item that raises it."
         try:
-            return list(self.predict(items, heads))
+            return list(self.predictor.compute(items, heads))
         except Exception as error:
             if len(items) > 1:
                 return [self._ask([item], heads)[0] for item in items]
-            return [Refused(422, str(error)) if isinstance(error, HeadsError) else error]
+            return [self._explain(error, items[0])]
+
+    def _explain(self, error: Exception, item: ReadItem) -> Exception:
+        "Tell an item that the network cannot take from a fault of the service."
+        if isinstance(error, HeadsError):
+            return Refused(422, str(error))
+        if isinstance(error, MISFITS) and not self.resized and item.sizes:
+            found = " and ".join(f"{width} × {height}" for height, width, _ in item.sizes)
+            return Refused(422, f"the network cannot take an image of {found} pixels: {first_line(error)}")
+        return error

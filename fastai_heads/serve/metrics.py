@@ -1,8 +1,12 @@
 """What a service counts: requests, their time, the batches that they were joined into."""
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+import os
 
-__all__ = ["Metrics"]
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest, multiprocess
+
+__all__ = ["MANY_PROCESSES", "Metrics"]
+
+MANY_PROCESSES = "PROMETHEUS_MULTIPROC_DIR"  # of the environment: the folder where several processes count together
 
 
 class Metrics:
@@ -25,4 +29,8 @@ class Metrics:
 
     def text(self) -> bytes:
         "Write all of them."
-        return generate_latest(self.registry)
+        if MANY_PROCESSES not in os.environ:
+            return generate_latest(self.registry)
+        together = CollectorRegistry()
+        multiprocess.MultiProcessCollector(together)
+        return generate_latest(together)

@@ -1,237 +1,184 @@
-"""What a request holds, read within the limits: images from files, rows and texts from JSON."""
+"""Items read within the limits: files, rows and texts of a request become what stands in a batch."""
 
 import base64
 import binascii
 import io
-import json
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from PIL import Image
-from starlette.datastructures import UploadFile
-from starlette.requests import Request
-from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fastai_heads.errors import did_you_mean
-from fastai_heads.export.predictor import Predictor
+from fastai_heads.errors import HeadsError, did_you_mean
+from fastai_heads.export.images import View
+from fastai_heads.export.inputs import InputReader
+from fastai_heads.export.predictor import Predictor, ReadItem
+from fastai_heads.serve.body import Body, parse_json
 from fastai_heads.serve.limits import Limits, Refused
 
-__all__ = [
-    "LimitBody",
-    "choose_heads",
-    "decode_image",
-    "list_columns",
-    "list_inputs",
-    "read_items",
-    "read_json",
-    "read_value",
-]
+__all__ = ["ItemReader"]
 
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 "The formats that are decoded: the more a decoder can do, the more can go wrong in it."
 
 
-class LimitBody:
-    "Refuses a body of more bytes than the limit, by its header where that is true, and else while it comes."
+class ItemReader:
+    "Reads the items of requests, as a predictor's network takes them. Raises `Refused` for what it does not take."
 
-    def __init__(self, app: ASGIApp, limit: int):
-        self.app, self.limit = app, limit
+    def __init__(
+        self,
+        predictor: Predictor,
+        limits: Limits,
+    ):
+        self.readers, self.limits = predictor.readers, limits
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-        length = dict(scope["headers"]).get(b"content-length", b"0")
-        received = int(length) if length.isdigit() else 0
-        if received > self.limit:
-            refused = self._refusal()
-            return await JSONResponse({"error": refused.reason}, refused.status)(scope, receive, send)
-        received = 0
+    @property
+    def only(self) -> InputReader | None:
+        "The input, where there is one alone."
+        return next(iter(self.readers.values())) if len(self.readers) == 1 else None
 
-        async def count() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self.limit:
-                raise self._refusal()
-            return message
+    def read(
+        self,
+        body: Body,  # of `POST /predict`
+    ) -> tuple[list[ReadItem], Any]:  # the items, and the heads that the body asks for; None: it does not say
+        "Read one image as it is, the files of a form, or JSON."
+        values, heads = {"json": self._json, "form": self._form, "file": self._file}[body.kind](body.content)
+        self.check_count(len(values))
+        end = time.monotonic() + self.limits.seconds
+        items = []
+        for place, value in values:
+            if time.monotonic() > end:
+                raise Refused(504, f"no answer within {self.limits.seconds:g} seconds")
+            items.append(self.item(value, place))
+        return items, heads
 
-        await self.app(scope, count, send)
+    def check_count(
+        self,
+        n: int,  # items of a request
+    ) -> None:
+        "Refuse no item, and too many."
+        if not n:
+            raise Refused(422, "the request holds no item")
+        if n > self.limits.items:
+            raise Refused(413, f"a request holds at most {self.limits.items} items, found {n}")
 
-    def _refusal(self) -> Refused:
-        return Refused(413, f"a request holds at most {self.limit:,} bytes")
+    def item(
+        self,
+        value: Any,  # of JSON or a form; with several inputs a dict of input → value
+        place: str,  # in the request, for messages
+    ) -> ReadItem:
+        "Read one item."
+        if self.only is None and not isinstance(value, Mapping):
+            raise Refused(422, f"{place} is an object of {', '.join(self.readers)}")
+        given = value if self.only is None else {self.only.name: value}
+        self.check_names(given, place)
+        return self.join(self.part(reader, given.get(name), place) for name, reader in self.readers.items())
 
+    def check_names(
+        self,
+        names: Iterable[str],
+        place: str,  # in the request, for messages
+    ) -> None:
+        "Refuse a name that no input has."
+        for name in names:
+            if name not in self.readers:
+                near = did_you_mean(name[:80], list(self.readers))
+                raise Refused(422, f"{place}: there is no input {name[:80]!r}.{near}")
 
-def list_inputs(
-    predictor: Predictor,
-) -> dict[str, str]:  # name → 'image', 'row' or 'text'
-    "List what an item holds."
-    return {said["name"]: said["kind"] for said in predictor.manifest["inputs"]}
+    def join(
+        self,
+        parts: Iterable[tuple[Any, View | None]],  # of each input, in order
+    ) -> ReadItem:
+        "Make an item of its parts."
+        stood, views = zip(*parts)
+        return ReadItem(stood, next((view for view in views if view is not None), None))
 
+    def part(
+        self,
+        reader: InputReader,
+        value: Any,  # a file as bytes or in base64, an object of a row, a text; None: missing
+        place: str,  # in the request, for messages
+    ) -> tuple[Any, View | None]:  # what stands in a batch, and where the pixels of an image lie
+        "Read one input of an item."
+        place = place if self.only else f"{place}.{reader.name}"
+        if value is not None:
+            value = _TAKE[reader.said["kind"]](self, value, place, reader)
+        try:
+            return reader.read(value)
+        except HeadsError as error:
+            raise Refused(422, f"{place}: {error}") from None
+        except UnicodeError:
+            raise Refused(422, f"{place} holds a character that is none") from None
 
-def list_columns(
-    said: Mapping[str, Any],  # an input of rows, as a manifest describes it
-) -> dict[str, bool]:  # name → whether it holds numbers
-    "List the columns of a row."
-    return {**dict.fromkeys(said["cats"], False), **dict.fromkeys(said["conts"], True)}
+    def _json(self, content: bytes) -> tuple[list[tuple[str, Any]], Any]:
+        body = parse_json(content, self.limits)
+        if not isinstance(body, dict) or not isinstance(body.get("items"), list):
+            raise Refused(422, 'send {"items": […]}, and "heads": […] for some heads alone')
+        unknown = body.keys() - {"items", "heads"}
+        if unknown:
+            raise Refused(422, f"{min(unknown)[:80]!r} is neither items nor heads")
+        return [(f"items[{i}]", item) for i, item in enumerate(body["items"])], body.get("heads")
 
+    def _form(self, fields: list[tuple[str, Any]]) -> tuple[list[tuple[str, Any]], None]:
+        "Take each file as an item where an image is the only input; else the form is one item, a field an input."
+        if self.only is not None and self.only.said["kind"] == "image":
+            return [(f"file {i + 1}", value) for i, (_, value) in enumerate(fields)], None
+        self.check_names((name for name, _ in fields), "the form")
+        given = {n: v if self.readers[n].said["kind"] == "image" else _as_text(v, n) for n, v in fields}
+        for name, value in given.items():
+            if self.readers[name].said["kind"] == "row":
+                given[name] = parse_json(value.encode(errors="replace"), self.limits)
+        return [("the form", given if self.only is None else given.get(self.only.name))], None
 
-async def read_json(request: Request) -> Any:
-    "Read a body of JSON."
-    try:
-        return json.loads(await request.body())
-    except (ValueError, RecursionError) as error:
-        raise Refused(400, f"the body is no JSON: {str(error)[:200]}") from None
+    def _file(self, content: bytes) -> tuple[list[tuple[str, Any]], None]:
+        if self.only is None or self.only.said["kind"] != "image":
+            told = ", ".join(f"{name} ({reader.said['kind']})" for name, reader in self.readers.items())
+            raise Refused(415, f"the body is one file, and the network reads {told}: send JSON or a form")
+        return [("the image", content)], None
 
+    def _image(self, value: Any, place: str, reader: InputReader) -> Image.Image:
+        "Decode a file, if its header tells that the image is small enough."
+        data = value if isinstance(value, bytes) else _from_base64(value, place)
+        most = self.limits.pixels if reader.said["resized"] else min(self.limits.pixels, self.limits.unresized)
+        try:
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+                width, height = image.size
+                if width * height > most:
+                    raise Refused(413, f"{place} has {width} × {height} pixels; at most {most:,} are taken")
+                return image.convert(reader.said["mode"])
+        except Refused:
+            raise
+        except Exception as error:  # decoders raise what they like for a broken file
+            reason = str(error)[:200] if str(error) and not isinstance(error, OSError) else "it is damaged or no image"
+            raise Refused(422, f"{place} cannot be read as {', '.join(_FORMATS)}: {reason}") from None
 
-async def read_items(
-    request: Request,
-    inputs: Mapping[str, str],  # name → kind: 'image', 'row' or 'text'
-    limits: Limits,
-) -> tuple[list[Any], Any]:  # an item each, as a `Predictor` takes them; the heads that are asked for, None: all
-    "Read the items of a request: one image as it is, files of a form, or JSON."
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    heads = request.query_params.get("heads")
-    if kind == "application/json":
-        items, told = _from_json(await read_json(request), inputs, limits)
-        heads = told if told is not None else heads
-    elif kind == "multipart/form-data":
-        items = await _from_form(request, inputs, limits)
-    elif kind.startswith("image/") or kind == "application/octet-stream":
-        _only_images(inputs, "the body is one image")
-        items = [decode_image(await request.body(), limits, "the image")]
-    else:
-        raise Refused(415, "send an image (image/jpeg, image/png, …), a form of files, or JSON (application/json)")
-    if not items:
-        raise Refused(422, "the request holds no item")
-    if len(items) > limits.items:
-        raise Refused(413, f"a request holds at most {limits.items} items, found {len(items)}")
-    return items, heads
+    def _row(self, value: Any, place: str, _reader: InputReader) -> Mapping[str, Any]:
+        if not isinstance(value, Mapping):
+            raise Refused(422, f"{place} is an object of column → value")
+        return value
 
-
-def choose_heads(
-    asked: Any,  # None: all; a name, names with commas, or a list of them
-    names: Sequence[str],  # of all heads
-) -> tuple[str, ...]:  # in the order of the heads
-    "Choose the heads that are asked for. Refuses names that no head has."
-    if asked is None:
-        return tuple(names)
-    asked = asked.split(",") if isinstance(asked, str) else asked
-    if not isinstance(asked, list) or not asked or not all(isinstance(name, str) for name in asked):
-        raise Refused(422, f"`heads` is a list of names among {', '.join(names)}")
-    for name in asked:
-        if name not in names:
-            raise Refused(422, f"there is no head {name[:80]!r}.{did_you_mean(name[:80], names)}")
-    return tuple(name for name in names if name in asked)
-
-
-def decode_image(
-    data: bytes,  # a file
-    limits: Limits,
-    where: str,  # of the request, for messages
-) -> Image.Image:
-    "Decode an image, if its header tells that it is small enough."
-    try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
-        width, height = image.size
-        if width * height > limits.pixels:
-            raise Refused(413, f"{where} has {width} × {height} pixels; at most {limits.pixels:,} are taken")
-        image.load()
-    except Refused:
-        raise
-    except Exception as error:  # decoders raise what they like for a broken file
-        raise Refused(
-            422, f"{where} is no image that can be read: {str(error)[:200] or type(error).__name__}"
-        ) from None
-    return image
-
-
-async def _from_form(request: Request, inputs: Mapping[str, str], limits: Limits) -> list[Any]:
-    "Read a form: with one input of images each file is an item; otherwise the form is one item, a field an input."
-    async with request.form(max_files=limits.items, max_fields=limits.items, max_part_size=limits.body) as form:
-        if list(inputs.values()) == ["image"]:
-            files = [(name, value) for name, value in form.multi_items() if isinstance(value, UploadFile)]
-            return [decode_image(await file.read(), limits, f"file {file.filename!r}") for _, file in files]
-        item = {}
-        for name, value in form.multi_items():
-            if name not in inputs:
-                raise Refused(422, f"there is no input {name[:80]!r}.{did_you_mean(name[:80], list(inputs))}")
-            if isinstance(value, UploadFile):
-                item[name] = decode_image(await value.read(), limits, f"file {value.filename!r}")
-            else:
-                item[name] = _parse_row(value, name) if inputs[name] == "row" else value
-        return [_unwrap(item, inputs)]
-
-
-def _parse_row(text: str, name: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        raise Refused(422, f'field {name!r} is a row: an object of JSON, as in {{"age": 3}}') from None
-
-
-def _from_json(body: Any, inputs: Mapping[str, str], limits: Limits) -> tuple[list[Any], Any]:
-    "Read `{'items': […], 'heads': […]}`. An image is its file in base64."
-    if not isinstance(body, dict) or not isinstance(body.get("items"), list):
-        raise Refused(422, 'send {"items": […]}, and "heads": […] for some heads alone')
-    unknown = body.keys() - {"items", "heads"}
-    if unknown:
-        raise Refused(422, f"{sorted(unknown)[0][:80]!r} is neither items nor heads")
-    if len(body["items"]) > limits.items:
-        raise Refused(413, f"a request holds at most {limits.items} items, found {len(body['items'])}")
-    return [read_item(item, inputs, limits, f"items[{i}]") for i, item in enumerate(body["items"])], body.get("heads")
+    def _text(self, value: Any, place: str, _reader: InputReader) -> str:
+        if not isinstance(value, str):
+            raise Refused(422, f"{place} is a text")
+        if len(value) > self.limits.text:
+            raise Refused(413, f"{place} has {len(value):,} characters; at most {self.limits.text:,} are taken")
+        return value
 
 
-def read_item(
-    item: Any,  # of JSON: with several inputs a dict of input → value
-    inputs: Mapping[str, str],
-    limits: Limits,
-    where: str,  # of the request, for messages
-) -> Any:  # as a `Predictor` takes it
-    "Read one item of JSON."
-    if len(inputs) == 1:
-        (kind,) = inputs.values()
-        return read_value(item, kind, limits, where)
-    if not isinstance(item, dict):
-        raise Refused(422, f"{where} is an object with {', '.join(inputs)}")
-    for name in item:
-        if name not in inputs:
-            raise Refused(422, f"{where}: there is no input {name[:80]!r}.{did_you_mean(name[:80], list(inputs))}")
-    return {name: read_value(value, inputs[name], limits, f"{where}.{name}") for name, value in item.items()}
+_TAKE = {"image": ItemReader._image, "row": ItemReader._row, "text": ItemReader._text}
 
 
-def read_value(
-    value: Any,  # of JSON
-    kind: str,  # 'image', 'row' or 'text'
-    limits: Limits,
-    where: str,  # of the request, for messages
-) -> Any:
-    "Read what stands for one input."
-    if value is None:
-        return None  # a missing input, which the network takes or refuses by name
-    if kind == "image":
-        return decode_image(decode_base64(value, where), limits, where)
-    wanted = {"row": dict, "text": str}[kind]
-    if not isinstance(value, wanted):
-        raise Refused(422, f"{where} is {'an object of column → value' if kind == 'row' else 'a text'}")
+def _as_text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise Refused(422, f"field {name!r} is a text, and no file")
     return value
 
 
-def decode_base64(value: Any, where: str) -> bytes:
+def _from_base64(value: Any, place: str) -> bytes:
     "Decode base64, with the prefix of a data URL or without."
     if not isinstance(value, str):
-        raise Refused(422, f"{where} is an image: its file in base64")
+        raise Refused(422, f"{place} is an image: its file in base64")
     try:
         return base64.b64decode(value.rpartition(",")[2], validate=True)
     except (binascii.Error, ValueError):
-        raise Refused(422, f"{where} is no base64") from None
-
-
-def _only_images(inputs: Mapping[str, str], what: str) -> None:
-    if list(inputs.values()) != ["image"]:
-        told = ", ".join(f"{name} ({kind})" for name, kind in inputs.items())
-        raise Refused(415, f"{what}, and the network reads {told}: send JSON")
-
-
-def _unwrap(item: dict[str, Any], inputs: Mapping[str, str]) -> Any:
-    return item if len(inputs) > 1 else next(iter(item.values()), None)
+        raise Refused(422, f"{place} is an image: its file in base64, and this is none") from None

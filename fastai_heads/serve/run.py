@@ -1,59 +1,71 @@
 """`python -m fastai_heads serve`: a bundle behind a port."""
 
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from fastai_heads.errors import HeadsError
+from fastai_heads.export.predictor import open_predictor
 from fastai_heads.serve.limits import Limits
 
 __all__ = ["make_from_environment", "serve"]
 
-_FOLDER, _HEADS = "FASTAI_HEADS_FOLDER", "FASTAI_HEADS_SERVED"
+_KEY = "FASTAI_HEADS_SERVE"  # of the environment: what uvicorn's processes are told
 
 
 def serve(
-    folder: str | Path,  # a bundle, or an ONNX file
+    source: str | Path,  # a bundle, or an ONNX file
     host: str = "127.0.0.1",  # this machine alone; '0.0.0.0': everybody who reaches it
     port: int = 8000,
     workers: int = 1,  # processes, each with the network
-    heads: str | None = None,  # those that are served, with commas; None: all
+    heads: Sequence[str] | None = None,  # those that are served; None: all
+    name: str | None = None,  # of the model; None: the name of the folder or file
+    device: str = "cpu",  # where a bundle's network computes
+    limits: Limits | None = None,  # None: the defaults
 ) -> None:
-    """Serve a bundle until it is stopped. Raises `HeadsError` where the bundle cannot be read, or the extra `serve` is
-    missing."""
+    "Serve a bundle until it is stopped. Refuses one that cannot be read, and says what to install."
     try:
+        import prometheus_client  # noqa: F401
+        import python_multipart  # noqa: F401
+        import starlette  # noqa: F401
         import uvicorn
     except ImportError as error:
-        raise HeadsError("serving needs starlette and uvicorn: pip install 'fastai_heads[serve]'") from error
-    import os
-
-    os.environ[_FOLDER] = str(folder)
-    os.environ[_HEADS] = heads or ""
-    make_from_environment()  # so that a wrong folder is said here and once
-    uvicorn.run(
-        "fastai_heads.serve.run:make_from_environment",
-        factory=True,
-        host=host,
-        port=port,
-        workers=workers,
-        log_level="info",
-    )
-
-
-def make_from_environment():
-    "Make the service that the environment describes: how uvicorn's processes are told."
-    import os
-
-    from fastai_heads.serve.app import make_app
-    from fastai_heads.serve.reading import split_heads
-
-    folder = Path(os.environ[_FOLDER])
-    return make_app(_open(folder), folder.stem, Limits(), split_heads(os.environ[_HEADS]))
+        raise HeadsError(f"serving needs {error.name}: pip install fastai_heads[serve]") from error
+    path, limits = Path(source).resolve(), limits or Limits()
+    name = name or (path.stem if path.is_file() else path.name)
+    said = {"source": str(path), "heads": heads, "name": name, "device": device, "limits": asdict(limits)}
+    options: dict[str, Any] = {
+        "host": host,
+        "port": port,
+        "workers": workers,
+        "limit_concurrency": limits.connections,
+        "access_log": False,
+    }
+    if workers == 1:
+        uvicorn.run(_make(said), **options)
+        return
+    open_predictor(path, device).choose(heads)  # so that what is wrong is said here, and once
+    with tempfile.TemporaryDirectory() as counted:
+        os.environ |= {_KEY: json.dumps(said | {"threads": _share(workers)}), "PROMETHEUS_MULTIPROC_DIR": counted}
+        uvicorn.run("fastai_heads.serve.run:make_from_environment", factory=True, **options)
 
 
-def _open(folder: Path):
-    if folder.suffix == ".onnx":
-        from fastai_heads.export.predictor import Predictor
+def _share(workers: int) -> int:
+    "Count the threads that each process has, so that together they use each core once."
+    return max(1, (os.cpu_count() or 1) // workers)
 
-        return Predictor.from_onnx(folder)
-    from fastai_heads.export.bundle import load_bundle
 
-    return load_bundle(folder)
+def make_from_environment() -> Any:
+    "Make the service that the environment describes."
+    return _make(json.loads(os.environ[_KEY]))
+
+
+def _make(said: dict[str, Any]) -> Any:
+    from fastai_heads.serve.app import make_app  # here, as it imports what is optional
+
+    predictor = open_predictor(said["source"], said["device"], said.get("threads"))
+    return make_app(predictor, said["name"], Limits(**said["limits"]), said["heads"])
