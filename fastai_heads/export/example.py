@@ -21,19 +21,20 @@ def draw_batch(
     rng = np.random.default_rng(n)
     found: dict[str, np.ndarray] = {}
     for said in inputs:
-        arrays = make_reader(said).arrays
+        reader = make_reader(said)
         if said["kind"] == "image":
             image = rng.integers(0, 256, (n, *said["shape"]), dtype=np.uint8)
             floats = rng.standard_normal((n, said["shape"][2], *said["shape"][:2]), dtype=np.float32)
-            found |= dict(zip(arrays, (image if takes == "uint8" else floats, np.zeros(n, bool))))
+            found |= dict(zip(reader.arrays, (image if takes == "uint8" else floats, np.zeros(n, bool))))
         elif said["kind"] == "row":
             cats = [rng.integers(0, len(said["classes"][c]) + 1, n) for c in said["codes"]]
             numbers = rng.standard_normal((n, len(said["conts"])), dtype=np.float32)
             codes = np.stack(cats, 1) if cats else np.zeros((n, 0), np.int64)
-            found |= dict(zip(arrays, (codes, numbers)))
+            found |= dict(zip(reader.arrays, (codes, numbers)))
         else:
-            ids = rng.integers(2, 10, (n, _LENGTH))
+            known = np.setdiff1d(np.arange(reader.tokenizer[1]), [said["pad_idx"]])
+            ids = rng.choice(known, (n, _LENGTH))
             ends = rng.integers(_LENGTH // 2, _LENGTH, n)
             ids[np.arange(_LENGTH) >= ends[:, None]] = said["pad_idx"]
-            found[said["name"]] = ids
+            found[reader.name] = ids
     return found

@@ -180,6 +180,12 @@ class TextReader(InputReader):
             return np.zeros(0, np.int64), None
         if not isinstance(given, str):
             raise HeadsError(f"input {self.name!r}: a text is a str, found {given!r} ({type(given).__name__}).")
+        try:
+            given.encode()
+        except UnicodeEncodeError as error:
+            raise HeadsError(
+                f"input {self.name!r}: the text holds half a character, {error.object[error.start]!a}."
+            ) from None
         ids = np.array(self.tokenizer[0](given), np.int64)
         if not len(ids):
             raise HeadsError(f"input {self.name!r}: the text {given!r} has no token.")

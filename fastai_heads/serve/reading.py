@@ -107,8 +107,6 @@ class ItemReader:
             return reader.read(value)
         except HeadsError as error:
             raise Refused(422, f"{place}: {error}") from None
-        except UnicodeError:
-            raise Refused(422, f"{place} holds a character that is none") from None
 
     def _json(self, content: bytes) -> tuple[list[tuple[str, Any]], Any]:
         body = parse_json(content, self.limits)
