@@ -35,6 +35,8 @@ def serve(
         import uvicorn
     except ImportError as error:
         raise HeadsError(f"serving needs {error.name}: pip install fastai_heads[serve]") from error
+    if not 0 <= port < 2**16:
+        raise HeadsError(f"`port` is a whole number from 0 to {2**16 - 1}, found {port}.")
     path, limits = Path(source).resolve(), limits or Limits()
     name = name or (path.stem if path.is_file() else path.name)
     said = {"source": str(path), "heads": heads, "name": name, "device": device, "limits": asdict(limits)}

@@ -1,4 +1,4 @@
-"""One call answers for every head, in the same words as the predictor; what is wrong is 4xx, and the service lives on."""
+"""One call answers for every head, in the predictor's words; what is wrong is 4xx, and the service lives on."""
 
 import base64
 import io

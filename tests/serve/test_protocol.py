@@ -184,8 +184,11 @@ def test_rows_and_texts_as_the_network_reads_them(serve, several, pictures):
     assert found["ink"][0, 0] == several.compute([item], ("ink",))[0]["ink"][0]
     for name, wrong in ((f"{row}_categories", codes + 9), (f"{row}_categories", codes - 9), (note, ids + 9)):
         body = {**given, name: wrong}
-        tensors = [{"name": n, "shape": [1, *a.shape], "datatype": {"u": "UINT8", "i": "INT64", "f": "FP32"}[a.dtype.kind],
-                    "data": a.tolist()} for n, a in body.items()]  # fmt: skip
+        kinds = {"u": "UINT8", "i": "INT64", "f": "FP32"}
+        tensors = [
+            {"name": n, "shape": [1, *a.shape], "datatype": kinds[a.dtype.kind], "data": a.tolist()}
+            for n, a in body.items()
+        ]
         client.call("POST", f"{client.path}/infer", 422, json={"inputs": tensors})
 
 
@@ -215,7 +218,7 @@ GOOD = {"name": "image", "shape": [1, 32, 32, 3], "datatype": "UINT8", "data": [
         ({"inputs": [{**GOOD, "datatype": "BYTES", "shape": [2], "data": ["x"]}]}, "has 1 texts"),
         ({"inputs": [GOOD], "outputs": 3}, "is a list of objects"),
         ({"inputs": [GOOD], "outputs": [{"name": "digt"}]}, "Did you mean 'digit"),
-        ({"inputs": [GOOD], "outputs": [{"name": "ink", "parameters": {"classification": 2}}]}, "of a class or of tags"),
+        ({"inputs": [GOOD], "outputs": [{"name": "ink", "parameters": {"classification": 2}}]}, "a class or of tags"),
     ],
 )  # fmt: skip
 def test_what_is_no_request_is_an_error_with_its_description(v2, body, said):
