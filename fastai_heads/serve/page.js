@@ -66,6 +66,22 @@ function asBase64(file) {
   });
 }
 
+// The picture as the network reads it: as it is stored, not turned as a JPEG's EXIF says. null where it cannot be shown.
+async function load(file) {
+  const bytes = new Uint8Array(await file.arrayBuffer());
+  const parts = [bytes.subarray(0, 2)];
+  let at = 2;
+  if (bytes[0] === 0xff && bytes[1] === 0xd8) {
+    while (bytes[at] === 0xff && bytes[at + 1] !== 0xda) {
+      const next = at + 2 + (bytes[at + 2] << 8) + bytes[at + 3];
+      if (bytes[at + 1] !== 0xe1) parts.push(bytes.subarray(at, next));
+      at = next;
+    }
+  }
+  parts.push(bytes.subarray(at));
+  return createImageBitmap(new Blob(parts, { type: file.type })).catch(() => null);
+}
+
 async function ask() {
   say("…");
   const item = {};
@@ -74,7 +90,7 @@ async function ask() {
     const value = values[name];
     if (kind === "image" && value) {
       item[name] = await asBase64(value);
-      picture = picture || (await createImageBitmap(value, { imageOrientation: "none" }).catch(() => null));
+      picture = picture || (await load(value));
     } else {
       item[name] = value === undefined || value === "" ? null : value;
     }
@@ -151,14 +167,15 @@ async function show(answers) {
   const canvas = at("picture");
   canvas.hidden = !picture;
   const context = canvas.getContext("2d");
-  const zoom = picture ? Math.max(1, Math.min(8, Math.floor(480 / Math.max(picture.width, picture.height)))) : 1;
+  const [width, height] = picture ? [picture.width, picture.height] : [0, 0];
+  const zoom = picture ? Math.max(1, Math.min(8, Math.floor(480 / Math.max(width, height)))) : 1;
   if (picture) {
-    canvas.width = picture.width * zoom;
-    canvas.height = picture.height * zoom;
+    canvas.width = width * zoom;
+    canvas.height = height * zoom;
     context.imageSmoothingEnabled = false;
     context.scale(zoom, zoom);
     context.drawImage(picture, 0, 0);
-    const unit = Math.max(picture.width, picture.height) / 240;
+    const unit = Math.max(width, height) / 240;
     context.lineWidth = unit;
     context.font = `bold ${7 * unit}px sans-serif`;
   }

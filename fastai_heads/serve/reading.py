@@ -115,6 +115,7 @@ class ItemReader:
         unknown = body.keys() - {"items", "heads"}
         if unknown:
             raise Refused(422, f"{min(unknown)[:80]!r} is neither items nor heads")
+        self.check_count(len(body["items"]))
         return [(f"items[{i}]", item) for i, item in enumerate(body["items"])], body.get("heads")
 
     def _form(self, fields: list[tuple[str, Any]]) -> tuple[list[tuple[str, Any]], None]:

@@ -1,5 +1,6 @@
 """`python -m fastai_heads serve`: a bundle behind a port."""
 
+import gc
 import json
 import os
 import tempfile
@@ -70,4 +71,6 @@ def _make(said: dict[str, Any]) -> Any:
     from fastai_heads.serve.app import make_app  # here, as it imports what is optional
 
     predictor = open_predictor(said["source"], said["device"], said.get("threads"))
-    return make_app(predictor, said["name"], Limits(**said["limits"]), said["heads"])
+    app = make_app(predictor, said["name"], Limits(**said["limits"]), said["heads"])
+    gc.freeze()  # what is there now stays: the collector need not walk it for each request
+    return app

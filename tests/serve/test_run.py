@@ -176,7 +176,7 @@ def hostile(rng: random.Random, files: list[bytes]) -> tuple[str, str, bytes, di
     if kind == "file":
         return "POST", "/predict", broken(rng, file), PNG
     if kind == "form":
-        return "POST", "/predict", *form(rng, [file] * rng.choice((0, 1, 3, 70)))
+        return "POST", "/predict", *form(rng, [file] * rng.choice((0, 1, 3, 3, 70)))
     if kind == "path":
         return rng.choice(("GET", "POST", "PUT", "DELETE", "TRACE", "X")), rng.choice(PATHS), b"{}", JSON
     if kind == "bytes":
