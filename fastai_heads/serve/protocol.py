@@ -7,6 +7,7 @@ text of JSON; an empty one is missing."""
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -43,9 +44,7 @@ class InferRequest:
 
 def describe_server() -> dict[str, Any]:
     "Write the server's metadata."
-    from fastai_heads import __version__
-
-    return {"name": "fastai_heads", "version": __version__, "extensions": ["classification"]}
+    return {"name": "fastai_heads", "version": version("fastai_heads"), "extensions": ["classification"]}
 
 
 class Protocol:
