@@ -1,6 +1,7 @@
 """The tensors of a network as the Open Inference Protocol has them: those of its ONNX file, by the same names.
 
-So a client of this service is a client of Triton over `export_triton`'s files."""
+A client of this service is so a client of Triton over `export_triton`'s files. There a tensor has a size besides the
+batch, and so it has here: the index of a class is (B, 1)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -96,10 +97,12 @@ def write_head(
     "Give the tensors of a head."
     names = output_names(head, answer)
     if answer == "label":
-        return dict(zip(names, (value, value.argmax(-1))))
-    if answer == "detections":
-        return dict(zip(names, (value[..., :4], value[..., 5], value[..., 4].astype(np.int64))))
-    return {head: value}
+        tensors = (value, value.argmax(-1))
+    elif answer == "detections":
+        tensors = (value[..., :4], value[..., 5], value[..., 4].astype(np.int64))
+    else:
+        tensors = (value,)
+    return {name: one[:, None] if one.ndim == 1 else one for name, one in zip(names, tensors)}
 
 
 def write_classes(

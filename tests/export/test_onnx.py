@@ -60,9 +60,8 @@ def test_it_runs_without_torch(exported, scenes, rows):
     assert done.stdout.strip() == f"{exported[0](scenes / rows.image[0]).digit.label} []"
 
 
-def test_tables_and_texts_and_int8(several, tmp_path):
-    predictor = predictor_of(several)
-    session = Predictor.from_onnx(export_onnx(tmp_path / "m.onnx", predictor, int8=True))
+def test_tables_and_texts_and_int8(several, several_file):
+    predictor, session = predictor_of(several), Predictor.from_onnx(several_file)
     for i in range(4):
         row = several.frame.iloc[i]
         item = {**row, "image": several.path / row["image"]}
