@@ -40,6 +40,13 @@ def _parser() -> argparse.ArgumentParser:
     cut = commands.add_parser("cut", help="what can be tapped in an arch, and what a cut takes off")
     cut.add_argument("arch")
     cut.set_defaults(run=_cut)
+    predict = commands.add_parser("predict", help="write what a bundle says of every image of a folder to a table")
+    _add_source(predict)
+    predict.add_argument("folder", type=Path, help="of images")
+    predict.add_argument("--out", type=Path, default=Path("predictions.csv"))
+    predict.add_argument("--bs", type=_at_least_one, default=32)
+    predict.add_argument("--overwrite", action="store_true", help="take the place of a table that is there")
+    predict.set_defaults(run=_predict)
     _add_serve(commands)
     return parser
 
@@ -81,6 +88,17 @@ def _cut(options: argparse.Namespace) -> None:
     from fastai_heads.bodies.points import cut_points
 
     print(cut_points(options.arch))
+
+
+def _predict(options: argparse.Namespace) -> None:
+    from fastai_heads.export.folder import predict_to_csv
+    from fastai_heads.export.predictor import open_predictor
+
+    predictor = open_predictor(options.bundle, options.device)
+    answered, failed = predict_to_csv(
+        predictor, options.folder, options.out, options.heads, options.bs, options.overwrite
+    )
+    print(f"wrote {options.out}: {answered} images" + (f", and {failed} that cannot be read" if failed else ""))
 
 
 def _serve(options: argparse.Namespace) -> None:
