@@ -112,6 +112,18 @@ def encoder() -> nn.Module:
 
 
 @pytest.fixture(scope="session")
+def hush() -> Callable[[MultiHeadLearner], MultiHeadLearner]:
+    "Give the function that quietens a learner."
+    return hushed
+
+
+@pytest.fixture
+def small_text() -> tuple[object, nn.Module]:
+    "Make a small tokenizer, and a network for its tokens."
+    return words(), encoder()
+
+
+@pytest.fixture(scope="session")
 def several(tmp_path_factory) -> MultiHeadLearner:
     "Make a learner of an image, a row with gaps and a text."
     path = tmp_path_factory.mktemp("captions") / "scenes"
