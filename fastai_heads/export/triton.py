@@ -21,9 +21,9 @@ _TYPES = {"uint8": "UINT8", "int64": "INT64", "float": "FP32", "bool": "BOOL"}  
 
 def export_triton(
     folder: str | Path,  # the model repository, which may hold other models
-    source: Learner | Predictor,  # a `MultiHeadLearner`, or what `load_bundle` gave
+    source: Learner | Predictor | str | Path,  # a learner, what `load_bundle` gave, or what `export_onnx` wrote
     name: str = "model",  # of the model, as clients call it
-    heads: str | Sequence[str] | None = None,  # those that leave; None: all but auxiliary ones
+    heads: str | Sequence[str] | None = None,  # those that leave; None: all but auxiliary ones, or all of a file
     batch: int = 32,  # the most items of one call of the network
     wait: float = 0.005,  # seconds that a request waits for others
     overwrite: bool = False,  # take the place of a model of that name
@@ -39,7 +39,7 @@ def export_triton(
     folder.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(dir=folder, prefix=f".{name}-"))
     try:
-        file = export_onnx(aside / "1" / "model.onnx", source, heads)
+        file = _write_graph(aside / "1" / "model.onnx", source, heads)
         answers = Predictor.from_onnx(file).manifest["answers"]
         labels = {head: f"{head}_labels.txt" for head, said in answers.items() if _is_named(said)}
         for head, label_file in labels.items():
@@ -52,6 +52,17 @@ def export_triton(
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return place
+
+
+def _write_graph(file: Path, source: Any, heads: Any) -> Path:
+    "Export a learner or a predictor, or copy a file that was exported."
+    if not isinstance(source, str | Path):
+        return export_onnx(file, source, heads)
+    if heads is not None:
+        raise HeadsError("`heads` of a file are those that it was exported with: pass the learner, or leave it out.")
+    Predictor.from_onnx(source)  # which refuses a file that is not this package's
+    file.parent.mkdir()
+    return Path(shutil.copy(source, file))
 
 
 def _check(name: Any, batch: Any, wait: Any) -> str:
@@ -80,8 +91,8 @@ def _write_config(file: Path, name: str, batch: int, wait: float, labels: dict[s
             f'name: "{name}"',
             'backend: "onnxruntime"',
             f"max_batch_size: {batch}",
-            f"input [\n{','.join(inputs)}\n]",
-            f"output [\n{','.join(outputs)}\n]",
+            "input [\n" + ",\n".join(inputs) + "\n]",
+            "output [\n" + ",\n".join(outputs) + "\n]",
             f"dynamic_batching {{ max_queue_delay_microseconds: {round(wait * 1e6)} }}",
             "",
         ]
