@@ -80,9 +80,7 @@ def main() -> None:
     "Print what each head reaches with both inputs and with one."
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    print(
-        f"{N} pictures of 2 digits, a fifth held out, resnet10t and an LSTM from scratch, {EPOCHS} epochs, seeds {SEEDS}"
-    )
+    print(f"{N} pictures of 2 digits, a fifth held out, resnet10t and an LSTM, {EPOCHS} epochs, seeds {SEEDS}")
     print(f"{'':8} {'asked (accuracy)':>18} {'sum (rmse)':>18} {'polite (accuracy)':>18}")
     with tempfile.TemporaryDirectory() as folder:
         table = write_captions(Path(folder))
