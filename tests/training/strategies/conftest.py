@@ -21,7 +21,8 @@ from fastai_heads.learner.factory import multihead_learner
 
 N, SIDE, BS = 16, 8, 4
 TARGETS = {"kind": "category", "value": "regression", "level": "regression_2"}  # head → its target
-PLAIN = {"ps": 0.0, "first_bn": False, "lin_ftrs": [], "pool": "avg", "metrics": []}
+PLAIN = {"ps": 0.0, "first_bn": False, "lin_ftrs": [], "pool": "avg", "metrics": [], "last_scale": 1.0}
+"A small start makes small gradients at the taps, of which NashMTL's solver says that it may be inaccurate."
 
 
 def squared(pred: Tensor, targ: Tensor) -> Tensor:
