@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import FCOS, RetinaNet
 
 from benchmarks.steps import learner_steps, quiet_fit, seconds_per_step
-from fastai_heads.data.detection import to_pixels
+from fastai_heads.data.detection_block import to_pixels
 from fastai_heads.data.digits import digits_dls
 from fastai_heads.heads.detection import DetectionHead
 from fastai_heads.learner import MultiHeadLearner, multihead_learner

@@ -1,5 +1,6 @@
 """Every refusal of a user's input, and how a wrong name is answered."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import FrozenInstanceError
 from difflib import get_close_matches
@@ -20,34 +21,37 @@ MISFITS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeE
 "What the code of a network raises for an input that it cannot take, or where it misses something."
 
 
+_START = re.compile(r"""(?:`heads\[(?P<q>['"])(?P<head>.*?)(?P=q)\]`: )?(?:`(?:learn\.)?(?P<parameter>\w+))?""")
+"How a message begins that is about a parameter: `` `tap=7`: … ``, `` `heads['age']`: `tap=7`: … ``."
+
+
 class HeadsError(ValueError):
     """Input that cannot be used: which parameter, what was expected, what was found, the nearest right answer.
 
-    Who catches it asks its attributes, and never looks into its text."""
+    A message begins with the parameter or the method in backticks. `parameter` and `head` are read from there, unless
+    they are given. Whoever catches the error asks its attributes, and never looks into its text."""
 
     def __init__(
         self,
         message: str = "",
         *,
-        parameter: str | None = None,  # what the user passed, or a field of a spec
+        parameter: str | None = None,  # what the user passed, a field of a spec, or the method that was called
         head: str | None = None,  # the head that it is about
         tap: object = None,  # the tap that it is about, as it was asked for
     ):
         super().__init__(message)
-        self.parameter, self.head, self.tap = parameter, head, tap
+        start = _START.match(message)
+        self.head = head or start["head"]
+        self.parameter = parameter or start["parameter"] or ("heads" if start["head"] else None)
+        self.tap = tap
 
     def within(
         self,
         place: str,  # as in "`heads['age']`"
         hint: str = "",  # follows the message
-        *,
-        parameter: str | None = None,  # where this one says none, and so with `head`
-        head: str | None = None,
     ) -> "HeadsError":
         "Make the same error, whose message says first where it was found."
-        return HeadsError(
-            f"{place}: {self}{hint}", parameter=self.parameter or parameter, head=self.head or head, tap=self.tap
-        )
+        return HeadsError(f"{place}: {self}{hint}", parameter=self.parameter, head=self.head, tap=self.tap)
 
 
 class FixedError(HeadsError, FrozenInstanceError):
@@ -66,11 +70,10 @@ def refuse_change(
     "Refuse to set a field of what is fixed once it is made, with the way to have it, or a name that is no field."
     kind, fields = type(record).__name__, [n for n, f in record.__dataclass_fields__.items() if f.init]
     if name not in fields:
-        raise FixedError(f"`{name}` is no field of {kind}.{did_you_mean(name, fields)}", parameter=name)
+        raise FixedError(f"`{name}` is no field of {kind}.{did_you_mean(name, fields)}")
     raise FixedError(
         f"`{name}` of {kind} is fixed once it is made: make another, `{kind}({name}={value!r}, …)`, or of this one "
         f"`dataclasses.replace(…, {name}={value!r})`.",
-        parameter=name,
     )
 
 

@@ -115,7 +115,7 @@ class Heads(Trunks):
         self,
         taps: dict[str, Tensor],  # what the body gives
     ) -> tuple[Tensor, ...]:  # one prediction per head, in order
-        tensors = self.run_trunks(taps)
+        tensors = self.run_trunks(taps) if self.trunk_reads else taps
         pooled: dict[tuple[str, str | None], Tensor] = {}
         return tuple(self._predict(self[name], reads, tensors, pooled) for name, reads in self.reads.items())
 
@@ -168,5 +168,5 @@ def build_model(
         try:
             heads.add(name, spec.build(tuple(heads.shapes[tap] for tap in reads)), reads)
         except HeadsError as error:
-            raise error.within(f"`heads[{name!r}]`", head=name) from error.__cause__
+            raise error.within(f"`heads[{name!r}]`") from error.__cause__
     return MultiHeadModel(body, heads)

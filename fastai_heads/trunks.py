@@ -128,7 +128,7 @@ def _tap_names(tap: str | int, body: Body, heads: Trunks) -> Sequence[str]:
     "Find the body's names of a tap, several where several bodies have it. Refuses one that nobody has."
     pyramid = tap.rpartition(".")[0] if isinstance(tap, str) else ""
     if pyramid in heads.trunk_gives:
-        raise HeadsError(f"`tap={tap!r}`: trunk {pyramid!r} gives {', '.join(heads.trunk_gives[pyramid])}.")
+        raise HeadsError(f"`tap={tap!r}`: trunk {pyramid!r} gives {', '.join(heads.trunk_gives[pyramid])}.", tap=tap)
     return body.tap_names([tap])
 
 

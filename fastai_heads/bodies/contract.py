@@ -100,7 +100,7 @@ class Body(nn.Module, ABC):
         self.taps = self.tap_names(taps)
         if not self.taps:
             known = ", ".join(p.name for p in self.points)
-            raise HeadsError(f"`taps` is empty. Taps of {self.arch}: {known}.", parameter="taps")
+            raise HeadsError(f"`taps` is empty. Taps of {self.arch}: {known}.")
         self.tap_modules = nn.ModuleDict({tap_key(tap): nn.Identity() for tap in self.taps})
 
     def through_taps(
@@ -129,7 +129,6 @@ class Body(nn.Module, ABC):
         raise HeadsError(
             f"`tap={tap!r}`, which {self.arch} does not have.{did_you_mean(tap, names)} "
             f"Taps of {self.arch}: {', '.join(names)}.",
-            parameter="tap",
             tap=tap,
         )
 
@@ -146,7 +145,7 @@ class Body(nn.Module, ABC):
         if level.optional:
             return None
         message = f"`tap={level.stride}`: {self.arch} has no map. Its taps: {', '.join(self.taps)}."
-        raise HeadsError(message, parameter="tap", tap=level)
+        raise HeadsError(message, tap=level)
 
     def size_of(
         self,
@@ -183,7 +182,6 @@ class Body(nn.Module, ABC):
             raise HeadsError(
                 f"`tap={tap!r}`: this body of {self.arch} was made for {', '.join(self.taps)}. "
                 "Read one of those, or make the learner again with all its heads.",
-                parameter="tap",
                 tap=tap,
             )
         return name

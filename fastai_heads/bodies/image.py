@@ -101,13 +101,13 @@ class ImageBody(Body):
             raise self._no_stride(tap, tap)
         if tap in (PRE_LOGITS, FEATURES) and tap not in known:
             why = f"{self.arch} has none: {self.cut.no_vector}" if tap == PRE_LOGITS else self.cut.no_features
-            raise HeadsError(f"`tap={tap!r}`: {why}.", parameter="tap", tap=tap)
+            raise HeadsError(f"`tap={tap!r}`: {why}.", tap=tap)
         return super().tap_name(tap)
 
     def _no_stride(self, stride: int, tap: int | Level) -> HeadsError:
         strides = ", ".join(str(s) for s in sorted({p.stride for p in self.points if p.name not in _NOT_INNER}))
         message = f"`tap={stride}`: {self.arch} has no tap at that stride. Its strides: {strides}."
-        return HeadsError(message, parameter="tap", tap=tap)
+        return HeadsError(message, tap=tap)
 
     @property
     def min_size(self) -> int:
@@ -195,7 +195,6 @@ class ImageBody(Body):
             raise HeadsError(
                 f"`tap={tap!r}`: this body of {self.arch} ends before it, at {', '.join(self.taps)}. "
                 "Read one of those, or make the learner again with all its heads.",
-                parameter="tap",
                 tap=tap,
             )
         self.taps, self.tap_modules[tap_key(name)] = taps, nn.Identity()

@@ -31,9 +31,10 @@ def tap_owner(
         return owners[0], tap
     if owners:
         said = " or ".join(repr(f"{name}.{tap}") for name in owners)
-        raise HeadsError(f"`tap={tap!r}`: several bodies have it. Say {said}.")
+        raise HeadsError(f"`tap={tap!r}`: several bodies have it. Say {said}.", tap=tap)
     names = [f"{n}.{p.name}" for n, found in points.items() for p in found]
-    raise HeadsError(f"`tap={tap!r}`, which no body has.{did_you_mean(tap, names)} Taps: {', '.join(names)}.")
+    message = f"`tap={tap!r}`, which no body has.{did_you_mean(tap, names)} Taps: {', '.join(names)}."
+    raise HeadsError(message, tap=tap)
 
 
 def split_taps(

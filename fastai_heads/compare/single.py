@@ -81,7 +81,7 @@ def compare_to_single(
     `runs.csv` in `folder` has a row per run with every metric of every head. A folder of another comparison raises
     `HeadsError`; other seeds and further strategies add to it."""
     strategies = _labelled(default_strategies() if strategies is None else strategies)
-    seeds = _checked(epochs, seeds, strategies)
+    seeds = _check(epochs, seeds, strategies)
     _check_rest(learn_factory, metrics, fit, folder)
     make = _Factory(learn_factory)
     sample = make(None, seeds[0])
@@ -93,7 +93,7 @@ def compare_to_single(
     bar = progress_bar(todo)
     for run in bar if todo else ():
         bar.comment = f"{run.head if run.strategy == SINGLE else run.strategy}, seed {run.seed}"
-        runs.add(run._asdict() | _trained(make, strategies.get(run.strategy), run, epochs, fit or one_cycle))
+        runs.add(run._asdict() | _train(make, strategies.get(run.strategy), run, epochs, fit or one_cycle))
     frame = runs.frame()
     wanted = frame["seed"].isin(seeds) & frame["strategy"].isin([SINGLE, *strategies])
     table = tabulate(frame[wanted], measures)
@@ -132,7 +132,7 @@ class _Factory:
         return learn
 
 
-def _checked(epochs: int, seeds: int | Sequence[int], strategies: Mapping[str, Any]) -> list[int]:
+def _check(epochs: int, seeds: int | Sequence[int], strategies: Mapping[str, Any]) -> list[int]:
     "List the seeds, each once. Refuse what cannot be run."
     if not _counts(epochs):
         raise HeadsError(f"`epochs` is a whole number of at least 1, found {epochs!r}.")
@@ -168,7 +168,7 @@ def _check_strategies(strategies: Mapping[str, Any], learn: MultiHeadLearner) ->
         try:
             as_strategy(deepcopy(value), len(learn.heads)).check(learn.heads)
         except HeadsError as error:
-            raise error.within(f"`strategies[{label!r}]`", parameter="strategies") from None
+            raise error.within(f"`strategies[{label!r}]`") from None
 
 
 def _check_rest(learn_factory: Any, metrics: Any, fit: Any, folder: Any) -> None:
@@ -246,7 +246,7 @@ def _pairs(measures: Mapping[str, Measure], strategies: Mapping[str, Any]) -> li
     return [*((SINGLE, head) for head in measures), *((label, ALL) for label in strategies)]
 
 
-def _trained(make: _Factory, strategy: Any, run: _Run, epochs: int, fit: Callable) -> dict[str, Any]:
+def _train(make: _Factory, strategy: Any, run: _Run, epochs: int, fit: Callable) -> dict[str, Any]:
     "Train once, and say what it cost and what came of it."
     learn = make(deepcopy(strategy), run.seed)
     if run.head != ALL:
@@ -256,7 +256,7 @@ def _trained(make: _Factory, strategy: Any, run: _Run, epochs: int, fit: Callabl
         start = clock()
         fit(learn, epochs)
         seconds = clock() - start
-        values = _validated(learn)
+        values = _validate(learn)
     return {"seconds": seconds, "parameters": sum(p.numel() for p in learn.model.parameters()), **values}
 
 
@@ -268,7 +268,7 @@ def _leave_alone(learn: MultiHeadLearner, name: str) -> None:
     get_model(learn.model)[1].drop_unread()
 
 
-def _validated(learn: MultiHeadLearner) -> dict[str, float]:
+def _validate(learn: MultiHeadLearner) -> dict[str, float]:
     "Measure every head's loss and metrics on the validation set, by the name of the table's column."
     columns = ["loss", *(f"{name}_loss" for name in learn.heads), *(m.name for m in learn.metrics)]
     values = ["nan" if value is None else value for value in learn.validate()]

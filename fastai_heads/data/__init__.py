@@ -4,7 +4,7 @@ from fastai_heads.data.bbox_blocks import pad_boxes
 from fastai_heads.data.blocks import BoxBlock, NumbersReader
 from fastai_heads.data.box_items import BoxesReader
 from fastai_heads.data.captions import captioned_scenes
-from fastai_heads.data.detection import DetectionBlock, LabeledBoxes
+from fastai_heads.data.detection_block import DetectionBlock, LabeledBoxes
 from fastai_heads.data.digits import digit_scenes, digits_dls
 from fastai_heads.data.inputs import Input, dls_inputs
 from fastai_heads.data.loader import InputsDL

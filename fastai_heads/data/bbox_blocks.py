@@ -11,12 +11,12 @@ from fastai.vision.data import bb_pad
 from fasttransform import Pipeline, Transform
 from fasttransform.transform import ItemTransform
 
-from fastai_heads.data.detection import BoxesInImage, JoinBoxes, MakeBoxes, pad_detections, tidied
+from fastai_heads.data.detection_block import BoxesInImage, JoinBoxes, MakeBoxes, pad_detections, tidy
 from fastai_heads.data.missing import is_missing
 from fastai_heads.data.partial import Partial
 from fastai_heads.errors import HeadsError
 
-__all__ = ["HALF_PAIRS", "ReadPair", "joined_boxes", "pad_boxes"]
+__all__ = ["HALF_PAIRS", "ReadPair", "join_boxes", "pad_boxes"]
 
 HALF_PAIRS = {
     "boxes": " A `BBoxBlock` has its `BBoxLblBlock` right behind it; for one box without a label there is `BoxBlock`.",
@@ -36,7 +36,7 @@ def pad_boxes(
     and what has no area left goes."""
     samples = [list(sample) for sample in samples]
     for place in _pairs(samples[0]):
-        kept = [tidied(sample[place], sample[place + 1]) for sample in samples]
+        kept = [tidy(sample[place], sample[place + 1]) for sample in samples]
         most = max(1, *(len(labels) for _, labels in kept))
         for sample, (boxes, labels) in zip(samples, kept):
             more = most - len(labels)
@@ -75,7 +75,7 @@ class ReadPair(ItemTransform):
         return boxes, labels
 
 
-def joined_boxes(
+def join_boxes(
     dls: DataLoaders,  # over fastai `Datasets`
 ) -> DataLoaders:  # one target where `BBoxBlock` and `BBoxLblBlock` stood; `dls` itself where there is no such pair
     """Give the data with boxes and their labels as one target, as `DetectionBlock` makes it. Bad boxes are
@@ -86,8 +86,8 @@ def joined_boxes(
     places = list(_block_pairs(train))
     if not places:
         return dls
-    loaders, pairs = list(dls.loaders), [_joined_lists([dl.dataset for dl in dls.loaders], i) for i in places]
-    loaders = [_joined(dl, places, [p[n] for p in pairs]) for n, dl in enumerate(loaders)]
+    loaders, pairs = list(dls.loaders), [_join_lists([dl.dataset for dl in dls.loaders], i) for i in places]
+    loaders = [_join(dl, places, [p[n] for p in pairs]) for n, dl in enumerate(loaders)]
     return DataLoaders(*loaders, path=dls.path, device=dls.device)
 
 
@@ -122,7 +122,7 @@ def _is_padding(f: Transform) -> bool:
     return f.name in (pad_boxes.__name__, bb_pad.__name__)
 
 
-def _joined_lists(sets: list[Datasets], place: int) -> list[TfmdLists]:
+def _join_lists(sets: list[Datasets], place: int) -> list[TfmdLists]:
     "For every part of the data the two blocks' items as one target, all checked."
     boxes, labels = sets[0].tls[place], sets[0].tls[place + 1]
     maker = next(f for f in labels.tfms.fs if isinstance(f, MultiCategorize))
@@ -141,7 +141,7 @@ def _list_like(tl: TfmdLists, tfms: list[Transform]) -> TfmdLists:
     return TfmdLists(tl.items, tfms, do_setup=False, split_idx=tl.split_idx, types=types)
 
 
-def _joined(dl: TfmdDL, places: list[int], pairs: list[TfmdLists]) -> TfmdDL:
+def _join(dl: TfmdDL, places: list[int], pairs: list[TfmdLists]) -> TfmdDL:
     "Make a loader whose items hold each pair as one target."
     ds, at = dl.dataset, dict(zip(places, pairs))
     second = {place + 1 for place in places}

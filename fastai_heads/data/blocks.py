@@ -16,7 +16,7 @@ from fastai_heads.data.kinds import TellsKind
 from fastai_heads.data.missing import is_missing
 from fastai_heads.data.parse import parse_box, parse_numbers
 from fastai_heads.data.partial import Missing
-from fastai_heads.data.places import check_in_image, clipped, image_size
+from fastai_heads.data.places import check_in_image, clip_boxes, image_size
 from fastai_heads.errors import HeadsError
 
 __all__ = ["BoxBlock", "MakeBox", "NumbersReader"]
@@ -70,7 +70,7 @@ class BoxInImage(ItemTransform):
     @staticmethod
     def _within(box: TensorBBox, size: tuple[int, int]) -> TensorBBox:
         if getattr(box, "clips", False):
-            return TensorBBox(clipped(box.as_subclass(Tensor), size))
+            return TensorBBox(clip_boxes(box.as_subclass(Tensor), size))
         check_in_image(box, size, "BoxBlock")
         return box
 

@@ -21,7 +21,7 @@ from PIL import Image
 
 from fastai_heads.data.blocks import BoxBlock, NumbersReader
 from fastai_heads.data.box_items import BoxesReader
-from fastai_heads.data.detection import DetectionBlock
+from fastai_heads.data.detection_block import DetectionBlock
 from fastai_heads.data.partial import PartialBlock
 from fastai_heads.data.scenes import INK, Scene, SceneParams, ink_box, scenes
 from fastai_heads.errors import HeadsError, did_you_mean

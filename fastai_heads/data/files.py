@@ -34,12 +34,12 @@ def first_missing(
 
 def _missing_in(folder: str, held: list[tuple[str, int]], files: Sequence[Any]) -> Iterable[int]:
     "Find the first of a folder's files that is not there."
-    names = set() if len(held) <= _FEW else _listed(folder)
+    names = set() if len(held) <= _FEW else _list_files(folder)
     # a name that is not listed as it is written may be found all the same: letters' case, accents
     return [i for name, i in held if name not in names and not os.path.exists(files[i])][:1]
 
 
-def _listed(folder: str) -> set[str]:
+def _list_files(folder: str) -> set[str]:
     try:
         with os.scandir(folder or ".") as entries:
             return {entry.name for entry in entries}

@@ -4,7 +4,7 @@ import numpy as np
 from fastai.vision.core import PointScaler
 
 from fastai_heads.data.blocks import MakeBox
-from fastai_heads.data.detection import MakeBoxes
+from fastai_heads.data.detection_block import MakeBoxes
 from fastai_heads.data.faults import detections_of
 from fastai_heads.data.labels import Labels, step_of
 from fastai_heads.data.places import POINT_FIX, boxes_outside, lie_outside, outside

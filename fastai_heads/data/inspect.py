@@ -10,7 +10,7 @@ from fastai.torch_core import no_random
 from fasttransform import Transform
 from torch import Tensor
 
-from fastai_heads.data.bbox_blocks import HALF_PAIRS, joined_boxes
+from fastai_heads.data.bbox_blocks import HALF_PAIRS, join_boxes
 from fastai_heads.data.box_items import row_name
 from fastai_heads.data.faults import check_labels
 from fastai_heads.data.files import Headers, first_missing, spread
@@ -83,7 +83,7 @@ def inspect_data(
     are measured by, the headers are read, 20,000 files at most. Pixels are read of a few dozen masks. What is left is
     raised when it is reached, by row and file. The random state stays as it was."""
     stated = dict(stated or {})
-    dls = with_inputs(joined_boxes(from_plain(from_tabular(dls), stated)))
+    dls = with_inputs(join_boxes(from_plain(from_tabular(dls), stated)))
     targets = dls_targets(dls)
     check_items(dls)
     inputs = dls_inputs(dls)

@@ -2,7 +2,7 @@
 
 from enum import Enum
 
-__all__ = ["Answer", "TellsKind", "answer_of"]
+__all__ = ["ANSWERS", "Answer", "TellsKind"]
 
 
 class Answer(Enum):
@@ -14,19 +14,13 @@ class Answer(Enum):
     CODES = "a code for every pixel"
 
 
-_ANSWERS = {
+ANSWERS = {
     "category": Answer.CLASS,
     "multilabel": Answer.TAGS,
     "mask": Answer.CODES,
     **dict.fromkeys(("regression", "point", "box"), Answer.NUMBERS),
 }
-
-
-def answer_of(
-    kind: str,  # of a target
-) -> Answer | None:
-    "Return what is said of an item; None for a kind that none of fastai's metrics is for."
-    return _ANSWERS.get(kind)
+"What is said of an item, by the kind of target. A kind that is not here has none of fastai's metrics."
 
 
 class TellsKind:

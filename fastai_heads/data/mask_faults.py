@@ -83,7 +83,7 @@ def _check_modes(masks: Masks, headers: Headers, rows: Sequence[int]) -> None:
         with Image.open(values[i]) as image:
             own, read = np.array(image).astype(np.int64), masks.shrunk(np.array(image.convert("L")))
         if not np.array_equal(own, read):
-            raise masks.labels.error(i, _converted(str(values[i]), mode, own, read))
+            raise masks.labels.error(i, _convert(str(values[i]), mode, own, read))
 
 
 def _colours(file: str, mode: str) -> str:
@@ -95,7 +95,7 @@ def _colours(file: str, mode: str) -> str:
     )
 
 
-def _converted(file: str, mode: str, own: np.ndarray, read: np.ndarray) -> str:
+def _convert(file: str, mode: str, own: np.ndarray, read: np.ndarray) -> str:
     what = {"P": "a palette image, whose codes are places in the palette", "1": "a picture of one bit"}
     return (
         f"mask {file} is {what.get(mode, 'a picture')} (mode {mode}): it holds {_listed(np.unique(own))}, and fastai "

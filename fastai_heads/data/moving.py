@@ -17,7 +17,7 @@ from fastai.vision.augment import (
 from fastai.vision.core import AddMaskCodes, BBoxLabeler, PointScaler
 
 from fastai_heads.data.blocks import BoxInImage, ClipBox, MakeBox
-from fastai_heads.data.detection import BoxesInImage, JoinBoxes
+from fastai_heads.data.detection_block import BoxesInImage, JoinBoxes
 from fastai_heads.data.labels import step_of
 from fastai_heads.data.partial import FillMissing, MarkMissing, SizeMissing
 

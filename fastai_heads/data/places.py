@@ -16,7 +16,7 @@ __all__ = [
     "boxes_outside",
     "check_in_image",
     "check_points_in_image",
-    "clipped",
+    "clip_boxes",
     "image_size",
     "lie_outside",
     "outside",
@@ -84,7 +84,7 @@ def check_points_in_image(
         raise HeadsError(outside("point", numbers[out][0].tolist(), size, POINT_FIX))
 
 
-def clipped(
+def clip_boxes(
     boxes: Tensor,  # (n, 4) in pixels
     size: tuple[int, int],  # width and height of the image
 ) -> Tensor:  # (n, 4)

@@ -72,7 +72,7 @@ def draw_sample(
             raise
         except Exception as error:  # transforms and collation may be the user's
             what = f"items {', '.join(map(str, places))} make no batch"
-            raise HeadsError(f"`dls.train`: {what}: {first_line(error)}.", parameter="dls") from error
+            raise HeadsError(f"`dls.train`: {what}: {first_line(error)}.") from error
     return Sample(dl, tuple(items), dls.n_inp)
 
 

@@ -11,7 +11,7 @@ from fasttransform.transform import ItemTransform
 from torch import Tensor
 
 from fastai_heads.data.box_items import row_name
-from fastai_heads.data.detection import is_pair
+from fastai_heads.data.detection_block import is_pair
 from fastai_heads.data.files import Headers
 from fastai_heads.data.labels import MISREAD, opens_image, source_of
 from fastai_heads.data.places import check_in_image, check_points_in_image

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from torch import Tensor, nn
 from typing_extensions import Self
@@ -34,6 +35,8 @@ class CustomHead(HeadSpec):
     like: HeadSpec | None = None  # loss, metrics and decoding; None: the default head of the target's kind
     decode: Callable[[Tensor], Tensor] | None = None  # the prediction (B, …), activated where the loss says how, to
     # what is said of it, at best in the form of the target; None: by the kind, else the prediction itself
+
+    brings_module: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -127,7 +127,9 @@ class DetectionHead(HeadSpec):
         found = ", ".join(f"{t.name!r} at {t.stride}" for t in maps)
         for before, tap in zip((None, *maps), maps):
             if tap.stride is None:
-                raise HeadsError(f"`tap` of {self.label}: {tap.name!r} is a vector, and boxes are looked for in maps.")
+                raise HeadsError(
+                    f"`tap` of {self.label}: {tap.name!r} is a vector, and boxes are looked for in maps.", tap=tap.name
+                )
             if before is not None and tap.stride <= before.stride:
                 raise HeadsError(f"`tap` of {self.label} goes from fine to coarse strides, found {found}.")
         widths = [t.channels for t in maps]

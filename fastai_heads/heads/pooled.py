@@ -112,7 +112,9 @@ class PooledSpec(HeadSpec):
         levels = [tap.name for tap in taps if isinstance(self.tap, str) and tap.name.startswith(f"{self.tap}.")]
         if len(taps) > 1 and levels:
             names = ", ".join(map(repr, levels))
-            raise HeadsError(f"`tap={self.tap!r}` of {self.label}: a pooled head reads one of its levels: {names}.")
+            raise HeadsError(
+                f"`tap={self.tap!r}` of {self.label}: a pooled head reads one of its levels: {names}.", tap=self.tap
+            )
         for tap in taps:
             self._check_tap(tap)
         pools = [None if tap.stride is None else self.pool for tap in taps]
@@ -130,13 +132,15 @@ class PooledSpec(HeadSpec):
         if tap.stride is not None and self.pool is None:
             raise HeadsError(
                 f"`pool=None` of {self.label} is for vectors such as `tap='pre_logits'`, and {tap.name!r} is a map: "
-                f"pass `pool='concat'`, 'avg' or 'max'."
+                f"pass `pool='concat'`, 'avg' or 'max'.",
+                tap=tap.name,
             )
         if tap.sequence:
             whole = f"{tap.name.rpartition('.')[0]}.features".lstrip(".")
             raise HeadsError(
                 f"`tap` of {self.label}: {tap.name!r} is a sequence (B, L, {tap.channels}), which it does not pool: "
-                f"read {whole!r}, or the sequence by a `CustomHead` or a `Trunk`."
+                f"read {whole!r}, or the sequence by a `CustomHead` or a `Trunk`.",
+                tap=tap.name,
             )
 
     def head_kwargs(self) -> dict:

@@ -190,10 +190,10 @@ class MaskModule(nn.Module):
             raise HeadsError(f"`decoder` gives {x.shape[1]} channels for {self.n_out} codes.")
         height, width = image.shape[-2:]
         if isinstance(self.decoder, PaddedDecoder):
-            x = _resized(x, self.decoder.pad_size((height, width)))[..., :height, :width]
-        return self.refine(_resized(x, [height, width]))
+            x = _resize(x, self.decoder.pad_size((height, width)))[..., :height, :width]
+        return self.refine(_resize(x, [height, width]))
 
 
-def _resized(x: Tensor, size: Sequence[int]) -> Tensor:
+def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
     "Resize as segmentation_models_pytorch upsamples what its decoders give."
     return x if list(x.shape[-2:]) == list(size) else F.interpolate(x, size, mode="bilinear", align_corners=True)

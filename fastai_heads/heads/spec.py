@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from inspect import get_annotations
 from math import isfinite
 from numbers import Integral, Real
 from typing import Any, ClassVar
@@ -46,6 +47,10 @@ class TapShape:
         return cls(point.name, point.channels, point.stride, point.sequence)
 
 
+_OF_A_TASK = {name for name in vars(Task) if not name.startswith("_")} - {"target", "n_out", "loss", "loss_func"}
+"What a task is asked for, and a head never."
+
+
 @dataclass(frozen=True, kw_only=True)
 class HeadSpec:
     """What a head is before it is built: a frozen record. A subclass that says how its module is made from the taps
@@ -63,6 +68,18 @@ class HeadSpec:
 
     kinds: ClassVar[frozenset[str]] = frozenset()  # the kinds of target that fit; empty: any
     predicts: ClassVar[type[Task]] = Task  # what is said of an item: loss, decoding, metrics
+    brings_module: ClassVar[bool] = False  # the module is the user's own, who passes it as `module`
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        "Refuse what only the task is asked for: on a spec it would be ignored."
+        super().__init_subclass__(**kwargs)
+        fields_of = get_annotations(cls)
+        theirs = [name for name in vars(cls) if name in _OF_A_TASK and name not in fields_of]
+        if theirs:
+            raise HeadsError(
+                f"`{theirs[0]}` of {cls.__name__} belongs to what the head predicts: define it in a `Task`, and name "
+                f"that task in the head, `predicts = …`."
+            )
 
     def __new__(cls, *_args: Any, **given: Any) -> Self:
         "Refuse a field that the kind does not have, before Python's own error does, with the nearest right one."
@@ -96,9 +113,7 @@ class HeadSpec:
     ) -> None:
         "Refuse a field's value. For `__post_init__`."
         if not fits:
-            raise HeadsError(
-                f"`{field}` of {self.label} is {expected}, found {getattr(self, field)!r}.", parameter=field
-            )
+            raise HeadsError(f"`{field}` of {self.label} is {expected}, found {getattr(self, field)!r}.")
 
     @property
     def label(self) -> str:
@@ -211,5 +226,5 @@ def check_weights(
     if not fits or (positive and not weights.all()):
         what = f"is one positive number or {n_out} of them" if positive else f"are {n_out} finite weights of at least 0"
         some = "" if positive else ", one of them above"
-        raise HeadsError(f"`{field}` for target {target.name!r} {what}{some}, found {value!r}.", parameter=field)
+        raise HeadsError(f"`{field}` for target {target.name!r} {what}{some}, found {value!r}.")
     return tuple(weights.tolist())

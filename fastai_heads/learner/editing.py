@@ -106,7 +106,9 @@ def _fit_spec(
         raise HeadsError(f"`name` is a text, and the spec follows: `learn.add_head('name', {in_code(name)})`.")
     check_name(name, "name")
     if name in learn.heads:
-        raise HeadsError(f"`name`: there is a head {name!r} already; `learn.drop_head({name!r})` takes it off.")
+        raise HeadsError(
+            f"`name`: there is a head {name!r} already; `learn.drop_head({name!r})` takes it off.", head=name
+        )
     if not isinstance(spec, HeadSpec):
         made = in_code(spec) if isinstance(spec, type) and issubclass(spec, HeadSpec) else None
         hint = f" Did you mean `learn.add_head({name!r}, {made})`?" if made else ""

@@ -140,9 +140,9 @@ def _trunk_of(tap: str | int | Level, trunks: Mapping[str, Trunk]) -> str | None
 
 def _needed_taps(
     specs: Mapping[str, tuple[HeadSpec, Target]], trunks: Mapping[str, Trunk]
-) -> dict[str | int | Level, tuple[str, str | None]]:  # tap → (who reads it, for messages; the head)
-    readers = {(f"`heads[{name!r}]`", name): spec.reads for name, (spec, _) in specs.items()}
-    readers |= {(f"`trunk[{name!r}]`", None): trunk.reads for name, trunk in trunks.items()}
+) -> dict[str | int | Level, str]:  # tap → who reads it, for messages
+    readers = {f"`heads[{name!r}]`": spec.reads for name, (spec, _) in specs.items()}
+    readers |= {f"`trunk[{name!r}]`": trunk.reads for name, trunk in trunks.items()}
     return {tap: who for who, taps in reversed(readers.items()) for tap in taps if _trunk_of(tap, trunks) is None}
 
 
@@ -186,12 +186,11 @@ def _several(inputs: Sequence[Input]) -> str:
     )
 
 
-def _build(found: Found, taps: Mapping[str | int | Level, tuple[str, str | None]]) -> Body:
+def _build(found: Found, taps: Mapping[str | int | Level, str]) -> Body:
     "Build the body, with every tap that is read. An error about a tap says who reads it."
     try:
         return found.build(tuple(taps))
     except HeadsError as error:
         if error.tap not in taps:
             raise
-        place, head = taps[error.tap]
-        raise error.within(place, head=head) from None
+        raise error.within(taps[error.tap]) from None

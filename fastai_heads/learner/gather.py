@@ -13,8 +13,8 @@ from torch import Tensor
 from fastai_heads.errors import HeadsError
 from fastai_heads.head_tuple import HeadTuple
 from fastai_heads.training.bound import BoundHead, BoundHeads
-from fastai_heads.training.loss import CombinedLoss
 from fastai_heads.training.ranks.joint import gather_target, speaks
+from fastai_heads.training.step import CombinedLoss
 
 __all__ = ["ConstantOrder", "GatherHeads"]
 

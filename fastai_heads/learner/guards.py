@@ -9,7 +9,7 @@ from fastai.torch_core import get_model
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fastai_heads.data.bbox_blocks import joined_boxes
+from fastai_heads.data.bbox_blocks import join_boxes
 from fastai_heads.data.inspect import Inspected, inspect_data
 from fastai_heads.data.plain import Stated
 from fastai_heads.data.sample import draw_sample
@@ -83,7 +83,7 @@ def same_data(
 ) -> Inspected:  # the targets by the learner's names
     "Refuse `learn.dls = dls` where the data would not train, or where targets or vocabularies differ from the heads'."
     if not len(getattr(dls, "train_ds", ())):
-        return Inspected(joined_boxes(dls), (), tuple(targets), None)  # what `export` leaves: transforms without items
+        return Inspected(join_boxes(dls), (), tuple(targets), None)  # what `export` leaves: transforms without items
     void = next((v for h in heads.values() if (v := getattr(h.spec, "ignore_index", None)) is not None), None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", HeadsWarning)

@@ -17,9 +17,9 @@ from fastai_heads.data.loaders import with_test_dl
 from fastai_heads.head_tuple import HeadTuple
 from fastai_heads.model import Heads, MultiHeadModel
 from fastai_heads.training.bound import BoundHead, BoundHeads
-from fastai_heads.training.loss import CombinedLoss
 from fastai_heads.training.metrics import HeadMetric, HeadValidLoss
 from fastai_heads.training.recorder import HeadTrainLoss
+from fastai_heads.training.step import CombinedLoss
 from fastai_heads.trunks import PREFIX, Trunks
 from fastai_heads.view.decoded import decode_heads
 from fastai_heads.view.show import show_samples

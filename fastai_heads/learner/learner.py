@@ -35,18 +35,18 @@ from fastai_heads.learner.weights import (
     check_state_fits,
     load_vision_weights,
     load_what_fits,
+    save_whole,
 )
 from fastai_heads.model import body_and_heads
 from fastai_heads.modes import compile_in_place, evaluate
 from fastai_heads.training.bound import BoundHead, BoundHeads
 from fastai_heads.training.callbacks import are_callbacks, check_callbacks
 from fastai_heads.training.conflict_record import ConflictRecord
-from fastai_heads.training.loss import CombinedLoss
 from fastai_heads.training.mixing import Targets
 from fastai_heads.training.monitors import HeadsMonitor
 from fastai_heads.training.optimizer import create_opt
 from fastai_heads.training.precision import DevicePrecision, warn_of_half
-from fastai_heads.training.step import combined_loss, run_batch
+from fastai_heads.training.step import CombinedLoss, combined_loss, run_batch
 from fastai_heads.training.strategies.base import Strategy, StrategyCallback
 from fastai_heads.training.strategies.choose import as_strategy
 from fastai_heads.training.trackers import set_direction
@@ -277,6 +277,14 @@ class MultiHeadLearner(Learner):
             return ()
         return draw_sample(self.dls, n=1).inputs(device=next(self.model.parameters()).device)
 
+    def save(
+        self,
+        file: str | Path,  # a name in `path/model_dir`, or a path
+        **kwargs,  # fastai's: `with_opt`, `pickle_protocol`
+    ) -> Path:  # the file
+        "Save the weights and the optimizer's state. After an error the file is the old one, whole."
+        return save_whole(self, self._weights_file(file), **kwargs)
+
     def load(
         self,
         file: str | Path,  # what `learn.save` wrote: a name in `path/model_dir`, or a path
@@ -285,8 +293,10 @@ class MultiHeadLearner(Learner):
         **kwargs,  # fastai's: `with_opt`
     ) -> "MultiHeadLearner":
         """Load weights. Raises `HeadsError`, and nothing has changed, for those of another arch or of other heads.
-        With `strict=False` parts are loaded by name, and a `HeadsWarning` says which were left as they are."""
+        With `strict=False` parts are loaded by name, and a `HeadsWarning` says which were left as they are. No code of
+        the file runs, also with `weights_only=False`, which fastai's `SaveModelCallback` passes."""
         check_load_arguments(file, strict, kwargs)
+        kwargs["weights_only"] = True
         distrib_barrier()  # the first rank may still be writing it
         if strict:
             check_state_fits(get_model(self.model), self._weights_file(file))

@@ -22,9 +22,8 @@ from fastai_heads.learner.guards import same_data
 from fastai_heads.learner.trial import Trial, run_trial
 from fastai_heads.learner.trial_metrics import check_metrics, fitting_metrics, shared_metrics
 from fastai_heads.training.bound import BoundHeads
-from fastai_heads.training.loss import CombinedLoss
 from fastai_heads.training.metrics import HeadMetric, head_metrics
-from fastai_heads.training.step import combined_loss
+from fastai_heads.training.step import CombinedLoss, combined_loss
 from fastai_heads.training.strategies.base import Strategy
 
 __all__ = [

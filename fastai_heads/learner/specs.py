@@ -82,7 +82,7 @@ def fit_spec(
     try:
         return spec.fit(target, lambda: target_labels(dls, target.index))
     except HeadsError as error:
-        raise error.within(f"`heads[{name!r}]`", _head_that_fits(spec, target), head=name) from None
+        raise error.within(f"`heads[{name!r}]`", _head_that_fits(spec, target)) from None
 
 
 def _head_that_fits(spec: HeadSpec, target: Target) -> str:

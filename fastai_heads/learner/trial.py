@@ -116,9 +116,9 @@ def _misfit(
         reads = _described(heads, heads.trunk_reads[name])
         return f"`trunk[{name!r}]` cannot take what it reads, {reads}: {first_line(error)}."
     spec, _ = specs[name]
-    if len(heads.reads[name]) > 1 and not hasattr(spec, "module"):
+    if len(heads.reads[name]) > 1 and not spec.brings_module:
         return why_too_small([n for n in specs if len(heads.reads[n]) > 1], network, inputs, error)
-    field = "module" if hasattr(spec, "module") else "tap"
+    field = "module" if spec.brings_module else "tap"
     reads = heads.reads[name]
     return (
         f"`heads[{name!r}]`: `{field}` of {spec.label} cannot take what it reads, {_described(heads, reads)}: "

@@ -12,11 +12,10 @@ from torch import Tensor
 from fastai_heads.data.kinds import Answer
 from fastai_heads.errors import HeadsError, first_line
 from fastai_heads.heads.spec import HeadSpec
-from fastai_heads.tasks.reduction import loss_modules
+from fastai_heads.tasks.reduction import loss_modules, loss_name
 from fastai_heads.tasks.regression import RegressionTask
 from fastai_heads.tasks.task import Task, has_shape
 from fastai_heads.training.bound import BoundHead
-from fastai_heads.training.loss import loss_name
 
 __all__ = ["check_decoding", "check_loss", "check_output"]
 
@@ -34,7 +33,7 @@ def check_output(
     n: int,  # for so many items
 ) -> None:
     "Refuse an output that is no tensor of one row per item, or not of the shape that the target needs."
-    field = "module" if hasattr(spec, "module") else "build"
+    field = "module" if spec.brings_module else "build"
     start = f"`heads[{name!r}]`: `{field}` of {spec.label} gives "
     wanted = f"({n}, {_wanted(task)})"
     if not isinstance(pred, Tensor):
@@ -49,7 +48,7 @@ def check_output(
             f"{start}{_told(pred)} for {n} images, expected numbers with a gradient, one row per image, {wanted}."
         )
     shape = task.output_shape
-    own = shape is None and spec.loss is not None and spec.n_out is not None and hasattr(spec, "module")
+    own = shape is None and spec.loss is not None and spec.n_out is not None and spec.brings_module
     fits = has_shape(pred, shape) if shape is not None else not own or (pred.shape[1:] or (1,))[0] == spec.n_out
     if not fits:
         raise HeadsError(f"{start}{_told(pred)}, expected {wanted} for target {task.target.name!r}{_cure(task, pred)}")
@@ -113,7 +112,7 @@ def _check_value(head: BoundHead, pred: Tensor, targ: Tensor) -> None:
         try:
             loss = head.train_loss(leaf, targ)
         except HeadsError as error:
-            raise error.within(f"`heads[{head.name!r}]`", head=head.name) from None
+            raise error.within(f"`heads[{head.name!r}]`") from None
         except Exception as error:  # a loss is the user's, and may raise anything
             raise _refused(head, pred, targ, f"cannot be taken: {first_line(error)}") from error
     broadcast = any(str(w.message).startswith("Using a target size") for w in said)
@@ -227,7 +226,7 @@ def _refused(head: BoundHead, pred: Tensor, targ: Tensor, what: str) -> HeadsErr
     "Make the error for a loss: what it does, of which shapes, and the nearest that fits."
     spec, kind = head.spec, head.target.kind
     fit = head.task.near_loss
-    own = spec.loss is not None and hasattr(spec, "module")
+    own = spec.loss is not None and spec.brings_module
     fits = spec.loss is not None and fit and (not own or spec.n_out == head.target.n_out)
     advice = f" Nearest: `loss={fit}`, or leave `loss` out." if fits else ""
     if own:

@@ -7,7 +7,7 @@ from pickle import UnpicklingError
 from typing import Any
 from zipfile import ZipFile, is_zipfile
 
-from fastai.learner import load_model
+from fastai.learner import Learner, load_model, save_model
 from torch import Tensor, nn
 
 from fastai_heads.errors import HeadsError, did_you_mean
@@ -20,10 +20,29 @@ __all__ = [
     "check_state_fits",
     "load_vision_weights",
     "load_what_fits",
+    "save_whole",
 ]
 
 _UNREADABLE = (UnpicklingError, RuntimeError, EOFError, OSError, LookupError, TypeError, ValueError, AttributeError)
 "What `torch.load` raises for files that hold something else."
+
+
+def save_whole(
+    learn: Learner,
+    file: Path,  # where to
+    **kwargs,  # fastai's `save_model`'s
+) -> Path:  # `file`
+    "Write beside the file and rename, so that a process that is killed, or a full disk, leaves the old file as it was."
+    if not file.parent.is_dir():
+        raise HeadsError(f"`file`: there is no folder {file.parent}.", parameter="file")
+    part = file.with_name(f"{file.name}.part")
+    try:
+        save_model(part, learn.model, learn.opt, **kwargs)
+        if part.exists():  # the first rank alone writes
+            part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
+    return file
 
 
 def load_vision_weights(
@@ -211,7 +230,7 @@ def check_load_arguments(
         raise HeadsError(f"`file` is a name in `learn.path/learn.model_dir`, or a path, found {file!r}.")
     if not isinstance(strict, bool):
         raise HeadsError(f"`strict` is True or False, found {strict!r}.")
-    options = ["with_opt", "weights_only", "mmap", "pickle_module"]
+    options = ["with_opt", "weights_only", "mmap"]
     for name in kwargs:
         if name not in options:
             near = did_you_mean(name, ["file", "device", "strict", *options])

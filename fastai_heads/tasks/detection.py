@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fastai_heads.data.detection import NO_BOX, same_count
+from fastai_heads.data.detection_block import NO_BOX, same_count
 from fastai_heads.tasks.detection_loss import DetectionLoss
 from fastai_heads.tasks.mean_ap import MeanAP, has_torchmetrics
 from fastai_heads.tasks.task import Task

@@ -13,7 +13,7 @@ from torchvision.models.detection.fcos import FCOSHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.retinanet import RetinaNetHead
 
-from fastai_heads.data.detection import NO_BOX, to_pixels
+from fastai_heads.data.detection_block import NO_BOX, to_pixels
 
 __all__ = ["DetectionLoss", "Grid", "anchor_generator", "pack"]
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from fastai_heads.data.missing import IGNORE_PIXEL
 from fastai_heads.errors import HeadsError
 from fastai_heads.tasks.mask_loss import MaskLoss
-from fastai_heads.tasks.mask_metrics import BoundaryF1, ForegroundAccuracy, MaskDice, MaskIoU, thresholded
+from fastai_heads.tasks.mask_metrics import BoundaryF1, ForegroundAccuracy, MaskDice, MaskIoU, apply_threshold
 from fastai_heads.tasks.task import Task
 
 __all__ = ["MaskTask"]
@@ -69,7 +69,7 @@ class MaskTask(Task):
 
     def decode(self, pred: Tensor) -> Tensor:
         "Return codes, in the form of the target."
-        return pred.argmax(1) if self.mode == "multiclass" else thresholded(pred, self.mode, self.threshold)
+        return pred.argmax(1) if self.mode == "multiclass" else apply_threshold(pred, self.mode, self.threshold)
 
     def flatten_pairs(self, said: Any, truth: Any) -> tuple[Any, Any]:
         "Return the labelled pixels, in a row."

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastai_heads.data.missing import IGNORE_PIXEL
 
-__all__ = ["BoundaryF1", "ForegroundAccuracy", "MaskDice", "MaskIoU", "boundary", "codes_of", "thresholded"]
+__all__ = ["BoundaryF1", "ForegroundAccuracy", "MaskDice", "MaskIoU", "apply_threshold", "boundary", "codes_of"]
 
 
 def codes_of(
@@ -18,10 +18,10 @@ def codes_of(
     "Return the masks that logits stand for."
     if mode == "multiclass":
         return pred.argmax(1)
-    return thresholded(pred.sigmoid(), mode, threshold)
+    return apply_threshold(pred.sigmoid(), mode, threshold)
 
 
-def thresholded(
+def apply_threshold(
     probability: Tensor,  # (B, C, H, W)
     mode: str,  # 'binary' or 'multilabel'
     threshold: float,  # above it, a pixel is of the code
@@ -133,9 +133,9 @@ class BoundaryF1(_MaskMetric):
         "(4,): boundary pixels predicted that are right, predicted; true that are found, true."
         shape = (-1, 1, *targ.shape[-2:])
         pred, targ = pred.reshape(shape), targ.reshape(shape)
-        known = ~_grown(targ == self.ignore_index, 1)  # a boundary with what has no label is none
+        known = ~_grow(targ == self.ignore_index, 1)  # a boundary with what has no label is none
         edges = [boundary(mask) & known for mask in (pred, targ)]
-        near = [_grown(edge, self.tolerance) for edge in edges]
+        near = [_grow(edge, self.tolerance) for edge in edges]
         found = [(edges[0] & near[1]).sum(), edges[0].sum(), (edges[1] & near[0]).sum(), edges[1].sum()]
         return torch.stack(found)
 
@@ -156,5 +156,5 @@ def boundary(
     return F.max_pool2d(x, 3, 1, 1) != -F.max_pool2d(-x, 3, 1, 1)
 
 
-def _grown(mask: Tensor, by: int) -> Tensor:
+def _grow(mask: Tensor, by: int) -> Tensor:
     return F.max_pool2d(mask.float(), 2 * by + 1, 1, by) > 0

@@ -15,6 +15,7 @@ from fastai_heads.errors import HeadsError
 __all__ = [
     "counted",
     "loss_modules",
+    "loss_name",
     "loss_over",
     "mean_of_counted",
     "measured_count",
@@ -213,3 +214,11 @@ def _kept(loss_func: Callable) -> Iterator[None]:
         for part, state in before:
             vars(part).clear()
             vars(part).update(state)
+
+
+def loss_name(
+    loss_func: Callable,  # a fastai or torch loss, or a function
+) -> str:
+    "Return what a loss is called, for people."
+    modules = loss_modules(loss_func)
+    return type(modules[-1]).__name__ if modules else getattr(loss_func, "__name__", type(loss_func).__name__)

@@ -11,7 +11,7 @@ from fastcore.basics import getcallable
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from fastai_heads.data.kinds import Answer, answer_of
+from fastai_heads.data.kinds import ANSWERS, Answer
 from fastai_heads.data.missing import labelled
 from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError
@@ -54,7 +54,7 @@ class Task:
     @property
     def answers(self) -> Answer | None:
         "What is said of an item, told by the target's kind; None: no metric and no report of fastai's is for it."
-        return answer_of(self.target.kind)
+        return ANSWERS.get(self.target.kind)
 
     # the loss
 

@@ -77,7 +77,8 @@ class BoundHead:
     @loss_weight.setter
     def loss_weight(self, value: float) -> None:
         if not is_number(value, least=0):
-            raise HeadsError(f"`loss_weight` of head {self.name!r} is a finite number of at least 0, found {value!r}.")
+            message = f"`loss_weight` of head {self.name!r} is a finite number of at least 0, found {value!r}."
+            raise HeadsError(message, head=self.name)
         self._loss_weight = float(value)
 
     def parameters(self) -> Iterator[nn.Parameter]:

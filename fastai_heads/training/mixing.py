@@ -77,7 +77,8 @@ def blend_loss(
         if share.numel() == 1:  # the whole batch is blended alike
             return torch.lerp(head.train_loss(pred, other), head.train_loss(pred, targ), share.to(pred.dtype).squeeze())
         raise HeadsError(
-            f"head {head.name!r} cannot be blended item by item: {error} {_remedy(head)}, or use `CutMix`."
+            f"head {head.name!r} cannot be blended item by item: {error} {_remedy(head)}, or use `CutMix`.",
+            head=head.name,
         ) from None
     share = share.to(losses[0].dtype)
     if not head.target.partial:

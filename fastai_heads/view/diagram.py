@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from fastai_heads.model import Heads, MultiHeadModel
 from fastai_heads.modes import evaluate
+from fastai_heads.tasks.reduction import loss_name
 from fastai_heads.training.bound import BoundHead
-from fastai_heads.training.loss import loss_name
 from fastai_heads.view.texts import number
 
 __all__ = ["draw_heads"]

@@ -284,8 +284,10 @@ class HeadsInterpretation(Interpretation):
         if name in fitting:
             return head
         if head.spec.train_only:
-            raise HeadsError(f"`{method}`: head {name!r} is auxiliary, and nothing is decoded from it. {there}")
-        raise HeadsError(f"`{method}` is not for head {name!r}, whose target is of kind {head.target.kind}. {there}")
+            why = f"`{method}`: head {name!r} is auxiliary, and nothing is decoded from it."
+        else:
+            why = f"`{method}` is not for head {name!r}, whose target is of kind {head.target.kind}."
+        raise HeadsError(f"{why} {there}", head=name)
 
     def _pairs(self, head: BoundHead) -> tuple[np.ndarray, np.ndarray]:
         "Return decoded predictions and targets of the labelled items; of masks, of the labelled pixels, flat."
@@ -293,11 +295,12 @@ class HeadsInterpretation(Interpretation):
         truth, said = (to_np(v) for v in (targs[head.target.index], decoded[head.name]))
         known = to_np(self.known[head.name])
         if not known.any():
-            raise HeadsError(f"no item has a label for head {head.name!r}.")
+            raise HeadsError(f"no item has a label for head {head.name!r}.", head=head.name)
         if not head.task.in_form(decoded[head.name]):
             raise HeadsError(
                 f"what head {head.name!r} says has not the form of its target, {tuple(said.shape[1:])} for "
-                f"{tuple(truth.shape[1:])} an item: say how with `CustomHead(…, decode=…)`."
+                f"{tuple(truth.shape[1:])} an item: say how with `CustomHead(…, decode=…)`.",
+                head=head.name,
             )
         return head.task.flatten_pairs(said[known], truth[known])
 

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from fastai_heads.data.bbox_blocks import joined_boxes
+from fastai_heads.data.bbox_blocks import join_boxes
 from fastai_heads.data.decode import decode_targets
 from fastai_heads.data.given import check_loaders
 from fastai_heads.data.inputs import dls_inputs
@@ -201,7 +201,7 @@ def show_targets(
     "Show a batch with every target on its image, as fastai's `dls.show_batch` shows one target."
     check_loaders(dls)
     _check_max_n(max_n)
-    dls = joined_boxes(dls)
+    dls = join_boxes(dls)
     names = _target_names(dls, names)
     dl = dls[ds_idx].new(drop_last=False)
     if unique:

@@ -12,8 +12,8 @@ from fastai_heads.archs.records import Removed
 from fastai_heads.bodies.contract import Body
 from fastai_heads.heads.levels import LevelFrom, PyramidLevel
 from fastai_heads.model import Heads
+from fastai_heads.tasks.reduction import loss_name
 from fastai_heads.training.bound import BoundHead
-from fastai_heads.training.loss import loss_name
 
 __all__ = ["Summary", "summarize"]
 

@@ -13,9 +13,9 @@ from fastai.vision.data import BBoxBlock, BBoxLblBlock, ImageBlock, bb_pad
 from PIL import Image
 from torch import Tensor
 
-from fastai_heads.data.bbox_blocks import joined_boxes, pad_boxes
+from fastai_heads.data.bbox_blocks import join_boxes, pad_boxes
 from fastai_heads.data.box_items import BoxesReader
-from fastai_heads.data.detection import DetectionBlock, LabeledBoxes, TensorDetections, to_pixels
+from fastai_heads.data.detection_block import DetectionBlock, LabeledBoxes, TensorDetections, to_pixels
 from fastai_heads.data.partial import PartialBlock
 from fastai_heads.data.targets import dls_targets
 from fastai_heads.errors import HeadsError
@@ -82,10 +82,10 @@ def test_no_object_in_a_whole_batch_is_one_row_of_nothing(make, table):
 
 
 def test_two_blocks_become_the_target_of_a_detection_block(make):
-    stock = joined_boxes(make(batch_tfms=Flip(p=1.0)))
+    stock = join_boxes(make(batch_tfms=Flip(p=1.0)))
     readers = (BoxesReader("boxes", "labels"),)
     block = make((lambda: DetectionBlock(["cat", "dog"]),), readers, before_batch=None, batch_tfms=Flip(p=1.0))
-    assert joined_boxes(block) is block and joined_boxes(stock) is stock
+    assert join_boxes(block) is block and join_boxes(stock) is stock
     assert [(t.name, t.kind, t.vocab) for t in dls_targets(stock)] == [
         ("boxes", "detection", ("cat", "dog")),
         ("kind", "category", ("a", "b")),
@@ -159,7 +159,7 @@ def test_no_other_block_needs_no_padding_of_ours(tmp_path, table):
 def test_bad_boxes_are_refused_with_row_and_file(make, table, boxes, labels, said):
     table.at[2, "boxes"], table.at[2, "labels"] = boxes, labels
     with pytest.raises(HeadsError, match=said):
-        list(joined_boxes(make()).train)
+        list(join_boxes(make()).train)
 
 
 def test_missing_boxes_name_the_block_that_takes_them(make, table):
@@ -167,9 +167,9 @@ def test_missing_boxes_name_the_block_that_takes_them(make, table):
     table.at[2, "boxes"] = None
     dls.train_ds.tls[1].items.loc[2, "boxes"] = None
     with pytest.raises(HeadsError, match=r"row 2 \(2.png\).*PartialBlock\(DetectionBlock\(\)\)"):
-        joined_boxes(dls)
+        join_boxes(dls)
     with pytest.raises(HeadsError, match=r"PartialBlock\(DetectionBlock\(\)\)"):
-        joined_boxes(make((lambda: PartialBlock(BBoxBlock), BBoxLblBlock)))
+        join_boxes(make((lambda: PartialBlock(BBoxBlock), BBoxLblBlock)))
 
 
 def test_one_block_without_the_other(make):

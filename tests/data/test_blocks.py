@@ -11,7 +11,7 @@ from fastai.vision.core import PILImage, TensorBBox, TensorImage, TensorPoint
 from fastai.vision.data import ImageBlock, PointBlock
 
 from fastai_heads.data.blocks import BoxBlock, MakeBox, NumbersReader
-from fastai_heads.data.detection import DetectionBlock
+from fastai_heads.data.detection_block import DetectionBlock
 from fastai_heads.data.inspect import inspect_data
 from fastai_heads.data.missing import labelled
 from fastai_heads.data.parse import parse_box, parse_numbers

@@ -9,7 +9,7 @@ from fastai.vision.data import ImageBlock
 from PIL import Image
 
 from fastai_heads.data.box_items import BoxesReader
-from fastai_heads.data.detection import DetectionBlock
+from fastai_heads.data.detection_block import DetectionBlock
 from fastai_heads.data.inspect import inspect_data
 from fastai_heads.data.partial import PartialBlock
 from fastai_heads.errors import HeadsError

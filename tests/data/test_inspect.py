@@ -16,7 +16,7 @@ from fastai_heads.data import files
 from fastai_heads.data.bbox_blocks import pad_boxes
 from fastai_heads.data.blocks import BoxBlock, NumbersReader
 from fastai_heads.data.box_items import BoxesReader
-from fastai_heads.data.detection import DetectionBlock
+from fastai_heads.data.detection_block import DetectionBlock
 from fastai_heads.data.digits import digits_dls
 from fastai_heads.data.inspect import inspect_data
 from fastai_heads.data.partial import PartialBlock

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torchvision.models.detection import FCOS, RetinaNet
 
-from fastai_heads.data.detection import to_pixels
+from fastai_heads.data.detection_block import to_pixels
 from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError
 from fastai_heads.heads.defaults import default_head

@@ -216,3 +216,16 @@ def test_a_record_is_not_changed(record, name, says):
     with pytest.raises(HeadsError, match=says):
         setattr(record, name, 1)
     assert repr(record) == before
+
+
+def test_what_a_task_is_asked_for_is_refused_on_a_spec():
+    with pytest.raises(HeadsError, match="`decode` of Old belongs to what the head predicts: define it in a `Task`"):
+
+        class Old(HeadSpec):
+            def decode(self, pred):
+                return pred
+
+    with pytest.raises(HeadsError, match="`blends` of Older"):
+
+        class Older(HeadSpec):
+            blends = False

@@ -10,7 +10,7 @@ from fastai.callback.tracker import SaveModelCallback
 from fastai.learner import load_learner
 from torchvision.ops import FeaturePyramidNetwork
 
-from fastai_heads.data.detection import LabeledBoxes
+from fastai_heads.data.detection_block import LabeledBoxes
 from fastai_heads.data.digits import digits_dls
 from fastai_heads.errors import HeadsError
 from fastai_heads.heads import DetectionHead, SegmentationHead

@@ -18,7 +18,7 @@ from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.ops import FeaturePyramidNetwork
 
 from fastai_heads.data.box_items import BoxesReader
-from fastai_heads.data.detection import DetectionBlock, LabeledBoxes, to_pixels
+from fastai_heads.data.detection_block import DetectionBlock, LabeledBoxes, to_pixels
 from fastai_heads.data.digits import digits_dls
 from fastai_heads.errors import HeadsError, HeadsWarning
 from fastai_heads.heads.detection import DetectionHead

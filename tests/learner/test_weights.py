@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -145,6 +146,49 @@ def test_saved_weights_load_and_predict_the_same(make_learner):
     other.load(file)
     assert all(torch.equal(a, b) for a, b in zip(other.get_preds()[0], expected, strict=True))
     assert other.opt.state_dict()["state"], "the optimizer's state came with it"
+
+
+def test_a_disk_that_fills_leaves_the_old_file(make_learner, monkeypatch):
+    learn = make_learner("digit")
+    file = learn.save("whole")
+    before = file.read_bytes()
+
+    def fill(state, file, **kwargs):
+        Path(file).write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(torch, "save", fill)
+    with pytest.raises(OSError, match="No space"):
+        learn.save("whole")
+    assert file.read_bytes() == before and [f.name for f in file.parent.iterdir()] == [file.name]
+
+
+def test_a_folder_that_is_not_there_is_refused(make_learner):
+    with pytest.raises(HeadsError, match=r"`file`: there is no folder .*elsewhere"):
+        make_learner("digit").save("elsewhere/whole")
+
+
+class Hostile:
+    "What runs code where it is unpickled."
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return Path.touch, (self.file,)
+
+
+@pytest.mark.parametrize("with_opt", [True, False])
+def test_code_in_a_file_does_not_run(make_learner, tmp_path, with_opt):
+    learn, trace = make_learner("digit"), tmp_path / "ran"
+    state = {**learn.model.state_dict(), "more": Hostile(trace)}
+    torch.save({"model": state, "opt": {}} if with_opt else state, tmp_path / "hostile.pth")
+    for load in (learn.load, learn.load_vision_weights):
+        with pytest.raises(HeadsError, match="holds no weights"):
+            load(tmp_path / "hostile.pth")
+    with pytest.raises(HeadsError, match="holds no weights"):
+        learn.load(tmp_path / "hostile.pth", weights_only=False)
+    assert not trace.exists()
 
 
 def test_the_rates_of_heads_are_saved_with_the_optimizer(make_learner):

@@ -21,9 +21,8 @@ from fastai_heads.errors import HeadsError
 from fastai_heads.heads import BoxHead, ClassificationHead, MultiLabelHead, PointHead, RegressionHead
 from fastai_heads.learner import multihead_learner
 from fastai_heads.tasks.own import OwnTask
-from fastai_heads.training.loss import CombinedLoss
 from fastai_heads.training.mixing import Targets, blend_loss
-from fastai_heads.training.step import batch_losses
+from fastai_heads.training.step import CombinedLoss, batch_losses
 
 UNMIXED = {"centre": PointHead(mix=False), "box": BoxHead(mix=False)}
 MIXERS = pytest.mark.parametrize("mixer", [MixUp, CutMix])

@@ -8,7 +8,7 @@ from fastai.vision.core import PILImage, TensorBBox, TensorMask, TensorPoint
 from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 
-from fastai_heads.data.detection import LabeledBoxes
+from fastai_heads.data.detection_block import LabeledBoxes
 from fastai_heads.data.partial import Missing
 from fastai_heads.errors import HeadsError
 from fastai_heads.head_tuple import HeadTuple

@@ -4,9 +4,8 @@ from types import SimpleNamespace
 
 import torch
 
-from fastai_heads.training.loss import CombinedLoss
 from fastai_heads.training.ranks.joint import join_batch
-from fastai_heads.training.step import count_labels, measure_batch, read_labels, read_loss
+from fastai_heads.training.step import CombinedLoss, count_labels, measure_batch, read_labels, read_loss
 
 
 def join(heads, preds, targs, losses):

@@ -16,7 +16,7 @@ from torch import Tensor
 from fastai_heads.data.box_items import parse_boxes, row_name
 from fastai_heads.data.kinds import TellsKind
 from fastai_heads.data.missing import IGNORE_CATEGORY
-from fastai_heads.data.places import check_in_image, clipped, image_size
+from fastai_heads.data.places import check_in_image, clip_boxes, image_size
 from fastai_heads.errors import HeadsError, did_you_mean
 
 __all__ = [
@@ -28,7 +28,7 @@ __all__ = [
     "TensorDetections",
     "pad_detections",
     "same_count",
-    "tidied",
+    "tidy",
     "to_pixels",
 ]
 
@@ -94,7 +94,7 @@ class MakeBoxes(TellsKind, ItemTransform):
         "Check every item and learn the vocabulary. Not `setups`, whose caller swallows every `AttributeError`."
         if items is None:
             return
-        pairs = [self._checked(items, i) for i in range(len(items))]
+        pairs = [self._check(items, i) for i in range(len(items))]
         if self.vocab is None:
             train = items.splits[0] if getattr(items, "splits", None) and train_setup else range(len(pairs))
             self.vocab = CategoryMap([label for i in train for label in pairs[i][1]], sort=True)
@@ -107,7 +107,7 @@ class MakeBoxes(TellsKind, ItemTransform):
     def _in_training(items: TfmdLists, i: int) -> bool:
         return not getattr(items, "splits", None) or i in items.splits[0]
 
-    def _checked(self, items: TfmdLists, i: int) -> tuple[list, list]:
+    def _check(self, items: TfmdLists, i: int) -> tuple[list, list]:
         name = row_name(items, i)
         try:
             boxes, labels = parse_boxes(items[i])
@@ -171,7 +171,7 @@ class BoxesInImage(ItemTransform):
     def _within(self, pair: tuple[Tensor, Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         boxes, labels = pair
         if getattr(boxes, "clips", False):
-            return TensorBBox(clipped(boxes.as_subclass(Tensor), size)), labels
+            return TensorBBox(clip_boxes(boxes.as_subclass(Tensor), size)), labels
         pixels = boxes.as_subclass(Tensor)[labels.as_subclass(Tensor) >= 0]
         check_in_image(pixels, size, "DetectionBlock", self.make.row(pixels))
         return pair
@@ -208,16 +208,16 @@ def pad_detections(samples: list):
     for place, o in enumerate(samples[0]):
         if is_pair(o):
             most = max(1, *(len(sample[place][1]) for sample in samples))
-            samples = [(*s[:place], _padded(s[place], most), *s[place + 1 :]) for s in samples]
+            samples = [(*s[:place], _pad(s[place], most), *s[place + 1 :]) for s in samples]
     return samples
 
 
 def _tidy(pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    boxes, labels = tidied(*pair)
+    boxes, labels = tidy(*pair)
     return TensorBBox(boxes), BoxLabels(labels)
 
 
-def tidied(
+def tidy(
     boxes: Tensor,  # (n, 4) of one item, from −1 to 1
     labels: Tensor,  # (n,)
 ) -> tuple[Tensor, Tensor]:  # plain tensors, as many rows or fewer
@@ -234,7 +234,7 @@ def _without_area(boxes: Tensor) -> Tensor:
     return ((boxes[..., 2:] - boxes[..., :2]) <= 0).any(-1)
 
 
-def _padded(pair: tuple[Tensor, Tensor], most: int) -> tuple[Tensor, Tensor]:
+def _pad(pair: tuple[Tensor, Tensor], most: int) -> tuple[Tensor, Tensor]:
     boxes, labels = (o.as_subclass(Tensor) for o in pair)
     more = most - len(labels)
     boxes = torch.cat([boxes, boxes.new_zeros(more, 4)])
@@ -247,10 +247,10 @@ class JoinBoxes(ItemTransform):
     order = 200
 
     def encodes(self, x: list):
-        return [_joined(*o) if is_pair(o) else o for o in x]
+        return [_join(*o) if is_pair(o) else o for o in x]
 
 
-def _joined(boxes: Tensor, labels: Tensor) -> TensorDetections:
+def _join(boxes: Tensor, labels: Tensor) -> TensorDetections:
     "(B, N, 4) and (B, N) to (B, N, 5)."
     boxes, labels = boxes.as_subclass(Tensor).clamp(-1, 1), labels.as_subclass(Tensor)
     none = (labels == NO_BOX) | _without_area(boxes)

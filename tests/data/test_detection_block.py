@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from fastai_heads.data.box_items import BoxesReader
-from fastai_heads.data.detection import DetectionBlock, LabeledBoxes, TensorDetections, same_count, to_pixels
+from fastai_heads.data.detection_block import DetectionBlock, LabeledBoxes, TensorDetections, same_count, to_pixels
 from fastai_heads.data.digits import digits_dls
 from fastai_heads.data.missing import labelled
 from fastai_heads.data.partial import PartialBlock

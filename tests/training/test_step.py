@@ -1,12 +1,18 @@
-"""The losses of the heads, and their sum."""
+"""One step: each head's loss, their sum, and which files of the package it runs through."""
+
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+import fastai_heads
 from fastai_heads.errors import HeadsError
-from fastai_heads.training.loss import CombinedLoss, loss_name
+from fastai_heads.heads.classification import ClassificationHead
+from fastai_heads.tasks.reduction import loss_name
+from fastai_heads.training.step import CombinedLoss
 
 
 def by_hand(preds, targs):
@@ -144,3 +150,47 @@ def test_in_a_learner_a_head_without_a_label_in_the_batch_is_at_rest(learner):
 
 def test_what_a_loss_is_called():
     assert loss_name(nn.L1Loss()) == "L1Loss" and loss_name(F.cross_entropy) == "cross_entropy"
+
+
+NETWORK = {"model.py", "bodies/image.py", "bodies/contract.py", "archs/timm_zoo.py", "heads/pooled.py"}
+TRAINING = {
+    "learner/learner.py",
+    "tasks/task.py",
+    "training/bound.py",
+    "training/fused_optimizer.py",
+    "training/recorder.py",
+    "training/step.py",
+    "training/strategies/base.py",
+}
+
+
+ROOT = Path(fastai_heads.__file__).parent
+
+
+def files_of_batch(step, *batch):
+    "Run one batch, all its callbacks included, and list the files of the package whose functions ran."
+    found = set()
+
+    def see(frame, event, _arg):
+        path = Path(frame.f_code.co_filename)
+        if event == "call" and ROOT in path.parents:
+            found.add(path.relative_to(ROOT).as_posix())
+
+    sys.setprofile(see)
+    try:
+        step(*batch)
+    finally:
+        sys.setprofile(None)
+    return found
+
+
+def test_a_plain_step_runs_through_few_files(learner, monkeypatch):
+    "The fewer there are, the sooner a reader knows what happens in a step. `pytest -k few_files -s` prints them."
+    heads = {"digit": ClassificationHead(), "again": ClassificationHead(target="digit", train_only=True)}
+    learn, seen = learner(("digit",), heads), []
+    one_batch = learn.one_batch
+    monkeypatch.setattr(learn, "one_batch", lambda *batch: seen.append(files_of_batch(one_batch, *batch)))
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1)
+    print(len(seen[1]), *sorted(seen[1]))
+    assert seen[1] == NETWORK | TRAINING
