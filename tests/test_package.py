@@ -34,7 +34,8 @@ LAYERS = {
     "model": {*LEAVES, "modes", "archs", "data", "bodies", "heads", "trunks"},
     "training": {*LEAVES, *NETWORK},
     "view": {*LEAVES, *NETWORK, "training"},
-    "learner": {*LEAVES, *NETWORK, "training", "view"},
+    "probe": {*LEAVES, *NETWORK, "training"},
+    "learner": {*LEAVES, *NETWORK, "training", "view", "probe"},
     "compare": {*LEAVES, *NETWORK, "training", "view", "learner"},
 }
 ANYTHING = {"__init__", "__main__", "demo"}  # the doors: may import every layer, no layer imports them

@@ -1,0 +1,1 @@
+"""Which layer a head should read, by closed-form probes."""
