@@ -30,7 +30,8 @@ from fastai_heads.heads import (
     SegmentationHead,
     TapShape,
 )
-from fastai_heads.learner import MultiHeadLearner, multihead_learner
+from fastai_heads.learner import MultiHeadLearner, multihead_learner, probe_taps
+from fastai_heads.probe import TapReport
 from fastai_heads.tasks import MeanAP, Task
 from fastai_heads.training import Balance, ConflictRecorder, Disjoint, HeadsMonitor, LossWeightScheduler, Strategy
 from fastai_heads.trunks import Trunk
@@ -69,6 +70,7 @@ __all__ = [
     "TabularBlock",
     "TabularBody",
     "TabularTargets",
+    "TapReport",
     "TapShape",
     "Task",
     "TextBody",
@@ -82,6 +84,7 @@ __all__ = [
     "list_archs",
     "multihead_learner",
     "pad_boxes",
+    "probe_taps",
     "register_arch",
     "show_targets",
 ]

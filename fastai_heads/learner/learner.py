@@ -65,6 +65,7 @@ class MultiHeadLearner(Learner):
     out here is a function of the learner, in the module that bears its name."""
 
     conflict: ConflictRecord | None = None  # what a `ConflictRecorder` saw of the last fit
+    tap_report: Any = None  # the `TapReport` by which probes chose taps, where they did
 
     fit_one_cycle = settings.checked(Learner.fit_one_cycle)
     fit_flat_cos = settings.checked(Learner.fit_flat_cos)

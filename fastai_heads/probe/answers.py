@@ -1,7 +1,8 @@
-"""The answer of a probe in the form of a head's: what its last linear layer is to give, and what the head makes of it."""
+"""The answer of a probe as a head gives it: what its last linear layer is to give, and what the head makes of it."""
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 
 from fastai_heads.data.missing import labelled
 from fastai_heads.heads.classification import ClassificationHead
@@ -22,9 +23,8 @@ def linear_targets(
     "Return what the layer before any sigmoid or unit is to give: one-hot classes, tags, standardised numbers."
     if not labels.is_floating_point() and labels.ndim == 1:
         known = (labels >= 0) & (labels < spec.n_out)
-        return (
-            nn.functional.one_hot(labels.where(known, 0), spec.n_out).double().masked_fill(~known[:, None], torch.nan)
-        )
+        classes = F.one_hot(labels.where(known, 0), spec.n_out).double()
+        return classes.masked_fill(~known[:, None], torch.nan)
     y = labels.double().flatten(1) if labels.ndim > 1 else labels.double()[:, None]
     y = y.masked_fill(~labelled(labels)[:, None], torch.nan)
     if isinstance(spec, MultiLabelHead):

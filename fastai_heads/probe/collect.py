@@ -11,6 +11,7 @@ from fastai.torch_core import no_random, to_device
 from fasttransform import Transform
 from torch import Tensor
 
+from fastai_heads.archs.records import INPUT
 from fastai_heads.bodies.contract import Body
 from fastai_heads.data.files import spread
 from fastai_heads.data.missing import IGNORE_PIXEL
@@ -64,7 +65,7 @@ def collect(
     body.eval()
     for inputs, batch in _batches(dl, transforms, count):
         start = time.process_time()
-        taps = body(*inputs)
+        taps = {tap: x for tap, x in body(*inputs).items() if tap != INPUT}
         seconds += time.process_time() - start
         for tap, x in taps.items():
             for pool in pools:

@@ -26,9 +26,9 @@ class Ridge:
     """Ridge regression on standardised features, the intercept without penalty. Blocks of features count alike, however
     wide they are.
 
-    One decomposition serves all columns and strengths. Leave-one-out and leave-fold-out predictions are exact: the
-    residuals of those left out are (I - H)⁻¹ times those of the fit, H being their part of its hat matrix. Scikit-learn's
-    `RidgeCV` gives the same leave-one-out, decomposes anew for every call, and leaves no folds out."""
+    One decomposition serves all columns and strengths. Predictions of what is left out, an item or a fold, are exact:
+    their residuals are (I - H)⁻¹ times those of the fit, H being their part of its hat matrix. Scikit-learn's `RidgeCV`
+    gives the same for an item, decomposes anew for every call, and leaves no folds out."""
 
     def __init__(
         self,
