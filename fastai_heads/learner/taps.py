@@ -156,7 +156,7 @@ def _measure(
         else:
             left_out[name] = probes
     seconds = time.process_time() - start
-    return TapReport(body.arch, body.weights, heads, left_out, collected.n, seconds, collected.body_seconds)
+    return TapReport(body.arch, body.weights, heads, left_out, collected.n, seconds, collected.pass_seconds)
 
 
 def _collect(body: Body, data: Inspected, specs: Specs, normalize: bool, n: int) -> Collected:

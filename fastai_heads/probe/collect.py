@@ -19,7 +19,7 @@ from fastai_heads.heads.pooled import POOLS
 
 __all__ = ["Collected", "collect", "pool_tap"]
 
-PIXELS = 2048  # of all items together, at which maps and masks are read
+PIXELS = 1024  # of all items together, at which maps and masks are read
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Collected:
     pooled: Mapping[tuple[str, str | None], Tensor]  # (tap, pool) → (n, d)
     labels: Mapping[int, Tensor]  # a target's index → (n, …) encoded; of masks, (n, pixels) codes at the places read
     pixels: Mapping[tuple[str, int], Tensor]  # (tap, a mask's index) → (n, pixels, C) the map at these places
-    body_seconds: float  # processor time of the body alone
+    pass_seconds: float  # processor time of loading the items and of the body
 
     @property
     def n(self) -> int:
@@ -61,10 +61,10 @@ def collect(
     labels: dict[int, list[Tensor]] = {i: [] for i in targets}
     pixels: dict[tuple[str, int], list[Tensor]] = {}
     count = min(n, len(dl.dataset))
-    each = min(64, max(2, PIXELS // count))
+    each = min(64, max(1, PIXELS // count))
     body.eval()
+    start = time.process_time()
     for inputs, batch in _batches(dl, transforms, count):
-        start = time.process_time()
         taps = {tap: x for tap, x in body(*inputs).items() if tap != INPUT}
         seconds += time.process_time() - start
         for tap, x in taps.items():
@@ -83,8 +83,9 @@ def collect(
             for tap, x in taps.items():
                 if x.ndim == 4:
                     pixels.setdefault((tap, i), []).append(_read(x, places, batch[i].shape[-2:]).cpu())
+        start = time.process_time()
     joined = ({key: torch.cat(parts) for key, parts in found.items()} for found in (pooled, labels, pixels))
-    return Collected(*joined, body_seconds=seconds)
+    return Collected(*joined, pass_seconds=seconds)
 
 
 def _batches(

@@ -23,6 +23,7 @@ __all__ = ["Ridges", "column_groups", "probe_head", "why_not"]
 
 FOLDS, LEAST = 5, 10  # least labelled items, of which probes can be told apart
 NEXT = 3  # taps after the best one that are tried beside it
+_EACH = ("multilabel", "regression")  # a ridge for every column
 _KINDS = frozenset({"category", "multilabel", "regression", "point", "box"})
 
 
@@ -135,7 +136,7 @@ def probe_head(
     y = linear_targets(spec, labels)
     if min(int(rows.sum()) for _, rows in column_groups(y)) < LEAST:
         return f"fewer than {LEAST} of the {found.n} items looked at are labelled"
-    question = _Question(name, spec, _metric(name, spec, target), y, labels, folds, not _one_hot(target), mask)
+    question = _Question(name, spec, _metric(name, spec, target), y, labels, folds, target.kind in _EACH, mask)
     features = _features(spec, target, found, mask)
     scores = {tap: question.score((tap,), ridges, lambda x=x: [x], (tap, *kind)) for tap, (kind, x) in features.items()}
     probes = HeadProbes(name, question.metric.called, question.metric.higher_is_better, scores, None, default)
@@ -162,10 +163,6 @@ def _features(
     if mask:
         return {t: (("pixels", i), x.flatten(0, 1)) for (t, i), x in found.pixels.items() if i == target.index}
     return {t: ((pool,), x) for (t, pool), x in found.pooled.items() if pool in (spec.pool, None)}
-
-
-def _one_hot(target: Target) -> bool:
-    return target.kind in ("category", "mask")
 
 
 def _metric(name: str, spec: HeadSpec, target: Target) -> HeadMetric:

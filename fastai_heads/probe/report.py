@@ -82,7 +82,7 @@ class TapReport:
     left_out: Mapping[str, str]  # head → why no probe answers for it
     n: int  # items that were looked at
     seconds: float  # processor time in all
-    body_seconds: float  # that of the body among it
+    pass_seconds: float  # that of loading the items and of the body among it
 
     @property
     def taps(self) -> dict[str, str]:
@@ -135,7 +135,7 @@ class TapReport:
     def _notes(self) -> list[str]:
         notes = [f"{name} reads {head.chosen!r}: {head.reason}." for name, head in self.heads.items()]
         notes += [f"{name}: {why}." for name, why in self.left_out.items()]
-        cost = f"{self.seconds:.1f} s of processor time, {self.body_seconds:.1f} s of it the body's"
+        cost = f"{self.seconds:.1f} s of processor time, {self.pass_seconds:.1f} s of it the pass"
         return [*notes, f"Mean ± deviation over the folds of {self.n} training items (* best, → chosen). {cost}."]
 
 
