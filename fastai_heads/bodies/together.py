@@ -82,7 +82,8 @@ def find_bodies(
         return Bodies(every, {name: on.input for name, on in bodies.items()}, sources, taps)
 
     flat = (replace(p, name=f"{name}.{p.name}") for name, known in points.items() for p in known)
-    return Found(tuple(flat), build)
+    unlisted = (f"{name}.{tap}" for name, on in bodies.items() for tap in found[on.same or name].unlisted)
+    return Found(tuple(flat), build, frozenset(unlisted))
 
 
 def name_bodies(
