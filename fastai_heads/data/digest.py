@@ -1,5 +1,6 @@
 """A digest of data, transforms and networks: equal only where they give equal items and taps."""
 
+import copyreg
 import dis
 import hashlib
 import os
@@ -81,7 +82,8 @@ class Digest:
             self.add(list(tl.tfms.fs))
         for pipeline in (dl.after_item, dl.before_batch, dl.after_batch):
             self.add(list(pipeline.fs))
-        return self.add([dl.dataset.n_inp, dl.bs, getattr(dl, "whole", None)])
+        batches = [dl.bs, dl.shuffle, dl.drop_last, getattr(dl, "whole", None)]
+        return self.add([dl.dataset.n_inp, dl.dataset.split_idx, *batches])
 
     def add_network(
         self,
@@ -172,6 +174,7 @@ def _state(value: Any) -> Any:
     if hasattr(value, "__dict__"):
         return vars(value)
     try:
-        return value.__reduce_ex__(4)
+        reduce = copyreg.dispatch_table.get(type(value))
+        return value.__reduce_ex__(4) if reduce is None else reduce(value)
     except TypeError:  # it cannot be told from another one
         return uuid4().hex

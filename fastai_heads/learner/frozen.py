@@ -25,6 +25,7 @@ from fastai_heads.errors import HeadsError, did_you_mean
 from fastai_heads.learner.arguments import check_arguments
 from fastai_heads.learner.filling import Filling
 from fastai_heads.training.precision import autocast_of
+from fastai_heads.training.ranks.exchange import from_first_rank
 
 __all__ = ["StoredTaps", "fine_tune", "fit_heads"]
 
@@ -142,6 +143,9 @@ def _on_stored_taps(
     autocast = autocast_of(cbs, next(learn.model.parameters()).device)
     shown = hasattr(learn, "progress") and not rank_distrib()
     fillings = [Filling(body, dl, views if i == 0 else 1, dtype, autocast, shown) for i, dl in enumerate(loaders)]
+    if learn.ranks > 1:  # they train with the first one's weights
+        for tensor in learn.model.state_dict().values():
+            tensor.copy_(from_first_rank(tensor))
     before = learn.stored_taps.sets if learn.stored_taps else {}
     learn.stored_taps = StoredTaps(cache, dtype)
     for filling in fillings:
