@@ -31,6 +31,27 @@ def test_what_is_stored_comes_back(tmp_path, where, dtype):
         assert torch.equal(again[ROWS], values)
 
 
+@pytest.mark.parametrize("where", ["memory", "file"])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        lambda x: x.to(memory_format=torch.channels_last),
+        lambda x: x.permute(0, 2, 3, 1),
+        lambda x: x.flatten(2).transpose(1, 2)[:, 0],
+        lambda x: x,
+    ],
+    ids=["channels last", "permuted", "token", "plain"],
+)
+def test_batches_keep_their_layout(tmp_path, where, layout):
+    batch = layout(torch.randn(3, 4, 5, 6))
+    column = Column.empty(4, batch, tmp_path / "a.npy" if where == "file" else None)
+    column[ROWS] = batch
+    column.flush()
+    column = column if where == "memory" else Column.read(tmp_path / "a.npy", column.describe())
+    found = column[ROWS]
+    assert torch.equal(found, batch) and found.stride() == batch.stride() and column[ROWS[:1]].shape == batch[:1].shape
+
+
 def test_columns_without_numbers(tmp_path):
     column = Column.empty(3, torch.zeros(2, 0), tmp_path / "a.npy")
     column[np.arange(2)] = torch.zeros(2, 0)

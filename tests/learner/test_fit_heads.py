@@ -100,6 +100,7 @@ CASES = {
     "vector": ("disk", ("digit",), {"heads": {"digit": ClassificationHead(tap="pre_logits")}}),
     "joined": ("disk", ("digit", "ink"), {"heads": JOINED}),
     "mask": ("disk", ("mask",), {"heads": {"mask": SegmentationHead(decoder="fpn")}}),
+    "layout": ("disk", ("mask",), {"arch": "test_convnext", "heads": {"mask": SegmentationHead(decoder="fpn")}}),
     "boxes": ("disk", ("boxes",), {"heads": {"boxes": DetectionHead(metrics=())}}),
     "points": ("memory", ("centre", "box"), {}),
     "trunk": ("memory", ("digit", "ink"), {"trunk": NECK, "heads": {**ON_NECK, "ink": RegressionHead()}}),
