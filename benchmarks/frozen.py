@@ -79,7 +79,7 @@ def print_times() -> None:
         plain.freeze()
         first = seconds(stored, lambda: stored.fit_heads(1, LR))
         rounds = [
-            (seconds(stored, lambda: stored.fit_heads(1, LR)), seconds(plain, lambda: plain.fit(1, LR)))
+            (seconds(stored, lambda: stored.fit_heads(FROZEN, LR)) / FROZEN, seconds(plain, lambda: plain.fit(1, LR)))
             for _ in range(3)
         ]
         ours, theirs = (sorted(times)[1] for times in zip(*rounds))

@@ -15,7 +15,8 @@ from uuid import uuid4
 import numpy as np
 import pandas as pd
 import torch
-from fastai.data.core import TfmdDL
+from fastai.data.core import Datasets, TfmdDL, TfmdLists
+from fastai.data.load import DataLoader
 from fastai.vision.augment import RandTransform
 from PIL import Image
 from plum import Function
@@ -126,6 +127,12 @@ class Digest:
             self._note(repr(value))
         elif isinstance(value, nn.Module):
             self.add_network(value)
+        elif isinstance(value, TfmdLists):  # whose elements are items, read
+            self.add(value.items).add(list(value.tfms.fs))
+        elif isinstance(value, Datasets):
+            self.add(list(value.tls))
+        elif isinstance(value, DataLoader):
+            self.add(value.dataset)
         elif hasattr(value, "__iter__") and hasattr(value, "__len__"):
             for found in value:
                 self.add(found)

@@ -140,6 +140,15 @@ def test_a_loader_counts_with_its_files_and_transforms(tmp_path):
     assert train != str(Digest().add_loader(dls.train))
 
 
+def test_no_image_is_opened(tmp_path, monkeypatch):
+    for name in "ab":
+        Image.new("RGB", (9, 8)).save(tmp_path / f"{name}.png")
+    dls = photo_dls(tmp_path)
+    dls.train.after_item.fs[0].data = dls  # a transform that knows its data
+    monkeypatch.setattr(Image, "open", None)
+    assert str(Digest().add_loader(dls.train)) == str(Digest().add_loader(dls.train))
+
+
 @pytest.mark.parametrize("target", ["tags", "ink", "mask", "boxes", "centre"])
 def test_every_kind_of_target_is_read_alike_twice(tmp_path, target):
     made = [digits_dls(target, path=tmp_path, n=12, size=32, bs=2) for _ in range(2)]
