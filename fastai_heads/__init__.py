@@ -22,6 +22,7 @@ _NAMES = {
     "fastai_heads.export.hub": "from_hub push_to_hub",
     "fastai_heads.export.onnx": "export_onnx",
     "fastai_heads.export.predictor": "Predictor",
+    "fastai_heads.export.triton": "export_triton",
     "fastai_heads.head_tuple": "HeadTuple",
     "fastai_heads.heads": (
         "BoxHead ClassificationHead CustomHead DetectionHead HeadSpec MultiLabelHead PointHead "

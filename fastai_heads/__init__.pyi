@@ -49,6 +49,7 @@ from fastai_heads.export.hub import from_hub as from_hub
 from fastai_heads.export.hub import push_to_hub as push_to_hub
 from fastai_heads.export.onnx import export_onnx as export_onnx
 from fastai_heads.export.predictor import Predictor as Predictor
+from fastai_heads.export.triton import export_triton as export_triton
 from fastai_heads.head_tuple import HeadTuple as HeadTuple
 from fastai_heads.heads import (
     BoxHead as BoxHead,
