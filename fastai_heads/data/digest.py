@@ -4,7 +4,7 @@ import copyreg
 import dis
 import hashlib
 import os
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,6 +23,7 @@ from plum import Function
 from torch import Tensor, nn
 
 from fastai_heads.data.labels import read_labels, source_of
+from fastai_heads.data.plain import PlainItems
 
 __all__ = ["Digest"]
 
@@ -74,8 +75,7 @@ class Digest:
     ) -> "Digest":
         "Add a loader's items, the files that they name, and its transforms."
         for place, tl in enumerate(dl.dataset.tls):
-            values = read_labels(dl.dataset, place, "", "").values
-            for value in values if len(values) else (source_of(tl, i) for i in range(len(tl))):
+            for value in _sources(dl.dataset, place):
                 if isinstance(value, str):
                     self.add_file(value)
                 else:
@@ -157,6 +157,15 @@ class Digest:
                 named = {n: value.__globals__[n] for n in value.__code__.co_names if n in value.__globals__}
                 cells = [cell.cell_contents for cell in value.__closure__ or ()]
                 self.add(value.__code__).add(value.__defaults__).add(cells).add(named)
+
+
+def _sources(dataset: Datasets, place: int) -> Iterable[Any]:
+    "Give what each item of an input or a target is made of. The items of a plain `Dataset` are read, once."
+    tl = dataset.tls[place]
+    if isinstance(tl.items, PlainItems):
+        return (tl.items[i] for i in range(len(tl) if place == 0 else 0))
+    values = read_labels(dataset, place, "", "").values
+    return values if len(values) else (source_of(tl, i) for i in range(len(tl)))
 
 
 def _version(name: str) -> str:

@@ -14,6 +14,7 @@ from fastai.callback.progress import ProgressCallback
 from fastai.callback.tracker import SaveModelCallback
 from fastai.callback.training import BnFreeze
 from fastai.data.block import CategoryBlock, DataBlock
+from fastai.data.core import DataLoaders
 from fastai.data.transforms import ColReader, IndexSplitter
 from fastai.torch_core import TensorImage, set_seed
 from fastai.vision.augment import Flip, Resize
@@ -102,7 +103,7 @@ CASES = {
     "mask": ("disk", ("mask",), {"heads": {"mask": SegmentationHead(decoder="fpn")}}),
     "layout": ("disk", ("digit",), {"arch": "test_vit", "body_kwargs": {"img_size": 32},
                                     "heads": {"digit": ClassificationHead(tap="pre_logits")}}),
-    "boxes": ("disk", ("boxes",), {"heads": {"boxes": DetectionHead(metrics=())}}),
+    "boxes": ("disk", ("boxes",), {"heads": {"boxes": DetectionHead(channels=64, metrics=())}}),
     "points": ("memory", ("centre", "box"), {}),
     "trunk": ("memory", ("digit", "ink"), {"trunk": NECK, "heads": {**ON_NECK, "ink": RegressionHead()}}),
     "balance": ("memory", ("digit", "ink"), {"trunk": NECK, "heads": ON_NECK, "strategy": "UPGrad"}),
@@ -227,6 +228,35 @@ def test_workers_read_the_items(make, make_dls):
 def test_half_precision_of_the_fit(make):
     plain = still(lambda learn, cbs: learn.to_bf16().fit(2, 1e-2, cbs=cbs))
     check_twins(make("digit", "ink"), plain, lambda learn: learn.to_bf16().fit_heads(2, 1e-2, "disk"))
+
+
+class Numbers(torch.utils.data.Dataset):
+    "A plain `Dataset`, of images that are drawn anew or not."
+
+    def __init__(self, shift=0.0):
+        self.shift = shift
+
+    def __len__(self):
+        return 16
+
+    def __getitem__(self, i):
+        if i >= 16:
+            raise IndexError(i)
+        image = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(i))
+        return image + (self.shift * torch.rand(1) if self.shift else 0), i % 3, float(i)
+
+
+def test_a_plain_dataset(quiet, tmp_path):
+    def one(dataset, **kwargs):
+        set_seed(1)
+        dls = DataLoaders.from_dsets(dataset, Numbers(), bs=4, num_workers=0)
+        heads = {"kind": ClassificationHead(n_out=3), "n": RegressionHead(n_out=1)}
+        return quiet(multihead_learner(dls, "test_resnet", heads, pretrained=False, path=tmp_path, **kwargs))
+
+    plain = still(lambda learn, cbs: learn.fit(2, 1e-2, cbs=cbs))
+    check_twins(partial(one, Numbers()), plain, lambda learn: learn.fit_heads(2, 1e-2))
+    with pytest.raises(HeadsError, match=r"`views=1`: .*two draws of one item differ"):
+        one(Numbers(1.0)).fit_heads(1)
 
 
 # several inputs
