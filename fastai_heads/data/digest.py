@@ -90,9 +90,12 @@ class Digest:
         self,
         network: nn.Module,
     ) -> "Digest":
-        "Add a network's weights and buffers, its structure, and the code of what in it is the user's own."
+        "Add a network's weights and buffers, its structure and attributes, and the code of what in it is the user's."
         self.add(str(network)).add(dict(network.named_parameters())).add(dict(network.named_buffers()))
-        return self.add([type(module) for module in network.modules()])
+        for module in network.modules():
+            own = {n: v for n, v in vars(module).items() if not n.startswith("_") and n != "training"}
+            self.add(type(module)).add(own)
+        return self
 
     def _note(self, text: str) -> None:
         self._hash.update(text.encode("utf-8", "surrogatepass") + b"\0")

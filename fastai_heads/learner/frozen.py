@@ -213,6 +213,7 @@ def _key(filling: Filling) -> str:
     precision = getattr(filling.autocast, "keywords", {})
     digest.add([body.taps, {tap: list(pools) for tap, pools in body.pools.items()}])
     digest.add([getattr(body.body, "reads", None), getattr(body.body, "sources", None)])
+    digest.add(dict(body.body.named_buffers(recurse=False)))  # of several bodies, by which images are rescaled
     digest.add([filling.views, str(filling.dtype), str(precision.get("dtype"))])
     return str(digest.add_loader(filling.dl))
 

@@ -97,6 +97,18 @@ def test_a_function_counts_with_the_globals_that_it_names(monkeypatch):
     assert before != str(Digest().add(by_global))
 
 
+class Scaled(nn.Module):
+    "A network whose factor is no weight."
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+
+def test_a_network_counts_with_its_attributes():
+    assert str(Digest().add(Scaled(2))) == str(Digest().add(Scaled(2))) != str(Digest().add(Scaled(3)))
+
+
 def test_circles_end():
     one, other = [1], [1]
     one.append(one)
