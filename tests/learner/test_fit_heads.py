@@ -29,12 +29,11 @@ from fastai_heads.bodies.table import TabularBody
 from fastai_heads.data.digits import digits_block
 from fastai_heads.data.partial import PartialBlock
 from fastai_heads.data.rows import TabularBlock
-from fastai_heads.data.stored import Column
 from fastai_heads.data.tap_cache import TapCache
 from fastai_heads.errors import HeadsError
 from fastai_heads.heads import ClassificationHead, DetectionHead, RegressionHead, SegmentationHead
 from fastai_heads.learner import multihead_learner
-from fastai_heads.learner.filling import Filling, put
+from fastai_heads.learner.filling import Filling
 from fastai_heads.training.strategies.balance import Balance
 from fastai_heads.training.strategies.disjoint import Disjoint
 from fastai_heads.trunks import Trunk
@@ -543,9 +542,3 @@ def test_other_bad_uses_are_refused(make):
     learn.model = nn.DataParallel(learn.model)
     with pytest.raises(HeadsError, match="`fit_heads`: the model is wrapped in DataParallel"):
         learn.fit_heads(1)
-
-
-def test_batches_of_several_sizes_are_refused():
-    column = Column.empty(4, torch.zeros(2, 5, 4, 4))
-    with pytest.raises(HeadsError, match=r"`cache`: tap 'features' is \(5, 4, 4\) in one batch and \(5, 4, 8\)"):
-        put(column, np.arange(2), torch.zeros(2, 5, 4, 8), "features")
