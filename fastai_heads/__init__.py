@@ -16,6 +16,7 @@ _NAMES = {
         "BoxBlock BoxesReader DetectionBlock NumbersReader PartialBlock TabularBlock TabularTargets "
         "TokenizerBlock digit_scenes digits_dls pad_boxes"
     ),
+    "fastai_heads.data.tap_cache": "TapCache",
     "fastai_heads.errors": "HeadsError HeadsWarning",
     "fastai_heads.export.bundle": "load_bundle",
     "fastai_heads.export.hub": "from_hub push_to_hub",

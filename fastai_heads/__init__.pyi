@@ -41,6 +41,7 @@ from fastai_heads.data import (
 from fastai_heads.data import (
     pad_boxes as pad_boxes,
 )
+from fastai_heads.data.tap_cache import TapCache as TapCache
 from fastai_heads.errors import HeadsError as HeadsError
 from fastai_heads.errors import HeadsWarning as HeadsWarning
 from fastai_heads.export.bundle import load_bundle as load_bundle
