@@ -87,6 +87,8 @@ async function load(file) {
 
 async function ask() {
   say("…");
+  at("results").hidden = true;
+  at("answers").replaceChildren();
   const item = {};
   picture = null;
   for (const { name, kind } of inputs) {
@@ -175,8 +177,6 @@ function drawMask(context, { width, height, data }) {
 }
 
 async function show(answers) {
-  at("answers").replaceChildren();
-  at("results").hidden = false;
   const canvas = at("picture");
   canvas.hidden = !picture;
   const context = canvas.getContext("2d");
@@ -192,13 +192,14 @@ async function show(answers) {
     context.lineWidth = unit;
     context.font = `bold ${7 * unit}px sans-serif`;
   }
+  const rows = [];
   let next = 0;
   for (const [name, value] of Object.entries(answers)) {
     const kind = kinds[name];
     const colour = COLOURS[next++ % COLOURS.length];
     const codes = kind === "mask" ? await readMask(value) : null;
     const said = describe(kind, value, colour, codes);
-    at("answers").append(make("tr", {}, make("td", { textContent: name }), make("td", {}, ...said)));
+    rows.push(make("tr", {}, make("td", { textContent: name }), make("td", {}, ...said)));
     if (!picture) continue;
     if (codes) drawMask(context, codes);
     if (kind === "box") drawBox(context, [value].flat(Infinity), colour);
@@ -213,6 +214,8 @@ async function show(answers) {
       }
     }
   }
+  at("answers").replaceChildren(...rows); // all at once, when all is drawn
+  at("results").hidden = false;
 }
 
 let kinds = {}; // head → what kind of answer it gives
