@@ -25,7 +25,7 @@ from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsWarning
 from fastai_heads.export.bundle import save_bundle
 from fastai_heads.heads.spec import HeadSpec
-from fastai_heads.learner import editing, predictions, ranks, settings
+from fastai_heads.learner import editing, items, predictions, ranks, settings
 from fastai_heads.learner.arguments import check_arguments
 from fastai_heads.learner.export import export
 from fastai_heads.learner.guards import check_batches
@@ -76,7 +76,8 @@ class MultiHeadLearner(Learner):
     validation_context = predictions.validation_context
     test_dl = predictions.test_dl
     get_preds = predictions.get_preds
-    predict = predictions.predict
+    predict = items.predict
+    predict_many = items.predict_many
     validate = predictions.validate
     tta = predictions.tta
     show_batch = predictions.show_batch

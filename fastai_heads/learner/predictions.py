@@ -1,4 +1,4 @@
-"""What a learner with several heads predicts: for a data loader, for one item, under augmentation, as pictures."""
+"""What a learner with several heads predicts: for a data loader, under augmentation, as pictures."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ from fastcore.xtras import ContextManagers
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from fastai_heads.data.loaders import check_item, pick_loader, readable
+from fastai_heads.data.loaders import pick_loader
 from fastai_heads.errors import HeadsError, did_you_mean
 from fastai_heads.head_tuple import HeadTuple
 from fastai_heads.heads.spec import is_number
@@ -27,10 +27,9 @@ from fastai_heads.training.callbacks import are_callbacks
 from fastai_heads.training.ranks.exchange import from_first_rank
 from fastai_heads.training.ranks.joint import SharedLoader
 from fastai_heads.training.recorder import HeadsRecorder
-from fastai_heads.view.decoded import decode_heads
 from fastai_heads.view.show import show_predictions, show_targets
 
-__all__ = ["get_preds", "predict", "show_batch", "show_results", "test_dl", "tta", "validate", "validation_context"]
+__all__ = ["get_preds", "show_batch", "show_results", "test_dl", "tta", "validate", "validation_context"]
 
 
 def validation_context(learn: Learner, cbs: Any = None, inner: bool = False) -> ContextManagers:
@@ -97,22 +96,6 @@ def _in_order(learn: Learner, dl: Any, reorder: bool) -> tuple[Any, Tensor | Non
     if learn.ranks > 1:
         idxs = from_first_rank(torch.tensor(idxs, device=learn.distributed_trainer.device)).tolist()
     return dl.new(get_idxs=ConstantOrder(idxs)), torch.tensor(idxs, dtype=torch.long).argsort()
-
-
-def predict(
-    learn: Learner,  # a `MultiHeadLearner`
-    item: Any,  # one item, as `get_items` of the data gives it: a path, an array, a row
-    rm_type_tfms: int | None = None,  # fastai's: how many of the first transforms the item has been through
-    with_input: bool = False,  # the decoded input first
-) -> tuple:  # ([input], decoded, decoded as tensors, activated), a `HeadTuple` each
-    "Predict one item by every head. Auxiliary heads are in the last element only."
-    check_item(item, learn.dls)
-    with readable(item):
-        dl = learn.dls.test_dl([item], rm_type_tfms=rm_type_tfms, num_workers=0)
-        inputs, preds, _, decoded = learn.get_preds(dl=dl, with_input=True, with_decoded=True)
-    *inp, values = _decoded(learn, inputs if learn.dls.n_inp > 1 else (inputs,), decoded, max_n=1)[0]
-    tensors = HeadTuple((d[0] for d in decoded), decoded.names), HeadTuple((p[0] for p in preds), preds.names)
-    return (*inp, values, *tensors) if with_input else (values, *tensors)
 
 
 def validate(
@@ -205,11 +188,6 @@ def show_results(
     n_inp = learn.dls.n_inp
     decoded = learn.get_preds(dl=[batch], with_decoded=True)[2]
     return show_predictions(learn, tuple(batch[:n_inp]), tuple(batch[n_inp:]), decoded, max_n, **kwargs)
-
-
-def _decoded(learn: Learner, inputs: tuple, decoded: HeadTuple, max_n: int) -> list[tuple]:
-    "Give for each item its decoded inputs, then a `HeadTuple` of decoded values."
-    return decode_heads(learn.dls.valid, inputs, learn.heads.deciding, decoded, max_n)
 
 
 def _check_flags(act: Any, kwargs: Mapping[str, Any]) -> None:
