@@ -56,7 +56,7 @@ def predict_many(
     places = iter(order)
     try:
         for answers in _answers(learn, dl, with_input):
-            found.update(zip(places, answers))
+            found.update((i, answer) for answer, i in zip(answers, places))
     except Exception as error:
         _blame(dl, error)
         raise
@@ -122,7 +122,8 @@ def _run(learn: Learner, dl: TfmdDL) -> Iterator[tuple[tuple, HeadTuple, HeadTup
     for batch in dl:
         inputs = _cast_tensor(tuple(learn._set_device(batch)[: learn.dls.n_inp]))
         with learn.lock, torch.no_grad():
-            learn.model.eval()
+            if any(module.training for module in learn.model.modules()):
+                learn.model.eval()
             outputs = as_tuple(learn.model(*inputs))
             preds = tuple(activated(h, h.answer(o)) for h, o in zip(heads.values(), outputs))
         inputs, preds = to_detach(inputs), to_detach(preds)
