@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 from weakref import ref
 
-from fastai.callback.core import Callback
+from fastai.callback.core import Callback, CancelBackwardException, CancelStepException
 from fastai.callback.fp16 import AMPMode
 from fastai.callback.tracker import TrackerCallback
 from fastai.data.core import DataLoaders
@@ -247,6 +247,11 @@ class MultiHeadLearner(Learner):
 
     def _do_one_batch(self) -> None:
         run_batch(self)
+
+    def _do_grad_opt(self) -> None:
+        self._with_events(self._backward, "backward", CancelBackwardException)
+        self._with_events(self._step, "step", CancelStepException)
+        self.strategy.clear(self)
 
     def _backward(self) -> None:
         self.strategy.backward(self)

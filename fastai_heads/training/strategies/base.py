@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fastai_heads.errors import HeadsError, did_you_mean
 from fastai_heads.training.bound import BoundHeads
-from fastai_heads.training.optimizer import HeadsOptimizer
+from fastai_heads.training.optimizer import HeadsOptimizer, clear_grads
 from fastai_heads.training.ranks.exchange import mean_over_ranks, sum_over_ranks
 from fastai_heads.training.step import combined_loss, count_labels, share_losses
 
@@ -134,6 +134,10 @@ class Strategy(ABC):
     def backward(self, learn: Learner) -> None:
         "Compute the gradients of `learn.loss_grad`."
         learn.loss_grad.backward()
+
+    def clear(self, learn: Learner) -> None:
+        "Clear the gradients after a step."
+        clear_grads(learn.opt)
 
 
 class StrategyCallback(Callback):
