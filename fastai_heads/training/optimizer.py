@@ -11,9 +11,9 @@ from torch import nn
 
 from fastai_heads.errors import HeadsError
 from fastai_heads.training.bound import BoundHeads
-from fastai_heads.training.fused_optimizer import FusedOptimizer, fuse
+from fastai_heads.training.fused_optimizer import fuse
 
-__all__ = ["Groups", "HeadsOptimizer", "ShownGroups", "clear_grads", "create_opt", "split_by_rate"]
+__all__ = ["Groups", "HeadsOptimizer", "ShownGroups", "create_opt", "split_by_rate"]
 
 Groups = Sequence[Sequence[tuple[Sequence[nn.Parameter], float]]]
 "Shown group → [(parameters, multiplier of the learning rate), …]"
@@ -75,6 +75,10 @@ class HeadsOptimizer(ShownGroups):
         "Clear the gradients."
         self.opt.zero_grad()
 
+    def drop_grads(self) -> None:
+        "Drop the gradients where the inner optimizer can, else clear them."
+        getattr(self.opt, "drop_grads", self.opt.zero_grad)()
+
     def clear_state(self) -> None:
         "Clear the inner optimizer's state."
         self.opt.clear_state()
@@ -107,17 +111,6 @@ def create_opt(
     for param in learned.parameters() if learned is not None else ():
         opt.state[param]["do_wd"] = False
     return opt
-
-
-def clear_grads(
-    opt: _BaseOptimizer,  # a learner's
-) -> None:
-    "Clear the gradients after a step. Fused steps drop them, which saves two passes over all numbers."
-    inner = opt.opt if isinstance(opt, HeadsOptimizer) else opt
-    if isinstance(inner, FusedOptimizer):
-        inner.drop_grads()
-    else:
-        opt.zero_grad()
 
 
 def _reuse(opt: OptimWrapper, own: bool) -> OptimWrapper:
