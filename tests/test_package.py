@@ -36,6 +36,7 @@ LAYERS = {
     "view": {*LEAVES, *NETWORK, "training"},
     "export": {*LEAVES, *NETWORK, "learner"},  # the learner in one call alone: a bundle that is trained on
     "learner": {*LEAVES, *NETWORK, "training", "view", "export"},
+    "serve": {*LEAVES, "export"},
     "compare": {*LEAVES, *NETWORK, "training", "view", "learner"},
 }
 ANYTHING = {"__init__", "__main__", "demo"}  # the doors: may import every layer, no layer imports them

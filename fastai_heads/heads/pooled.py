@@ -38,6 +38,11 @@ class PooledHead(nn.Module):
         self.pool = nn.Sequential(make_pool(), Flatten()) if pool else nn.Sequential()
         self.layers = create_head(n_in * width, n_out, pool=False, concat_pool=False, **head_kwargs)
 
+    @property
+    def pools(self) -> tuple[tuple[str | None, nn.Module], ...]:
+        "(name, pool) of every tap that it reads."
+        return ((self.pool_name, self.pool),)
+
     def forward(
         self,
         x: Tensor,  # (B, n_in, H, W), or what `pool` makes of it, (B, n_in * width)
@@ -56,15 +61,21 @@ class JoinedHead(nn.Module):
         **head_kwargs,  # as for `PooledHead`
     ):
         super().__init__()
-        self.pools = nn.ModuleList(nn.Sequential(POOLS[p][0](), Flatten()) if p else nn.Sequential() for p in pools)
+        self.pool_names = tuple(pools)
+        self.pool = nn.ModuleList(nn.Sequential(POOLS[p][0](), Flatten()) if p else nn.Sequential() for p in pools)
         n_in = sum(width * (POOLS[p][1] if p else 1) for width, p in zip(widths, pools))
         self.layers = create_head(n_in, n_out, pool=False, concat_pool=False, **head_kwargs)
 
+    @property
+    def pools(self) -> tuple[tuple[str | None, nn.Module], ...]:
+        "(name, pool) of every tap that it reads."
+        return tuple(zip(self.pool_names, self.pool))
+
     def forward(
         self,
-        *taps: Tensor,  # (B, C, H, W) or (B, C) each
+        *taps: Tensor,  # (B, C, H, W) each, or what its pool makes of it, (B, C)
     ) -> Tensor:  # (B, n_out)
-        return self.layers(torch.cat([pool(x) for pool, x in zip(self.pools, taps)], 1))
+        return self.layers(torch.cat([pool(x) if x.ndim > 2 else x for pool, x in zip(self.pool, taps)], 1))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,8 +25,9 @@ from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsWarning
 from fastai_heads.export.bundle import save_bundle
 from fastai_heads.heads.spec import HeadSpec
-from fastai_heads.learner import editing, items, predictions, ranks, settings
+from fastai_heads.learner import editing, frozen, items, predictions, ranks, settings
 from fastai_heads.learner.arguments import check_arguments
+from fastai_heads.learner.compiled import compile_learner
 from fastai_heads.learner.export import export
 from fastai_heads.learner.guards import check_batches
 from fastai_heads.learner.head_view import head_learner
@@ -66,12 +67,14 @@ class MultiHeadLearner(Learner):
     out here is a function of the learner, in the module that bears its name."""
 
     conflict: ConflictRecord | None = None  # what a `ConflictRecorder` saw of the last fit
+    stored_taps: frozen.StoredTaps | None = None  # what `fit_heads` stored; None frees its memory
 
     fit_one_cycle = settings.checked(Learner.fit_one_cycle)
     fit_flat_cos = settings.checked(Learner.fit_flat_cos)
     fit_sgdr = settings.checked(Learner.fit_sgdr)
-    fine_tune = settings.checked(Learner.fine_tune)
     lr_find = settings.checked(Learner.lr_find)
+    fine_tune = frozen.fine_tune
+    fit_heads = frozen.fit_heads
 
     validation_context = predictions.validation_context
     test_dl = predictions.test_dl
@@ -92,6 +95,7 @@ class MultiHeadLearner(Learner):
     set_dls = editing.set_dls
     add_head = editing.add_head
     drop_head = editing.drop_head
+    compile = compile_learner
     export = export
     save_bundle = save_bundle
 
@@ -189,8 +193,8 @@ class MultiHeadLearner(Learner):
         return Targets(self.yb) if len(self.yb) > 1 else detuplify(self.yb)
 
     def __getstate__(self) -> dict[str, Any]:
-        "Leave out what points to the data that was tried."
-        return {**super().__getstate__(), "tried_dls": None}
+        "Leave out what points to the data that was tried, and what is stored of it."
+        return {**super().__getstate__(), "tried_dls": None, "stored_taps": None}
 
     # training
 

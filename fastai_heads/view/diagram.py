@@ -83,18 +83,21 @@ def _measure_shapes(model: MultiHeadModel, inputs: Sequence[Tensor]) -> dict[str
 
 
 def _body_boxes(learn: Learner, shapes: Mapping[str, str]) -> list[Box]:
-    "Make the boxes of the input, the body, its taps and the trunks."
+    "Make the boxes of the inputs, the bodies, their taps and the trunks."
     body, heads = get_model(learn.model)
-    weights = body.weights or "not pretrained"
-    state, color = _state(body)
-    keys = {f"input {name}": name for name in body.input_names}
-    boxes = [Box(key, 0, (name, *([shapes[key]] if key in shapes else []))) for key, name in keys.items()]
-    boxes.append(Box("body", 1, (body.arch, weights, _params(body), state), tuple(keys), color))
+    inputs = {f"input {name}": name for name in body.input_names}
+    boxes = [Box(key, 0, (name, *([shapes[key]] if key in shapes else []))) for key, name in inputs.items()]
+    owner: dict[str, str] = {}
+    for part in body.parts():
+        (state, color), key = _state(part.body), f"body {part.title}"
+        lines = (part.title, part.body.weights or "not pretrained", _params(part.body), state)
+        boxes.append(Box(key, 1, lines, tuple(f"input {name}" for name in part.inputs), color))
+        owner |= dict.fromkeys(part.taps, key)
     for tap in body.taps:
         stride = body.strides[tap]
         place = "a vector" if stride is None else f"stride {stride}"
         shape = shapes.get(f"tap {tap}", f"{body.channels[tap]} channels")
-        boxes.append(Box(f"tap {tap}", 2, (tap, shape, place), ("body",)))
+        boxes.append(Box(f"tap {tap}", 2, (tap, shape, place), (owner[tap],)))
     depth: dict[str, int] = {}
     for name, reads in heads.trunk_reads.items():
         before = _sources(heads, reads)

@@ -40,7 +40,11 @@ def found(tmp_path_factory) -> SimpleNamespace:
     folder = tmp_path_factory.mktemp("ranks")
     process = torchrun(Path(job.__file__), folder)
     try:
-        one = {"trained": job.trained(folder, 1), "foretold": job.foretold(folder, 1)}
+        one = {
+            "trained": job.trained(folder, 1),
+            "several": job.trained_several(folder, 1),
+            "foretold": job.foretold(folder, 1),
+        }
     finally:
         said(process)
     return SimpleNamespace(one=one, ranks=[torch.load(folder / f"rank {rank}.pt") for rank in range(2)], folder=folder)
@@ -89,6 +93,15 @@ def test_the_table_is_that_of_one_process(found, name):
         close(ranks["losses"], one["losses"], 1e-6)
         for head, losses in ranks["by_head"].items():
             close(losses, one["by_head"][head], 1e-9)
+
+
+@pytest.mark.parametrize("name", job.SEVERAL)
+def test_ranks_joined_equal_one_process_over_several_bodies(found, name):
+    one, first, second = (part["several"][name] for part in (found.one, *found.ranks))
+    assert torch.equal(first["params"], second["params"]) and not torch.equal(first["params"][0], first["params"][-1])
+    close(first["params"], one["params"], 1e-12)
+    for rank in (first, second):
+        close(rank["preds"], one["preds"], 1e-6)
 
 
 @pytest.mark.parametrize("name", RECORDED)
