@@ -1,7 +1,7 @@
 """What other ways to run a learner's network cost or save, against the plain one: `python -m benchmarks.ways`.
 
 A training step of five heads on a batch of 16 in memory, and what its network takes to predict it: as it is, under
-`channels_last`, and under `learn.compile()`. Processor time, one thread, in turn in one process; ratios to the plain."""
+`channels_last`, and under `learn.compile()`. Processor time, one thread, in turn in one process; ratios to it."""
 
 import sys
 import tempfile
