@@ -29,6 +29,7 @@ from fastai_heads.learner import editing, frozen, items, predictions, ranks, set
 from fastai_heads.learner.arguments import check_arguments
 from fastai_heads.learner.compiled import compile_learner
 from fastai_heads.learner.export import export
+from fastai_heads.learner.folder import predict_folder
 from fastai_heads.learner.guards import check_batches
 from fastai_heads.learner.head_view import head_learner
 from fastai_heads.learner.weights import (
@@ -95,6 +96,7 @@ class MultiHeadLearner(Learner):
     set_dls = editing.set_dls
     add_head = editing.add_head
     drop_head = editing.drop_head
+    predict_folder = predict_folder
     compile = compile_learner
     export = export
     save_bundle = save_bundle

@@ -6,6 +6,7 @@ from inspect import currentframe, signature
 from numbers import Integral
 from typing import Any
 
+import pandas as pd
 import torch
 from fastai.callback.core import GatherPredsCallback, event
 from fastai.data.core import TfmdDL
@@ -103,9 +104,21 @@ def validate(
     ds_idx: int = 1,  # 0: training set, 1: validation set
     dl: Any = None,  # a data loader with labels, or a list of batches, instead
     cbs: Any = None,  # callbacks for this time only
-) -> L:  # the total loss, every head's loss, every metric
+    per_head: bool = False,  # as a table: a row for each head and the total, columns for the loss and the metrics
+) -> L | pd.DataFrame:  # the total loss, every head's loss, every metric
     "Measure a data set: fastai's `validate`."
-    return Learner.validate(learn, ds_idx, pick_loader(learn.dls, ds_idx, dl, labels="`validate`", batches=True), cbs)
+    found = pick_loader(learn.dls, ds_idx, dl, labels="`validate`", batches=True)
+    values = Learner.validate(learn, ds_idx, found, cbs)
+    return _by_head(learn, values) if per_head else values
+
+
+def _by_head(learn: Learner, values: Sequence[Any]) -> pd.DataFrame:
+    "Put what was measured into a table. A metric that a head does not have is NaN there."
+    total, *others = values
+    rows = {name: {"loss": loss} for name, loss in zip(learn.heads.names, others)}
+    for metric, value in zip(learn.metrics, others[len(rows) :], strict=True):
+        rows[metric.head.name][metric.called] = value
+    return pd.DataFrame.from_dict({**rows, "total": {"loss": total}}, orient="index").rename_axis("head")
 
 
 def tta(
