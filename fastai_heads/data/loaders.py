@@ -38,9 +38,10 @@ class HeadsLoaders(DataLoaders):
         **kwargs: Any,  # fastai's: `bs`, `num_workers`, …
     ) -> TfmdDL:
         "fastai's `test_dl`, with the right `n_inp` also where there are labels; no items give no batch."
-        test_items = _as_frame(test_items, self.train_ds)
+        test_items = _as_frame(test_items, self.train_ds, type(self.valid) is TfmdDL)
         _check_items(test_items, self.train_ds, with_labels)
-        _check_loader_options(kwargs)
+        if kwargs.keys() - {"num_workers"}:
+            _check_loader_options(kwargs)
         if not len(test_items):
             return self.valid.new(self.valid_ds.new_empty(), **kwargs)
         try:
@@ -128,10 +129,11 @@ def check_item(
 _SEVERAL = "For several items there is `get_preds(dl=learn.dls.test_dl(items))`."
 
 
-def _as_frame(items: Any, train_ds: Datasets) -> Any:
-    "Make a frame of a list of rows, where an input is read from the rows of a frame."
+def _as_frame(items: Any, train_ds: Datasets, one_by_one: bool) -> Any:
+    "Make a frame of a list of rows, where an input is read from a frame, and not from its rows one by one."
     rows = isinstance(items, list | tuple) and len(items) > 0 and all(isinstance(o, Mapping | pd.Series) for o in items)
-    if not rows or not _read_columns(train_ds, with_labels=False):
+    columns = _read_columns(train_ds, with_labels=False) if rows else []
+    if not columns or (one_by_one and all(isinstance(o, pd.Series) and set(columns) <= set(o.index) for o in items)):
         return items
     return items if any(dict in L(tl.types) for tl in train_ds.tls) else make_frame(items)
 

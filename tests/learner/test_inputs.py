@@ -52,6 +52,15 @@ def test_an_item_is_predicted_as_its_row_of_all(learn):
             assert values.mood == "pq"[preds.mood[i].argmax()]
 
 
+def test_many_predictions_are_each_of_them(learn):
+    rows = frame()[INPUTS].iloc[:N_VALID]
+    for items in (rows, rows.to_dict("records"), [row for _, row in rows.iterrows()]):
+        for found, (_, row) in zip(learn.predict_many(items, bs=3), rows.iterrows(), strict=True):
+            one = learn.predict(row)
+            assert found[0].mood == one[0].mood and found[0].n == pytest.approx(one[0].n, abs=1e-5)
+            assert torch.allclose(found[2].mood, one[2].mood, atol=1e-6)
+
+
 def test_rows_without_labels_are_predicted_in_any_form(learn):
     rows = frame()[INPUTS].iloc[:N_VALID]
     want = learn.get_preds()[0]
