@@ -83,8 +83,8 @@ def _some(count: int, thing: str) -> str:
 
 
 def _place(body: Body, tap: str) -> str:
-    stride = body.strides[tap]
-    return f"{body.channels[tap]} channels" + (f" at stride {stride}" if stride is not None else ", a vector")
+    point = body.point(tap)
+    return f"{point.channels} channels" + (f", {point.place}" if point.stride is None else f" at {point.place}")
 
 
 def _list_parts(parts: Sequence[Removed]) -> str:
