@@ -1,7 +1,7 @@
 """A picture and a caption: heads that read both against heads that read one: `python -m benchmarks.captions`.
 
-Each picture shows a digit of scikit-learn's `load_digits` under heavy noise. Its caption says whether the number is small
-or large, odd or even. Three heads: `digit` reads both inputs, and each says a part of it; `ink`, how dark the digit is,
+Each picture shows a digit of scikit-learn's `load_digits` under heavy noise. Its caption says whether it is small or
+large, odd or even. Three heads: `digit` reads both inputs, and each says a part of it; `ink`, how dark the digit is,
 reads the picture; `polite`, how the caption is worded, reads the caption. The pictures of the validation set are made of
 digits that training has not seen. Three seeds."""
 
