@@ -2,7 +2,7 @@
 
 Each picture shows a digit of scikit-learn's `load_digits` under heavy noise. Its caption says whether it is small or
 large, odd or even. Three heads: `digit` reads both inputs, and each says a part of it; `ink`, how dark the digit is,
-reads the picture; `polite`, how the caption is worded, reads the caption. The pictures of the validation set are made of
+reads the picture; `polite`, how the caption is worded, reads the caption. Pictures of the validation set are of
 digits that training has not seen. Three seeds."""
 
 import statistics

@@ -32,6 +32,7 @@ from fastai_heads.learner.export import export
 from fastai_heads.learner.folder import predict_folder
 from fastai_heads.learner.guards import check_batches
 from fastai_heads.learner.head_view import head_learner
+from fastai_heads.learner.suggest import suggest_weights
 from fastai_heads.learner.weights import (
     check_load_arguments,
     check_optimizer_state,
@@ -77,6 +78,7 @@ class MultiHeadLearner(Learner):
     lr_find = settings.checked(Learner.lr_find)
     fine_tune = frozen.fine_tune
     fit_heads = frozen.fit_heads
+    suggest_weights = suggest_weights
 
     validation_context = predictions.validation_context
     test_dl = predictions.test_dl

@@ -17,7 +17,7 @@ from fastai_heads.data.files import spread
 from fastai_heads.data.missing import IGNORE_PIXEL
 from fastai_heads.heads.pooled import POOLS
 
-__all__ = ["Collected", "collect", "pool_tap"]
+__all__ = ["Collected", "collect", "plain_batches", "pool_tap"]
 
 PIXELS = 1024  # of all items together, at which maps and masks are read
 
@@ -64,7 +64,7 @@ def collect(
     each = min(64, max(1, PIXELS // count))
     body.eval()
     start = time.process_time()
-    for inputs, batch in _batches(dl, transforms, count):
+    for inputs, batch in plain_batches(dl, transforms, count):
         taps = {tap: x for tap, x in body(*inputs).items() if tap != INPUT}
         seconds += time.process_time() - start
         for tap, x in taps.items():
@@ -88,10 +88,12 @@ def collect(
     return Collected(*joined, pass_seconds=seconds)
 
 
-def _batches(
-    dl: TfmdDL, transforms: Sequence[Transform], count: int
-) -> Iterator[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]:
-    "Give inputs and targets of items spread over the training set, as validation would transform them."
+def plain_batches(
+    dl: TfmdDL,  # of the training set; left as it is
+    transforms: Sequence[Transform],  # of batches, that are wanted beside its own
+    count: int,  # items at most, spread over the training set
+) -> Iterator[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]:  # inputs and targets
+    "Give batches as validation would transform them."
     private = dl.new(shuffle=False, drop_last=False)
     known = private.after_batch.fs
     for transform in transforms:
