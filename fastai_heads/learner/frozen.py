@@ -177,10 +177,8 @@ def _check(learn: Learner, dtype: Any, cbs: Sequence[Callback | type]) -> Stored
         )
     train = learn.dls.train
     if not isinstance(train.dataset, Datasets) or not len(train.dataset) or not train.bs:
-        what = type(train.dataset).__name__
-        raise HeadsError(
-            f"`fit_heads`: `dls.train` is over fastai `Datasets` with items, found {what}. Train by `fit`."
-        )
+        found = f"{type(train.dataset).__name__} of {len(train.dataset)} items, bs={train.bs}"
+        raise HeadsError(f"`fit_heads`: `dls.train` gives fastai `Datasets` with items in batches, found {found}.")
     body, heads = learn.model
     stored = StoredBody.of(body, heads.pools())
     if not stored.taps:

@@ -539,6 +539,10 @@ def test_other_bad_uses_are_refused(make):
     learn = make("digit")()
     with pytest.raises(HeadsError, match="`views` and `dtype` of `fine_tune` are for stored taps"):
         learn.fine_tune(1, views=4)
+    empty = make("digit")()
+    empty.dls.loaders = [dl.new(dl.dataset.new_empty()) for dl in empty.dls.loaders]
+    with pytest.raises(HeadsError, match=r"`fit_heads`: .* found \w*Datasets of 0 items, bs=8"):
+        empty.fit_heads(1)
     learn.model = nn.DataParallel(learn.model)
     with pytest.raises(HeadsError, match="`fit_heads`: the model is wrapped in DataParallel"):
         learn.fit_heads(1)
