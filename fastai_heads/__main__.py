@@ -68,7 +68,7 @@ def _add_serve(commands: argparse._SubParsersAction) -> None:
 def _add_source(parser: argparse.ArgumentParser) -> None:
     "Add what a predictor is opened by."
     parser.add_argument("bundle", type=Path, help="what save_bundle wrote, or an ONNX file of export_onnx")
-    parser.add_argument("--heads", type=lambda text: text.split(","), help="with commas; by default all")
+    parser.add_argument("--heads", type=_names, help="with commas; by default all")
     parser.add_argument("--device", default="cpu", help="where a bundle's network computes")
 
 
@@ -108,6 +108,10 @@ def _serve(options: argparse.Namespace) -> None:
     serve(
         options.bundle, options.host, options.port, options.workers, options.heads, options.name, options.device, limits
     )
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
 
 
 def _at_least_one(text: str) -> int:

@@ -69,6 +69,7 @@ class MultiHeadLearner(Learner):
 
     conflict: ConflictRecord | None = None  # what a `ConflictRecorder` saw of the last fit
     stored_taps: frozen.StoredTaps | None = None  # what `fit_heads` stored; None frees its memory
+    tap_report: Any = None  # the `TapReport` by which probes chose taps, where they did
 
     fit_one_cycle = settings.checked(Learner.fit_one_cycle)
     fit_flat_cos = settings.checked(Learner.fit_flat_cos)

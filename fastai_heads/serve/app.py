@@ -82,13 +82,15 @@ class _Service:
         self.reader = ItemReader(predictor, limits)
         self.protocol = Protocol(predictor, name, heads, self.reader)  # tries the network, which warms it up
         self.metrics = Metrics()
-        self.threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="requests")
-        self.batcher: Batcher | None = None  # while the service runs
+        # while the service runs
+        self.threads: ThreadPoolExecutor | None = None
+        self.batcher: Batcher | None = None
         self.task: asyncio.Task | None = None
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
         "Run the task that calls the network, as long as the service runs."
+        self.threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="requests")
         self.batcher = Batcher(self.predictor, self.limits, self.metrics.batch.observe)
         self.task = asyncio.create_task(self.batcher.run())
         try:
@@ -97,6 +99,7 @@ class _Service:
             self.task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self.task
+            self.threads.shutdown(wait=False)
 
     async def _in_thread(self, function: Callable, *args: Any) -> Any:
         "Run what takes a while where it holds up nobody else."
@@ -137,7 +140,7 @@ class _Service:
         "Choose the heads that are asked for: a name, names with commas, or a list of them; None: all that are served."
         if asked is None:
             return self.heads
-        names = asked.split(",") if isinstance(asked, str) else asked
+        names = [name.strip() for name in asked.split(",")] if isinstance(asked, str) else asked
         if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
             raise Refused(422, f"`heads` is a list of names among {', '.join(self.heads)}")
         for name in names:

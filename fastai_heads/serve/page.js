@@ -1,7 +1,10 @@
 "use strict";
 // Asks the service what the network reads, makes a field for each input, and draws what the heads answer.
 
-const COLOURS = ["#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7"];
+const COLOURS = [
+  "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#7f3fbf", "#8a5a2b", "#7fbf3f", "#e6194b",
+];
+const VOID = 255; // the code of a pixel that the network has not seen
 const at = (id) => document.getElementById(id);
 const values = {}; // input → what was chosen: a File, a text, a row
 let inputs = [];
@@ -84,6 +87,8 @@ async function load(file) {
 
 async function ask() {
   say("…");
+  at("results").hidden = true;
+  at("answers").replaceChildren();
   const item = {};
   picture = null;
   for (const { name, kind } of inputs) {
@@ -113,19 +118,23 @@ function bar(label, probability) {
   return make("div", {}, make("meter", { value: probability, max: 1 }), `${label} ${(100 * probability).toFixed(1)} %`);
 }
 
-function describe(kind, value, colour) {
-  const key = () => {
+const colourOf = (code) => COLOURS[(code + COLOURS.length - 1) % COLOURS.length];
+
+function describe(kind, value, colour, codes) {
+  const key = (background = colour) => {
     const mark = make("span", { className: "key" });
-    mark.style.background = colour;
+    mark.style.background = background;
     return mark;
   };
   if (kind === "label") return [bar(value.label, value.probability)];
   if (kind === "tags") return Object.entries(value.probabilities).map(([tag, p]) => bar(tag, p));
   if (kind === "mask") {
-    return (value.vocab || []).map((name, code) => {
-      const mark = key();
-      mark.style.background = code ? COLOURS[(code - 1) % COLOURS.length] : "transparent";
-      return make("div", {}, mark, String(name));
+    if (!codes) return [`${value.png.length} masks`];
+    const counts = {};
+    for (const code of codes.data) counts[code] = (counts[code] || 0) + 1;
+    return Object.entries(counts).filter(([code]) => +code !== VOID).map(([code, n]) => {
+      const share = `${(value.vocab || [])[code] ?? code} ${((100 * n) / codes.data.length).toFixed(1)} %`;
+      return make("div", {}, key(+code ? colourOf(+code) : "transparent"), share);
     });
   }
   if (kind === "detections") {
@@ -143,27 +152,31 @@ function drawBox(context, [x0, y0, x1, y1], colour, text) {
   if (text) context.fillText(text, x0, Math.max(y0 - context.lineWidth * 2, context.lineWidth * 6));
 }
 
-async function drawMask(context, mask) {
-  if (Array.isArray(mask.png)) return;
+// The codes of a mask, which are the grey values of its picture; null for several masks.
+async function readMask(mask) {
+  if (Array.isArray(mask.png)) return null;
   const bytes = Uint8Array.from(atob(mask.png), (c) => c.charCodeAt(0));
-  const codes = await createImageBitmap(new Blob([bytes], { type: "image/png" }));
-  const layer = new OffscreenCanvas(codes.width, codes.height);
+  const image = await createImageBitmap(new Blob([bytes], { type: "image/png" }));
+  const { width, height } = image;
+  const context = new OffscreenCanvas(width, height).getContext("2d");
+  context.drawImage(image, 0, 0);
+  return { width, height, data: context.getImageData(0, 0, width, height).data.filter((_, i) => i % 4 === 0) };
+}
+
+function drawMask(context, { width, height, data }) {
+  const layer = new OffscreenCanvas(width, height);
   const inner = layer.getContext("2d");
-  inner.drawImage(codes, 0, 0);
-  const pixels = inner.getImageData(0, 0, codes.width, codes.height);
-  for (let i = 0; i < pixels.data.length; i += 4) {
-    const code = pixels.data[i];
-    const colour = COLOURS[(code + COLOURS.length - 1) % COLOURS.length];
-    for (let c = 0; c < 3; c++) pixels.data[i + c] = parseInt(colour.slice(1 + 2 * c, 3 + 2 * c), 16);
-    pixels.data[i + 3] = code === 0 || code === 255 ? 0 : 130;
-  }
+  const pixels = inner.createImageData(width, height);
+  data.forEach((code, i) => {
+    const colour = colourOf(code);
+    for (let c = 0; c < 3; c++) pixels.data[4 * i + c] = parseInt(colour.slice(1 + 2 * c, 3 + 2 * c), 16);
+    pixels.data[4 * i + 3] = code === 0 || code === VOID ? 0 : 130;
+  });
   inner.putImageData(pixels, 0, 0);
   context.drawImage(layer, 0, 0);
 }
 
 async function show(answers) {
-  at("answers").replaceChildren();
-  at("results").hidden = false;
   const canvas = at("picture");
   canvas.hidden = !picture;
   const context = canvas.getContext("2d");
@@ -179,13 +192,16 @@ async function show(answers) {
     context.lineWidth = unit;
     context.font = `bold ${7 * unit}px sans-serif`;
   }
+  const rows = [];
   let next = 0;
   for (const [name, value] of Object.entries(answers)) {
     const kind = kinds[name];
     const colour = COLOURS[next++ % COLOURS.length];
-    at("answers").append(make("tr", {}, make("td", { textContent: name }), make("td", {}, ...describe(kind, value, colour))));
+    const codes = kind === "mask" ? await readMask(value) : null;
+    const said = describe(kind, value, colour, codes);
+    rows.push(make("tr", {}, make("td", { textContent: name }), make("td", {}, ...said)));
     if (!picture) continue;
-    if (kind === "mask") await drawMask(context, value);
+    if (codes) drawMask(context, codes);
     if (kind === "box") drawBox(context, [value].flat(Infinity), colour);
     if (kind === "detections") value.boxes.forEach((box, i) => drawBox(context, box, colour, value.labels[i]));
     if (kind === "points") {
@@ -198,6 +214,8 @@ async function show(answers) {
       }
     }
   }
+  at("answers").replaceChildren(...rows); // all at once, when all is drawn
+  at("results").hidden = false;
 }
 
 let kinds = {}; // head → what kind of answer it gives

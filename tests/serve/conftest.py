@@ -21,6 +21,7 @@ from fastai_heads.data.partial import PartialBlock
 from fastai_heads.data.rows import TabularBlock
 from fastai_heads.data.texts import TokenizerBlock
 from fastai_heads.export.bundle import load_bundle, predictor_of, save_bundle
+from fastai_heads.export.onnx import export_onnx
 from fastai_heads.export.predictor import Predictor
 from fastai_heads.heads import DetectionHead
 from fastai_heads.learner import multihead_learner
@@ -57,6 +58,13 @@ def bundle(folder, tmp_path_factory) -> Path:
 def predictor(bundle) -> Predictor:
     "Load the bundle."
     return load_bundle(bundle)
+
+
+@pytest.fixture(scope="session")
+def onnx_file(predictor, tmp_path_factory) -> Path:
+    "Export the same network, without the boxes, which take their time."
+    heads = [head for head in predictor.heads if head != "boxes"]
+    return export_onnx(tmp_path_factory.mktemp("onnx") / "digits.onnx", predictor, heads)
 
 
 @pytest.fixture(scope="session")

@@ -60,7 +60,7 @@ def test_a_file_the_files_of_a_form_and_json_are_answered_as_the_predictor_does(
 
 def test_some_heads_alone(client, predictor, pictures):
     body = pictures[0].read_bytes()
-    by_query = client.post("/predict?heads=ink,digit", content=body, headers=PNG).json()["answers"][0]
+    by_query = client.post("/predict?heads=ink, digit", content=body, headers=PNG).json()["answers"][0]
     by_json = {"items": [base64.b64encode(body).decode()], "heads": ["ink", "digit"]}
     assert client.post("/predict", json=by_json).json()["answers"][0] == by_query
     assert list(by_query) == ["digit", "ink"]

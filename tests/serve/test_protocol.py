@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastai_heads.export.onnx import export_onnx
-
 DATATYPES = {
     "BOOL": bool, "UINT8": np.uint8, "UINT16": np.uint16, "UINT32": np.uint32, "UINT64": np.uint64, "INT8": np.int8,
     "INT16": np.int16, "INT32": np.int32, "INT64": np.int64, "FP16": np.float16, "FP32": np.float32,
@@ -100,14 +98,12 @@ def v2(client):
     return V2Client(client, "digits")
 
 
-@pytest.fixture(scope="session")
-def exported(predictor, tmp_path_factory):
+@pytest.fixture
+def exported(onnx_file):
     "Open the same network as an ONNX file."
     import onnxruntime
 
-    heads = [head for head in predictor.heads if head != "boxes"]  # which take their time
-    file = export_onnx(tmp_path_factory.mktemp("onnx") / "m.onnx", predictor, heads)
-    return onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(onnx_file, providers=["CPUExecutionProvider"])
 
 
 @pytest.fixture

@@ -29,12 +29,11 @@ JSON, PNG = {"Content-Type": "application/json"}, {"Content-Type": "image/png"}
 class Server:
     "The command, and a client of it that sends exactly what it is told."
 
-    def __init__(self, bundle: Path, log: Path):
+    def __init__(self, bundle: Path, log: Path, *options: str):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         command = [sys.executable, "-m", "fastai_heads", "serve", str(bundle), "--port", str(self.port)]
-        options = ["--pixels", "1000000", "--heads", "digit,tags,ink,mask"]
         self.log = log
         with log.open("w") as out:
             self.process = subprocess.Popen([*command, *options], stdout=out, stderr=out)
@@ -85,7 +84,8 @@ class Server:
 @pytest.fixture(scope="module")
 def server(bundle, tmp_path_factory) -> Iterator[Server]:
     "Start the command once."
-    started = Server(bundle, tmp_path_factory.mktemp("log") / "log.txt")
+    options = ("--pixels", "1000000", "--heads", "digit,tags,ink,mask")
+    started = Server(bundle, tmp_path_factory.mktemp("log") / "log.txt", *options)
     yield started
     started.process.kill()
     started.process.wait()
@@ -225,6 +225,33 @@ def test_it_ends_when_it_is_told(server):
     server.process.send_signal(signal.SIGINT)
     assert server.process.wait(30) in (0, -signal.SIGINT)
     assert "Traceback" not in server.log.read_text()
+
+
+def test_several_processes_serve_an_onnx_file_and_count_together(onnx_file, predictor, pictures, tmp_path):
+    server = Server(onnx_file, tmp_path / "log.txt", "--workers", "2", "--heads", "digit,ink")
+    try:
+        for picture in pictures[:6]:
+            status, said = server.ask("POST", "/predict", picture.read_bytes(), PNG)
+            assert status == 200 and list(said["answers"][0]) == ["digit", "ink"]
+            assert said["answers"][0]["ink"] == pytest.approx(predictor(picture).ink, rel=1e-4)
+        counted = server.ask("GET", "/metrics")[1]["error"]
+        assert 'fastai_heads_requests_total{route="/predict",status="200"} 6.0' in counted
+        assert server.ask("GET", "/v2/models/digits/ready")[0] == 200
+    finally:
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(30) in (0, -signal.SIGINT)
+
+
+def test_an_onnx_file_is_served_without_torch(onnx_file):
+    code = (
+        "import sys, fastai_heads.__main__\n"
+        "from fastai_heads.export.predictor import open_predictor\n"
+        "from fastai_heads.serve.app import make_app\n"
+        f"make_app(open_predictor({str(onnx_file)!r}))\n"
+        "print([m for m in ('torch', 'fastai', 'pandas') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 # what is refused before a port is opened
