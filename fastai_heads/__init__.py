@@ -29,7 +29,8 @@ _NAMES = {
         "RegressionHead SegmentationHead TapShape"
     ),
     "fastai_heads.heads.said": "register_module",
-    "fastai_heads.learner": "MultiHeadLearner multihead_learner",
+    "fastai_heads.learner": "MultiHeadLearner multihead_learner probe_taps",
+    "fastai_heads.probe": "TapReport",
     "fastai_heads.tasks": "MeanAP Task",
     "fastai_heads.training": "Balance ConflictRecorder Disjoint HeadsMonitor LossWeightScheduler Strategy",
     "fastai_heads.trunks": "Trunk",

@@ -84,6 +84,8 @@ from fastai_heads.heads import (
 from fastai_heads.heads.said import register_module as register_module
 from fastai_heads.learner import MultiHeadLearner as MultiHeadLearner
 from fastai_heads.learner import multihead_learner as multihead_learner
+from fastai_heads.learner import probe_taps as probe_taps
+from fastai_heads.probe import TapReport as TapReport
 from fastai_heads.tasks import MeanAP as MeanAP
 from fastai_heads.tasks import Task as Task
 from fastai_heads.training import (

@@ -207,6 +207,7 @@ class Found:
 
     points: tuple[TapPoint, ...]  # every place that a head may read
     build: Callable[[Iterable[str | int | Level]], Body]  # of the taps in use
+    unlisted: frozenset[str] = frozenset()  # names of the places that only a user who knows them reads
 
 
 class BodySpec(ABC):

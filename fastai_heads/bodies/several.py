@@ -185,6 +185,17 @@ class Bodies(Body):
             if bare:
                 raise HeadsError(f"items {bare} of the batch have none of their inputs: drop those rows.")
 
+    def size_of(
+        self,
+        inputs: tuple[Any, ...],  # of a batch
+    ) -> str:
+        "Say in a message how large inputs are, and of which type, by name."
+        sizes = []
+        for source, x in zip(self.sources, inputs):
+            body = self[next(name for name in self.names if self.reads[name] == source.name)]
+            sizes.append(f"{source.name}: {body.size_of((x,))}" + (f" of {x.dtype}" if isinstance(x, Tensor) else ""))
+        return ", ".join(sizes)
+
     def describe(self) -> list[str]:
         "Say what each body reads and whether it trains, a line each."
         lines = []

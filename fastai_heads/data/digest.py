@@ -1,9 +1,10 @@
 """A digest of data, transforms and networks: equal only where they give equal items and taps."""
 
+import copyreg
 import dis
 import hashlib
 import os
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,13 +15,15 @@ from uuid import uuid4
 import numpy as np
 import pandas as pd
 import torch
-from fastai.data.core import TfmdDL
+from fastai.data.core import Datasets, TfmdDL, TfmdLists
+from fastai.data.load import DataLoader
 from fastai.vision.augment import RandTransform
 from PIL import Image
 from plum import Function
 from torch import Tensor, nn
 
 from fastai_heads.data.labels import read_labels, source_of
+from fastai_heads.data.plain import PlainItems
 
 __all__ = ["Digest"]
 
@@ -72,8 +75,7 @@ class Digest:
     ) -> "Digest":
         "Add a loader's items, the files that they name, and its transforms."
         for place, tl in enumerate(dl.dataset.tls):
-            values = read_labels(dl.dataset, place, "", "").values
-            for value in values if len(values) else (source_of(tl, i) for i in range(len(tl))):
+            for value in _sources(dl.dataset, place):
                 if isinstance(value, str):
                     self.add_file(value)
                 else:
@@ -81,15 +83,19 @@ class Digest:
             self.add(list(tl.tfms.fs))
         for pipeline in (dl.after_item, dl.before_batch, dl.after_batch):
             self.add(list(pipeline.fs))
-        return self.add([dl.dataset.n_inp, dl.bs, getattr(dl, "whole", None)])
+        batches = [dl.bs, dl.shuffle, dl.drop_last, getattr(dl, "whole", None)]
+        return self.add([dl.dataset.n_inp, dl.dataset.split_idx, *batches])
 
     def add_network(
         self,
         network: nn.Module,
     ) -> "Digest":
-        "Add a network's weights and buffers, its structure, and the code of what in it is the user's own."
+        "Add a network's weights and buffers, its structure and attributes, and the code of what in it is the user's."
         self.add(str(network)).add(dict(network.named_parameters())).add(dict(network.named_buffers()))
-        return self.add([type(module) for module in network.modules()])
+        for module in network.modules():
+            own = {n: v for n, v in vars(module).items() if not n.startswith("_") and n != "training"}
+            self.add(type(module)).add(own)
+        return self
 
     def _note(self, text: str) -> None:
         self._hash.update(text.encode("utf-8", "surrogatepass") + b"\0")
@@ -124,6 +130,12 @@ class Digest:
             self._note(repr(value))
         elif isinstance(value, nn.Module):
             self.add_network(value)
+        elif isinstance(value, TfmdLists):  # whose elements are items, read
+            self.add(value.items).add(list(value.tfms.fs))
+        elif isinstance(value, Datasets):
+            self.add(list(value.tls))
+        elif isinstance(value, DataLoader):
+            self.add(value.dataset)
         elif hasattr(value, "__iter__") and hasattr(value, "__len__"):
             for found in value:
                 self.add(found)
@@ -150,6 +162,15 @@ class Digest:
                 self.add(value.__code__).add(value.__defaults__).add(cells).add(named)
 
 
+def _sources(dataset: Datasets, place: int) -> Iterable[Any]:
+    "Give what each item of an input or a target is made of. The items of a plain `Dataset` are read, once."
+    tl = dataset.tls[place]
+    if isinstance(tl.items, PlainItems):
+        return (tl.items[i] for i in range(len(tl) if place == 0 else 0))
+    values = read_labels(dataset, place, "", "").values
+    return values if len(values) else (source_of(tl, i) for i in range(len(tl)))
+
+
 def _version(name: str) -> str:
     try:
         return f"{name} {version('pillow' if name == 'PIL' else name)}"
@@ -172,6 +193,7 @@ def _state(value: Any) -> Any:
     if hasattr(value, "__dict__"):
         return vars(value)
     try:
-        return value.__reduce_ex__(4)
+        reduce = copyreg.dispatch_table.get(type(value))
+        return value.__reduce_ex__(4) if reduce is None else reduce(value)
     except TypeError:  # it cannot be told from another one
         return uuid4().hex

@@ -54,6 +54,7 @@ def _differs(dl: TfmdDL) -> bool:
     n = min(_LOOKED_AT, len(dl.dataset), dl.bs)
     places = [i * len(dl.dataset) // n for i in range(n)]
     draws = []
+    dl.before_iter()  # tells the transforms that they train
     for seed in (0, 1):
         with no_random(seed), torch.no_grad():
             batch = dl.do_batch([dl.do_item(i) for i in places])

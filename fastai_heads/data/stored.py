@@ -1,5 +1,6 @@
 """One tensor of every item, in memory or in a file of which a batch's rows alone are read."""
 
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,11 @@ class Column:
         dtype: torch.dtype,  # of the batches
         kind: type = Tensor,  # of the batches, such as fastai's `TensorMask`
         error: float = 0.0,  # how far what is stored is off at most, where it is stored in half precision
+        strides: Sequence[int] | None = None,  # of the batches; None: contiguous
         write: bool = False,  # the file may be written to
     ):
         self.values, self.dtype, self.kind, self.error = values, dtype, kind, error
+        self.strides = tuple(strides) if strides else None
         if isinstance(values, Path):
             mapped = np.load(values, mmap_mode="r")
             self._shape, self._stored, self._start = mapped.shape, mapped.dtype, mapped.offset
@@ -45,9 +48,9 @@ class Column:
         "Make a column without values yet."
         stored, shape = _stored_in(like, dtype), (n, *like.shape[1:])
         if path is None:
-            return cls(torch.empty(shape, dtype=stored), like.dtype, type(like))
+            return cls(torch.empty(shape, dtype=stored), like.dtype, type(like), strides=_strides(like))
         np.lib.format.open_memmap(path, "w+", torch.empty(0, dtype=stored).numpy().dtype, shape)
-        return cls(path, like.dtype, type(like), write=True)
+        return cls(path, like.dtype, type(like), strides=_strides(like), write=True)
 
     @property
     def in_memory(self) -> bool:
@@ -69,7 +72,10 @@ class Column:
 
     def __getitem__(self, rows: np.ndarray) -> Tensor:
         found = self.values[torch.from_numpy(rows)] if self.in_memory else torch.from_numpy(self._read(rows))
-        return found.to(self.dtype).as_subclass(self.kind)
+        found = found.to(self.dtype)
+        if self.strides is not None:  # kernels go another way for another layout, and a last bit may hang on it
+            found = torch.empty_strided(found.shape, self.strides, dtype=self.dtype).copy_(found)
+        return found.as_subclass(self.kind)
 
     def _read(self, rows: np.ndarray) -> np.ndarray:
         mapped = np.memmap(self._file, dtype=self._stored, mode="r", offset=self._start, shape=self._shape)
@@ -105,7 +111,8 @@ class Column:
     def describe(self) -> dict[str, Any]:
         "Say in JSON what the file does not."
         kind = f"{self.kind.__module__}:{self.kind.__qualname__}"
-        return {"dtype": str(self.dtype).removeprefix("torch."), "kind": kind, "error": self.error}
+        dtype = str(self.dtype).removeprefix("torch.")
+        return {"dtype": dtype, "kind": kind, "error": self.error, "strides": self.strides}
 
     @classmethod
     def read(
@@ -115,7 +122,8 @@ class Column:
     ) -> "Column":
         "Open a column again."
         module, name = said["kind"].split(":")
-        return cls(path, getattr(torch, said["dtype"]), getattr(import_module(module), name), said["error"])
+        kind = getattr(import_module(module), name)
+        return cls(path, getattr(torch, said["dtype"]), kind, said["error"], said["strides"])
 
     def __del__(self) -> None:
         if hasattr(self, "_file"):
@@ -128,6 +136,13 @@ def row_bytes(
 ) -> int:
     "Count the bytes of one row."
     return batch[0].numel() * _stored_in(batch, dtype).itemsize
+
+
+def _strides(batch: Tensor) -> tuple[int, ...] | None:
+    "Tell the layout of a batch, where it is not contiguous and does not depend on the number of items."
+    strides = batch.stride()
+    fixed = not batch.is_contiguous() and strides[0] == max(strides)
+    return strides if fixed else None
 
 
 def _stored_in(batch: Tensor, dtype: torch.dtype | None) -> torch.dtype:

@@ -96,6 +96,7 @@ class PooledSpec(HeadSpec):
     y_range: tuple[float, float] | None = None  # the output is squeezed into this range by a sigmoid
     init: Callable | None = nn.init.kaiming_normal_  # initialises the linear layers; None: torch's own
     last_scale: float = 0.05  # the last layer's weights times this at the start; 1: as `create_head` starts
+    from_probe: bool = False  # start where a linear probe of the taps ends; for a linear head, `lin_ftrs=[]`
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -117,6 +118,14 @@ class PooledSpec(HeadSpec):
         self.check("ps", fits, f"one dropout in [0, 1) or one for each of its {layers} linear layers")
         self.check("init", self.init is None or callable(self.init), "a function of a weight, or None")
         self.check("last_scale", is_number(self.last_scale, least=0), "a finite number of at least 0")
+        self.check("from_probe", isinstance(self.from_probe, bool), "True or False")
+        linear = self.lin_ftrs is not None and not len(self.lin_ftrs) and self.first_bn and not self.bn_final
+        if self.from_probe and (not linear or self.lin_first):
+            raise HeadsError(
+                f"`from_probe` of {self.label} is for batch norm and one linear layer: pass `lin_ftrs=[]`, and leave "
+                "`first_bn`, `bn_final` and `lin_first` as they are.",
+                parameter="from_probe",
+            )
 
     def build(self, taps: tuple[TapShape, ...]) -> nn.Module:
         "Build fastai's head on the taps; a vector is not pooled, a map needs a `pool`. Refuses a sequence."

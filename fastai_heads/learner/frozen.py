@@ -25,6 +25,7 @@ from fastai_heads.errors import HeadsError, did_you_mean
 from fastai_heads.learner.arguments import check_arguments
 from fastai_heads.learner.filling import Filling
 from fastai_heads.training.precision import autocast_of
+from fastai_heads.training.ranks.exchange import from_first_rank
 
 __all__ = ["StoredTaps", "fine_tune", "fit_heads"]
 
@@ -137,19 +138,23 @@ def _on_stored_taps(
     body = _check(learn, dtype, cbs)
     cache = _as_cache(learn, cache)
     loaders = [dl for dl in learn.dls.loaders[:2] if len(dl.dataset)]
-    check_views(loaders[0], views)
     dtype = None if dtype == torch.float32 else dtype
     autocast = autocast_of(cbs, next(learn.model.parameters()).device)
     shown = hasattr(learn, "progress") and not rank_distrib()
     fillings = [Filling(body, dl, views if i == 0 else 1, dtype, autocast, shown) for i, dl in enumerate(loaders)]
     before = learn.stored_taps.sets if learn.stored_taps else {}
+    if learn.ranks > 1:  # they train with the first one's weights
+        for tensor in learn.model.state_dict().values():
+            tensor.copy_(from_first_rank(tensor))
+    keys = [_key(filling) for filling in fillings]
+    if keys[0] not in before:
+        check_views(loaders[0], views)
     learn.stored_taps = StoredTaps(cache, dtype)
-    for filling in fillings:
-        key = _key(filling)
+    for filling, key in zip(fillings, keys):
         learn.stored_taps.sets[key] = before.get(key) or filling.store(cache, key)
     if shown and learn.stored_taps.sets.keys() != before.keys():
         print(learn.stored_taps)
-    stored = [StoredDL(dl, s) for dl, s in zip(loaders, learn.stored_taps.sets.values())]
+    stored = [StoredDL(dl, learn.stored_taps.sets[key]) for dl, key in zip(loaders, keys)]
     freeze()
     with ExitStack() as stack:
         for context in (_loaders(learn, stored), _forward(body), _still(body), _uncompiled(learn.model)):
@@ -172,10 +177,8 @@ def _check(learn: Learner, dtype: Any, cbs: Sequence[Callback | type]) -> Stored
         )
     train = learn.dls.train
     if not isinstance(train.dataset, Datasets) or not len(train.dataset) or not train.bs:
-        what = type(train.dataset).__name__
-        raise HeadsError(
-            f"`fit_heads`: `dls.train` is over fastai `Datasets` with items, found {what}. Train by `fit`."
-        )
+        found = f"{type(train.dataset).__name__} of {len(train.dataset)} items, bs={train.bs}"
+        raise HeadsError(f"`fit_heads`: `dls.train` gives fastai `Datasets` with items in batches, found {found}.")
     body, heads = learn.model
     stored = StoredBody.of(body, heads.pools())
     if not stored.taps:
@@ -208,6 +211,7 @@ def _key(filling: Filling) -> str:
     precision = getattr(filling.autocast, "keywords", {})
     digest.add([body.taps, {tap: list(pools) for tap, pools in body.pools.items()}])
     digest.add([getattr(body.body, "reads", None), getattr(body.body, "sources", None)])
+    digest.add(dict(body.body.named_buffers(recurse=False)))  # of several bodies, by which images are rescaled
     digest.add([filling.views, str(filling.dtype), str(precision.get("dtype"))])
     return str(digest.add_loader(filling.dl))
 

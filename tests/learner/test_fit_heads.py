@@ -14,6 +14,7 @@ from fastai.callback.progress import ProgressCallback
 from fastai.callback.tracker import SaveModelCallback
 from fastai.callback.training import BnFreeze
 from fastai.data.block import CategoryBlock, DataBlock
+from fastai.data.core import DataLoaders
 from fastai.data.transforms import ColReader, IndexSplitter
 from fastai.torch_core import TensorImage, set_seed
 from fastai.vision.augment import Flip, Resize
@@ -28,12 +29,11 @@ from fastai_heads.bodies.table import TabularBody
 from fastai_heads.data.digits import digits_block
 from fastai_heads.data.partial import PartialBlock
 from fastai_heads.data.rows import TabularBlock
-from fastai_heads.data.stored import Column
 from fastai_heads.data.tap_cache import TapCache
 from fastai_heads.errors import HeadsError
 from fastai_heads.heads import ClassificationHead, DetectionHead, RegressionHead, SegmentationHead
 from fastai_heads.learner import multihead_learner
-from fastai_heads.learner.filling import Filling, put
+from fastai_heads.learner.filling import Filling
 from fastai_heads.training.strategies.balance import Balance
 from fastai_heads.training.strategies.disjoint import Disjoint
 from fastai_heads.trunks import Trunk
@@ -100,7 +100,9 @@ CASES = {
     "vector": ("disk", ("digit",), {"heads": {"digit": ClassificationHead(tap="pre_logits")}}),
     "joined": ("disk", ("digit", "ink"), {"heads": JOINED}),
     "mask": ("disk", ("mask",), {"heads": {"mask": SegmentationHead(decoder="fpn")}}),
-    "boxes": ("disk", ("boxes",), {"heads": {"boxes": DetectionHead(metrics=())}}),
+    "layout": ("disk", ("digit",), {"arch": "test_vit", "body_kwargs": {"img_size": 32},
+                                    "heads": {"digit": ClassificationHead(tap="pre_logits")}}),
+    "boxes": ("disk", ("boxes",), {"heads": {"boxes": DetectionHead(channels=64, metrics=())}}),
     "points": ("memory", ("centre", "box"), {}),
     "trunk": ("memory", ("digit", "ink"), {"trunk": NECK, "heads": {**ON_NECK, "ink": RegressionHead()}}),
     "balance": ("memory", ("digit", "ink"), {"trunk": NECK, "heads": ON_NECK, "strategy": "UPGrad"}),
@@ -225,6 +227,35 @@ def test_workers_read_the_items(make, make_dls):
 def test_half_precision_of_the_fit(make):
     plain = still(lambda learn, cbs: learn.to_bf16().fit(2, 1e-2, cbs=cbs))
     check_twins(make("digit", "ink"), plain, lambda learn: learn.to_bf16().fit_heads(2, 1e-2, "disk"))
+
+
+class Numbers(torch.utils.data.Dataset):
+    "A plain `Dataset`, of images that are drawn anew or not."
+
+    def __init__(self, shift=0.0):
+        self.shift = shift
+
+    def __len__(self):
+        return 16
+
+    def __getitem__(self, i):
+        if i >= 16:
+            raise IndexError(i)
+        image = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(i))
+        return image + (self.shift * torch.rand(1) if self.shift else 0), i % 3, float(i)
+
+
+def test_a_plain_dataset(quiet, tmp_path):
+    def one(dataset, **kwargs):
+        set_seed(1)
+        dls = DataLoaders.from_dsets(dataset, Numbers(), bs=4, num_workers=0)
+        heads = {"kind": ClassificationHead(n_out=3), "n": RegressionHead(n_out=1)}
+        return quiet(multihead_learner(dls, "test_resnet", heads, pretrained=False, path=tmp_path, **kwargs))
+
+    plain = still(lambda learn, cbs: learn.fit(2, 1e-2, cbs=cbs))
+    check_twins(partial(one, Numbers()), plain, lambda learn: learn.fit_heads(2, 1e-2))
+    with pytest.raises(HeadsError, match=r"`views=1`: .*two draws of one item differ"):
+        one(Numbers(1.0)).fit_heads(1)
 
 
 # several inputs
@@ -508,12 +539,10 @@ def test_other_bad_uses_are_refused(make):
     learn = make("digit")()
     with pytest.raises(HeadsError, match="`views` and `dtype` of `fine_tune` are for stored taps"):
         learn.fine_tune(1, views=4)
+    empty = make("digit")()
+    empty.dls.loaders = [dl.new(dl.dataset.new_empty()) for dl in empty.dls.loaders]
+    with pytest.raises(HeadsError, match=r"`fit_heads`: .* found \w*Datasets of 0 items, bs=8"):
+        empty.fit_heads(1)
     learn.model = nn.DataParallel(learn.model)
     with pytest.raises(HeadsError, match="`fit_heads`: the model is wrapped in DataParallel"):
         learn.fit_heads(1)
-
-
-def test_batches_of_several_sizes_are_refused():
-    column = Column.empty(4, torch.zeros(2, 5, 4, 4))
-    with pytest.raises(HeadsError, match=r"`cache`: tap 'features' is \(5, 4, 4\) in one batch and \(5, 4, 8\)"):
-        put(column, np.arange(2), torch.zeros(2, 5, 4, 8), "features")

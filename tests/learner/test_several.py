@@ -1,5 +1,7 @@
 """Several inputs in a learner: freezing and rates, missing inputs, fusions, an encoder that was trained before."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,9 +12,11 @@ from fastai.text.learner import language_model_learner
 from fastai.text.models.awdlstm import AWD_LSTM, awd_lstm_lm_config
 from fastai.vision.core import PILImage
 
+from fastai_heads.bodies.points import cut_points
 from fastai_heads.bodies.table import TabularBody
 from fastai_heads.bodies.text import TextBody
 from fastai_heads.bodies.together import On
+from fastai_heads.data.inputs import dls_inputs
 from fastai_heads.data.partial import PartialBlock
 from fastai_heads.heads.classification import ClassificationHead
 from fastai_heads.heads.regression import RegressionHead
@@ -40,13 +44,21 @@ def kind(request, folder, tmp_path_factory):
     return learn, [{"number": "u"}.get(name, name) for name in inputs]
 
 
+def part_by_part(learn, row):
+    "An item as a tuple of its inputs; a row of a table is a dict."
+    return tuple({"u": row["u"]} if source.kind == "row" else row[source.name] for source in dls_inputs(learn.dls))
+
+
 def test_an_item_is_predicted_as_its_row_of_all(kind):
     learn, columns = kind
     preds, rows = learn.get_preds()[0], frame()[columns]
     for i in (0, N_VALID - 1):
         for item in (rows.iloc[i], rows.to_dict("records")[i]):
             assert torch.allclose(learn.predict(item)[2].mood, preds.mood[i], atol=1e-6)
-    for items in (rows[:N_VALID], rows[:N_VALID].to_dict("records")):
+    tuples = [part_by_part(learn, row) for row in rows[:N_VALID].to_dict("records")]
+    if learn.dls.n_inp > 1:
+        assert torch.equal(learn.predict(tuples[0])[2].mood, learn.predict(rows.iloc[0])[2].mood)
+    for items in (rows[:N_VALID], rows[:N_VALID].to_dict("records"), *([tuples] if learn.dls.n_inp > 1 else [])):
         found = learn.get_preds(dl=learn.dls.test_dl(items))
         assert torch.allclose(found[0].n, preds.n, atol=1e-5) and found[1] is None
 
@@ -72,6 +84,42 @@ def test_everything_of_a_learner_works(kind):
     again = load_learner(learn.path / "learn.pkl")
     item = frame()[columns].to_dict("records")[1]
     assert torch.equal(again.predict(item)[2].mood, learn.predict(item)[2].mood)
+
+
+ELSEWHERE = """
+import sys
+from fastai.learner import load_learner
+for file, item in zip(sys.argv[1::2], sys.argv[2::2]):
+    print(float(load_learner(file).predict(eval(item))[0].n))
+"""
+
+
+def test_exported_learners_predict_in_another_process(folder, tmp_path):
+    args, wanted = [], []
+    for i, (inputs, make) in enumerate(KINDS.values()):
+        arch = {k: RESNET if isinstance(a, Pixels) else a for k, a in make().items()}
+        arch = {k: On(a.input, RESNET) if isinstance(a, On) and a.arch else a for k, a in arch.items()}
+        learn = make_learner(loaders(folder, inputs), arch, pretrained=False)
+        learn.path = tmp_path
+        learn.export(f"{i}.pkl")
+        item = frame()[[{"number": "u"}.get(name, name) for name in inputs]].to_dict("records")[2]
+        args += [str(tmp_path / f"{i}.pkl"), repr(item)]
+        wanted.append(float(learn.predict(item)[0].n))
+    command = [sys.executable, "-W", "ignore", "-c", ELSEWHERE, *args]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert [float(line) for line in said.split()] == pytest.approx(wanted, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_head_is_added_and_taps_are_listed(folder, name):
+    inputs, make = KINDS[name]
+    learn = make_learner(loaders(folder, inputs), make())
+    learn.add_head("aux", ClassificationHead(train_only=True), target="mood")
+    assert learn.model.heads.reads["aux"] == learn.model.heads.reads["mood"]
+    with learn.no_logging():
+        learn.fit(1, 1e-3)
+    names = [body for body, arch in make().items() if not (isinstance(arch, On) and arch.same)]
+    assert set(names) <= set(cut_points(make(), dls=learn.dls).bodies)
 
 
 def test_the_diagram_has_a_box_for_every_input_and_body(folder):

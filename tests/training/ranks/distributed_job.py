@@ -280,13 +280,15 @@ def alike(folder: Path) -> dict[str, torch.Tensor]:
         "frozen": lambda learn: learn.freeze(),
         "bf16": lambda learn: learn.to_bf16(),
         "MixUp": lambda learn: learn.add_cb(MixUp()),
+        "stored": lambda learn: None,
     }.items():
         set_seed(2 + rank_distrib())  # other weights, dropout and blends on every rank
         learn = quiet(multihead_learner(data(folder, ("digit", "tags"), 4), "test_resnet", pretrained=False))
         change(learn)
         with learn.distrib_ctx():
-            learn.fit(1, 1e-2)
+            (learn.fit_heads if name == "stored" else learn.fit)(1, 1e-2)
         found[name] = flat([*learn.model.parameters(), *learn.model.buffers()])
+    found["taps"] = [tap.values.parent.name for s in learn.stored_taps.sets.values() for tap in s.taps.values()]
     return found
 
 

@@ -118,7 +118,7 @@ def test_what_is_drawn_for_every_image_is_another_on_every_rank_and_the_step_is_
     assert not torch.allclose(ranks, one, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["sum", "UPGrad", "FAMO", "frozen", "bf16", "MixUp"])
+@pytest.mark.parametrize("name", ["sum", "UPGrad", "FAMO", "frozen", "bf16", "MixUp", "stored"])
 def test_statistics_of_batch_norms_are_equal_too(found, name):
     first, second = (rank["alike"][name] for rank in found.ranks)
     assert torch.equal(first, second) and first.isfinite().all()
@@ -130,6 +130,11 @@ def test_statistics_of_batch_norms_are_equal_too(found, name):
 def test_metrics_and_predictions_are_of_all_ranks_in_the_order_of_the_data(found, what):
     for rank in found.ranks:
         close(rank["foretold"][what], found.one["foretold"][what], 1e-4)
+
+
+def test_ranks_share_stored_taps(found):
+    first, second = (rank["alike"]["taps"] for rank in found.ranks)
+    assert len(first) == 2 and first == second
 
 
 def test_what_is_compared_says_something(found):

@@ -12,7 +12,6 @@ from fastai.torch_core import set_seed
 from fastai.vision.core import TensorImage
 from fastcore.basics import noop
 from torch import nn
-from torchjd import scalarization
 from torchjd.aggregation import UPGrad
 
 from fastai_heads.bodies.table import TabularBody
@@ -25,7 +24,7 @@ from fastai_heads.learner.factory import multihead_learner
 from fastai_heads.training.strategies.balance import Balance
 from fastai_heads.training.strategies.disjoint import Disjoint
 
-from . import test_balance, test_disjoint
+from . import test_balance, test_disjoint, test_scalarized
 from .conftest import PLAIN, SIDE, Cast, N, Still, losses_of, network, one_step, squared
 
 TAPS = {
@@ -107,11 +106,12 @@ def test_balancing_equals_torchjd_by_hand(small, taps, missing, over):
     test_balance.same(one_step(small(Balance(UPGrad(), over), taps, missing)), wanted)
 
 
+@pytest.mark.parametrize("over", ["body", "taps"])
 @pytest.mark.parametrize("name", test_balance.AGGREGATORS)
-def test_every_aggregator_of_torchjd_goes_over_two_bodies(small, name):
+def test_every_aggregator_of_torchjd_goes_over_two_bodies(small, name, over):
     make = test_balance.AGGREGATORS[name]
-    wanted = test_balance.by_hand(small(), make())
-    test_balance.same(one_step(small(make()), 11), wanted, test_balance.CLOSE.get(name, 1e-10))
+    wanted = test_balance.HAND[over](small(), make())
+    test_balance.same(one_step(small(Balance(make(), over)), 11), wanted, test_balance.CLOSE.get(name, 1e-10))
 
 
 @pytest.mark.parametrize(("taps", "missing"), CASES)
@@ -122,13 +122,12 @@ def test_disjoint_training_equals_the_loop(small, taps, missing):
     test_disjoint.same(learn, hand)
 
 
-@pytest.mark.parametrize("make", [lambda: scalarization.UW(3), scalarization.DWA, lambda: scalarization.FAMO(3)])
-def test_weighted_losses_reach_every_body(small, make):
-    learn = small(make(), missing=True)
-    before = {name: p.clone() for name, p in learn.model.named_parameters()}
-    learn.fit(1, 0.1)
-    moved = {name for name, p in learn.model.named_parameters() if not torch.equal(p, before[name])}
-    assert moved == set(before)
+@pytest.mark.parametrize("name", test_scalarized.SCALARIZERS)
+def test_every_scalarizer_of_torchjd_goes_over_two_bodies(small, name):
+    make = test_scalarized.SCALARIZERS[name]
+    found = one_step(small(make().double(), missing=True), 11)
+    wanted = test_scalarized.by_hand(small(missing=True), make().double())
+    test_scalarized.same({n: g for n, g in found.items() if "strategy" not in n}, wanted)
 
 
 def test_the_sum_is_the_plain_sum(small):
