@@ -16,6 +16,7 @@ from fastai_heads.archs.records import FEATURES, INPUT, PRE_LOGITS, Level, Measu
 from fastai_heads.archs.source import Request, find_network
 from fastai_heads.bodies.contract import Body, Found, tap_key
 from fastai_heads.errors import MISFITS, HeadsError, first_line
+from fastai_heads.values import check_value
 
 __all__ = ["ImageBody", "cut_body", "find_image"]
 
@@ -238,6 +239,8 @@ def find_image(
     **arch_kwargs: Any,
 ) -> Found:
     "Tell which taps an arch of an image has, and how it is cut for those in use. It can be cut once."
+    for name, value in (("pretrained", pretrained), ("grad_checkpointing", grad_checkpointing)):
+        check_value(name, "an arch", value, isinstance(value, bool), "True or False")
     if isinstance(arch, ImageBody):
         return Found((*arch.points, *arch.unlisted), lambda taps: _recut(arch, tuple(taps)))
     network = find_network(Request(arch, pretrained, weights, n_in, arch_kwargs))

@@ -2,7 +2,7 @@
 
 No module that this one imports imports torch, save for a text that fastai's own tokenizer splits."""
 
-import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -147,8 +147,11 @@ class RowReader(InputReader):
                     f"column {column!r} has no number, and had no gap in training: fill it, or train with "
                     "`fill_new_gaps=True` in the TabularBlock."
                 )
-        if not isinstance(value, int | float | np.number | np.bool_) or math.isinf(value):
-            raise HeadsError(f"column {column!r} is to hold finite numbers, found {value!r} ({type(value).__name__}).")
+        fits = isinstance(value, int | float | np.number | np.bool_) and abs(value) <= sys.float_info.max
+        if not fits:
+            raise HeadsError(
+                f"column {column!r} is to hold finite numbers, found {f'{value!r:.80}'} ({type(value).__name__})."
+            )
         mean, deviation = self.said["stats"].get(column, (0.0, 1.0))
         return (float(value) - mean) / deviation
 

@@ -8,10 +8,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fastai_heads.errors import HeadsError, unknown
+from fastai_heads.errors import MISFITS, HeadsError, first_line, unknown
 from fastai_heads.export.answers import decode
+from fastai_heads.export.given import take
 from fastai_heads.export.images import View
 from fastai_heads.export.inputs import make_reader
+from fastai_heads.export.manifest import check_answers, check_inputs
 from fastai_heads.head_tuple import HeadTuple
 
 __all__ = ["Network", "Predictor", "ReadItem"]
@@ -45,6 +47,8 @@ class Predictor:
         manifest: Mapping[str, Any],  # of a bundle
         network: Network,  # what computes
     ):
+        check_inputs(take(manifest, "inputs", list))
+        check_answers(take(manifest, "answers", dict))
         self.manifest, self.network = manifest, network
         self._inputs = tuple(make_reader(said) for said in manifest["inputs"])
         self._heads: dict[str, Mapping[str, Any]] = dict(manifest["answers"])
@@ -84,6 +88,8 @@ class Predictor:
         "Check names of heads."
         if heads is None:
             return self.heads
+        if not isinstance(heads, str | Iterable):
+            raise HeadsError(f"`heads` are names of heads, found {heads!r}. There is {', '.join(self.heads)}.")
         wanted = [heads] if isinstance(heads, str) else list(heads)
         for name in wanted:
             if name not in self._heads:
@@ -120,10 +126,18 @@ class Predictor:
         for place, reader in enumerate(self._inputs):
             arrays |= reader.join([item.parts[place] for item in items])
         found = self.network.run(arrays, heads)
-        return [
-            HeadTuple((decode(self._heads[h], found[h][i], item.view) for h in heads), heads)
-            for i, item in enumerate(items)
-        ]
+        return [HeadTuple((self._decode(h, found[h][i], item) for h in heads), heads) for i, item in enumerate(items)]
+
+    def _decode(self, head: str, value: np.ndarray, item: ReadItem) -> Any:
+        "Say what a head says of an item. Refuses an output that is not what the manifest calls it."
+        try:
+            return decode(self._heads[head], value, item.view)
+        except MISFITS as error:
+            answer = self._heads[head]["answer"]
+            raise HeadsError(
+                f"manifest: the answer of {head!r} is {answer!r}, and the output {value.shape} cannot be read so: "
+                f"{first_line(error)}."
+            ) from error
 
     @classmethod
     def from_onnx(

@@ -31,7 +31,7 @@ from fastai_heads.model import build_model
 from fastai_heads.names import check_name
 from fastai_heads.trunks import Trunk
 
-__all__ = ["multihead_learner"]
+__all__ = ["check_keywords", "multihead_learner"]
 
 _ELSEWHERE = {
     "loss_func": "every head has its own: `heads={name: ClassificationHead(loss=…)}`",
@@ -90,9 +90,15 @@ def multihead_learner(
     a few items go through the whole network, and through every head's loss, decoding and metrics."""
     check_loaders(dls)
     check_columns(dls)
-    _check_kwargs(learner_kwargs)
-    settings = {"pretrained": pretrained, "normalize": normalize, "n_in": n_in, "body_kwargs": body_kwargs}
-    check_settings({**settings, "metrics": metrics, **learner_kwargs})
+    check_keywords(learner_kwargs)
+    settings = {
+        "pretrained": pretrained,
+        "normalize": normalize,
+        "n_in": n_in,
+        "body_kwargs": body_kwargs,
+        "fused": fused,
+    }
+    check_settings({**settings, "fused": fused, "metrics": metrics, **learner_kwargs})
     heads = read_heads(heads)
     data = inspect_data(dls, state_targets(heads))
     dls, targets = data.dls, rename_targets(heads, data.targets)
@@ -113,7 +119,10 @@ def multihead_learner(
     return learn
 
 
-def _check_kwargs(kwargs: Mapping[str, Any]) -> None:
+def check_keywords(
+    kwargs: Mapping[str, Any],  # of `multihead_learner`, that it does not name itself
+) -> None:
+    "Refuse what fastai's `Learner` does not take, and name the place of what is said elsewhere."
     known = [p for p in signature(Learner).parameters if p not in ("dls", "model")]
     for name in kwargs:
         if name in _ELSEWHERE:
@@ -172,6 +181,8 @@ def _find(arch: Any, inputs: Sequence[Input], options: Mapping[str, Any]) -> Fou
     if unused and all(isinstance(a, BodySpec) for a in archs):
         raise HeadsError(f"`{unused[0]}` is for an arch of an image, and `arch` is {archs[0]!r}.")
     image = partial(find_image, **options)
+    if isinstance(arch, On):
+        raise HeadsError(f"`arch`: `On` names a body in a dict, `{{'a': {arch!r}}}`.")
     if isinstance(arch, Mapping):
         return find_bodies(arch, inputs, image)
     if len(inputs) > 1:

@@ -27,6 +27,7 @@ from fastai_heads.training.callbacks import are_callbacks
 from fastai_heads.training.ranks.exchange import from_first_rank
 from fastai_heads.training.ranks.joint import SharedLoader
 from fastai_heads.training.recorder import HeadsRecorder
+from fastai_heads.values import check_value
 from fastai_heads.view.decoded import decode_heads
 from fastai_heads.view.show import show_predictions, show_targets
 
@@ -67,7 +68,9 @@ def get_preds(
 ) -> tuple:  # ([inputs], predictions, targets, [decoded], [losses])
     "Predict all of a data loader, activated. Targets are None where the data has no labels."
     refuse_stock_interpretation(currentframe().f_back, learn.heads)
-    _check_flags(act, kwargs)
+    _check_act(act, kwargs)
+    flags = {"with_input": with_input, "with_decoded": with_decoded, "with_loss": with_loss, "reorder": reorder}
+    _check_flags("get_preds", **flags)
     found = pick_loader(learn.dls, ds_idx, dl, labels="`with_loss=True`" if with_loss else None, batches=True)
     dl, order = _in_order(learn, found.new(shuffle=False) if dl is None else dl, reorder)
     gather = GatherHeads(with_input=with_input, with_loss=with_loss, **kwargs)
@@ -107,6 +110,7 @@ def predict(
 ) -> tuple:  # ([input], decoded, decoded as tensors, activated), a `HeadTuple` each
     "Predict one item by every head. Auxiliary heads are in the last element only."
     check_item(item, learn.dls)
+    _check_flags("predict", with_input=with_input)
     with readable(item):
         dl = learn.dls.test_dl([item], rm_type_tfms=rm_type_tfms, num_workers=0)
         inputs, preds, _, decoded = learn.get_preds(dl=dl, with_input=True, with_decoded=True)
@@ -141,6 +145,10 @@ def tta(
     them out."""
     averaged = _averaged(learn, heads)
     _check_passes(n, beta)
+    _check_flags("tta", use_max=use_max)
+    for name, tfms in (("item_tfms", item_tfms), ("batch_tfms", batch_tfms)):
+        fits = all(callable(f) for f in L(tfms))
+        check_value(name, "`tta`", tfms, fits, "a transform or a list of them, or None for the data's own")
     found = pick_loader(learn.dls, ds_idx, dl)
     dl = found.new(shuffle=False, drop_last=False) if dl is None else found
     if item_tfms is not None or batch_tfms is not None:
@@ -212,7 +220,13 @@ def _decoded(learn: Learner, inputs: tuple, decoded: HeadTuple, max_n: int) -> l
     return decode_heads(learn.dls.valid, inputs, learn.heads.deciding, decoded, max_n)
 
 
-def _check_flags(act: Any, kwargs: Mapping[str, Any]) -> None:
+def _check_flags(method: str, **flags: Any) -> None:
+    "Refuse switches that are neither on nor off."
+    for name, value in flags.items():
+        check_value(name, f"`{method}`", value, isinstance(value, bool), "True or False")
+
+
+def _check_act(act: Any, kwargs: Mapping[str, Any]) -> None:
     "Refuse an activation that is no function, and a keyword that fastai's `get_preds` does not have."
     if act is not None and not callable(act):
         raise HeadsError(f"`act` is a function of a head's output, or None for each head's own, found {act!r}.")

@@ -4,10 +4,11 @@ from collections.abc import Callable, Sequence
 
 import torch
 from fastai.learner import Learner
+from fastai.torch_core import get_model
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from fastai_heads.errors import HeadsError
+from fastai_heads.errors import MISFITS, HeadsError
 from fastai_heads.tasks.reduction import loss_modules, loss_name
 from fastai_heads.training.bound import BoundHead, BoundHeads
 from fastai_heads.training.mixing import blend_losses, find_blend, find_others
@@ -113,7 +114,13 @@ def run_batch(
     learn: Learner,  # a `MultiHeadLearner`, with `xb` and `yb`
 ) -> None:
     "Predict a batch, take its losses, and in training go back from the strategy's objective and step."
-    learn.pred = learn.strategy.predict(learn) if learn.training else learn.model(*learn.xb)
+    try:
+        learn.pred = learn.strategy.predict(learn) if learn.training else learn.model(*learn.xb)
+    except HeadsError:
+        raise
+    except MISFITS:
+        get_model(learn.model)[0].check_inputs(learn.xb)  # where it can, it says what the batch is to be
+        raise
     learn("after_pred")
     if len(learn.yb):
         take_losses(learn)
