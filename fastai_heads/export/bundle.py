@@ -37,7 +37,7 @@ from fastai_heads.export.predictor import Predictor
 from fastai_heads.heads.said import say
 from fastai_heads.heads.spec import HeadSpec
 from fastai_heads.model import MultiHeadModel
-from fastai_heads.modes import evaluate
+from fastai_heads.modes import evaluate, same_random
 from fastai_heads.tasks.box import BoxTask
 from fastai_heads.tasks.classification import ClassificationTask
 from fastai_heads.tasks.detection import DetectionTask
@@ -65,6 +65,7 @@ _ANSWERS = {
 _PACKAGES = ("fastai_heads", "fastai", "torch", "torchvision", "timm", "transformers", "tokenizers", "spacy")
 
 
+@same_random()
 def save_bundle(
     learn: Learner,  # a `MultiHeadLearner`
     folder: str | Path,  # that is written
@@ -218,6 +219,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
+@same_random()
 def load_bundle(
     folder: str | Path,  # what `save_bundle` wrote
     learner: bool = False,  # a `MultiHeadLearner` over `dls`, to train on, instead of a `Predictor`

@@ -28,6 +28,7 @@ from fastai_heads.learner.settings import accept_trial
 from fastai_heads.learner.specs import rename_targets, resolve_heads, state_targets
 from fastai_heads.learner.trial import run_trial
 from fastai_heads.model import build_model
+from fastai_heads.modes import same_random
 from fastai_heads.names import check_name
 from fastai_heads.trunks import Trunk
 
@@ -53,6 +54,7 @@ _BODY = {"taps": "they follow from `tap=` of the heads"} | {
 "What `cut_body` takes that is no option of the arch."
 
 
+@same_random()
 def multihead_learner(
     dls: DataLoaders,  # from a DataBlock or an ImageDataLoaders factory, with one target or several
     arch: str

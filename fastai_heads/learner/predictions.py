@@ -22,6 +22,7 @@ from fastai_heads.head_tuple import HeadTuple
 from fastai_heads.heads.spec import is_number
 from fastai_heads.learner.gather import ConstantOrder, GatherHeads
 from fastai_heads.learner.one_target import refuse_stock_interpretation
+from fastai_heads.modes import same_random
 from fastai_heads.names import names_in
 from fastai_heads.training.callbacks import are_callbacks
 from fastai_heads.training.ranks.exchange import from_first_rank
@@ -72,10 +73,10 @@ def get_preds(
     flags = {"with_input": with_input, "with_decoded": with_decoded, "with_loss": with_loss, "reorder": reorder}
     _check_flags("get_preds", **flags)
     found = pick_loader(learn.dls, ds_idx, dl, labels="`with_loss=True`" if with_loss else None, batches=True)
-    dl, order = _in_order(learn, found.new(shuffle=False) if dl is None else dl, reorder)
     gather = GatherHeads(with_input=with_input, with_loss=with_loss, **kwargs)
     contexts = [_unmeasured(learn), learn.validation_context(cbs=[*L(cbs), gather], inner=inner)]
-    with ContextManagers(contexts + [learn.loss_not_reduced()] * with_loss):
+    with same_random(), ContextManagers(contexts + [learn.loss_not_reduced()] * with_loss):
+        dl, order = _in_order(learn, found.new(shuffle=False) if dl is None else dl, reorder)
         learn._do_epoch_validate(dl=dl)
         return gather.answer(learn.loss_func, [t.name for t in learn.data_targets], act, with_decoded, order)
 
@@ -111,7 +112,7 @@ def predict(
     "Predict one item by every head. Auxiliary heads are in the last element only."
     check_item(item, learn.dls)
     _check_flags("predict", with_input=with_input)
-    with readable(item):
+    with same_random(), readable(item):
         dl = learn.dls.test_dl([item], rm_type_tfms=rm_type_tfms, num_workers=0)
         inputs, preds, _, decoded = learn.get_preds(dl=dl, with_input=True, with_decoded=True)
     *inp, values = _decoded(learn, inputs if learn.dls.n_inp > 1 else (inputs,), decoded, max_n=1)[0]
@@ -129,6 +130,7 @@ def validate(
     return Learner.validate(learn, ds_idx, pick_loader(learn.dls, ds_idx, dl, labels="`validate`", batches=True), cbs)
 
 
+@same_random()
 def tta(
     learn: Learner,  # a `MultiHeadLearner`
     ds_idx: int = 1,  # 0: training set, 1: validation set
@@ -187,6 +189,7 @@ def _averaged(learn: Learner, heads: str | Sequence[str] | None) -> tuple[str, .
     return chosen
 
 
+@same_random()
 def show_batch(
     learn: Learner,  # a `MultiHeadLearner`
     max_n: int = 9,  # how many images
@@ -199,6 +202,7 @@ def show_batch(
     return show_targets(learn.dls, max_n, ds_idx, unique, [t.name for t in learn.data_targets], **kwargs)
 
 
+@same_random()
 def show_results(
     learn: Learner,  # a `MultiHeadLearner`
     ds_idx: int = 1,  # 0: training set, 1: validation set
