@@ -192,13 +192,13 @@ def state(world: dict[str, Any]) -> tuple:
     files = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p != folder and folder not in p.parents}
     settings = [
         (learn.heads.names, [h.loss_weight for h in learn.heads.values()], learn.dls, learn.model, list(learn.cbs),
-         [*learn.metrics], learn.strategy, learn.lr, learn.opt, learn.opt_func, learn.loss_func, learn.model.training)
+         [*learn.metrics], learn.strategy, learn.lr, learn.opt, learn.opt_func, learn.loss_func)
         for learn in learners
     ]  # fmt: skip
     return weights, files, settings
 
 
-DRAWS = re.compile(r"nn\.[A-Z]|encoder\(|dls\(|_dl\(|one\(|UW\(|DataBlock|DataLoaders|loader|cli\(")
+DRAWS = re.compile(r"nn\.[A-Z]|encoder\(|dls\(|_dl\(|one\(|UW\(|DataBlock|DataLoaders|loader|mtab\(|make\(strategy=UPGrad\(\)|cli\(")
 "In a call: what draws numbers itself, a layer of torch or a loader of fastai, before anything of ours is called."
 
 
