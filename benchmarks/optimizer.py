@@ -1,7 +1,8 @@
 """What fused steps save, as ratios timed in turn in one run: `python -m benchmarks.optimizer`.
 
 First the optimizer's step alone, torch's fused kernels against fastai's own; then a whole step of a learner with one
-head, on a batch that is there already, against `vision_learner`'s on the same arch."""
+head, on a batch that is there already, against `vision_learner`'s on the same arch; then one of five heads against
+those of five `vision_learner`s."""
 
 import copy
 import statistics
@@ -25,6 +26,7 @@ from fastai_heads.training.fused_optimizer import fuse
 ARCHS = ("resnet18", "resnet50", "convnext_tiny", "efficientnet_b0")
 ROWS = (("resnet18", 64, 0.90), ("resnet50", 96, 0.93), ("convnext_tiny", 96, 0.93))
 "Arch, side of the images, and the ratio that a learner's step is to stay below."
+FIVE = ("digit", "tags", "ink", "centre", "box")
 BATCH, ROUNDS = 32, 9
 
 
@@ -111,12 +113,24 @@ def print_learners() -> None:
             print(f"{arch:16} {1e3 * statistics.median(theirs):10.1f}  {found}  ≤ {goal:.2f}", flush=True)
 
 
+def print_five(arch: str = "resnet18", side: int = 64, rounds: int = 5) -> None:
+    "Prints the ratio of a step of five heads to the steps of five `vision_learner`s, each with one target."
+    with tempfile.TemporaryDirectory() as folder:
+        sizes = {"bs": BATCH, "size": side, "n": 4 * BATCH, "path": f"{folder}/{side}"}
+        five, one = digits_dls(FIVE, **sizes), digits_dls("digit", **sizes)
+        ours = learner_step(multihead_learner(five, arch, pretrained=False), five.one_batch())
+        single = learner_step(vision_learner(one, arch, pretrained=False), one.one_batch())
+        times = times_in_turn({"ours": ours, "theirs": lambda: [single() for _ in FIVE]}, rounds)
+        print(f"five heads against five learners, {arch}: {spread(times['ours'], times['theirs'])}  ≤ 0.25", flush=True)
+
+
 def main() -> None:
-    "Prints both tables."
+    "Prints all tables."
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     print_optimizers()
     print_learners()
+    print_five()
 
 
 if __name__ == "__main__":

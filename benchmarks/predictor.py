@@ -53,13 +53,16 @@ def main(arch: str = "resnet18", n: int = 1000, size: int = 64) -> None:
 
     print(f"{arch}, {len(TARGETS)} heads, {size} px")
     print(f"one image, predictor / learn.predict: {ratio(lambda: predictor(paths[0]), learned, 15):.3f}")
+    arrays, network = {"image": predictor.read(paths[0]).parts[0][None]}, predictor.network
+    alone = ratio(lambda: network.run(arrays, predictor.heads), learned, 15)
+    print(f"of which the network with its heads takes {alone:.3f}")
     items = [predictor.read(paths[i % len(paths)]) for i in range(n)]
-    arrays = [np.stack([item.parts[0] for item in items[i : i + 32]]) for i in range(0, n, 32)]
+    batches = [np.stack([item.parts[0] for item in items[i : i + 32]]) for i in range(0, n, 32)]
     graph = predictor.network.graph(predictor.heads)
 
     def bare() -> None:
         "Run the network on stacked images, and decode what it says."
-        for k, array in enumerate(arrays):
+        for k, array in enumerate(batches):
             with torch.inference_mode():
                 found = {name: value.numpy() for name, value in graph(torch.from_numpy(array)).items()}
             for i in range(len(array)):

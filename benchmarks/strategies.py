@@ -1,4 +1,5 @@
-"""The cost of strategies, as ratios that are timed in turn in one run: `python -m benchmarks.strategies`.
+"""The cost of strategies, as ratios that are timed in turn in one run: `python -m benchmarks.strategies`. Some of
+them alone: `python -m benchmarks.strategies 2 4 IMTLG AlignedMTL`.
 
 Times are of one training step: forward, backward, optimizer. A strategy that reads K gradients has a step by hand as
 its floor: one forward pass, K times `torch.autograd.grad`, and as many optimizer steps as the strategy takes."""
@@ -19,7 +20,7 @@ from fastai.optimizer import Adam, OptimWrapper
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torchjd.aggregation import IMTLG, MGDA, AlignedMTL, PCGrad, UPGrad
-from torchjd.scalarization import DWA, IMTLL, UW, GeometricMean
+from torchjd.scalarization import DWA, FAMO, IMTLL, UW, GeometricMean
 
 from benchmarks.cut import ratio
 from fastai_heads import Balance, ClassificationHead, Disjoint, MultiHeadLearner, digits_dls, multihead_learner
@@ -45,6 +46,7 @@ ROWS = [
     Row("DWA", lambda: DWA, "sum", 1.10),
     Row("GeometricMean", lambda: GeometricMean, "sum", 1.10),
     Row("IMTLL", lambda: IMTLL, "sum", 1.10),
+    Row("FAMO", lambda: FAMO, "sum", 1.10),
     Row("UPGrad over taps", lambda: Balance(UPGrad(), over="taps"), "sum", 1.10),
     Row("UPGrad", UPGrad, "rows", 1.10),
     Row("MGDA", MGDA, "rows", 1.10),
@@ -198,6 +200,7 @@ def print_memory(dls: Any, batch: tuple[Tensor, ...], n: int) -> None:
 
 def main(
     counts: tuple[int, ...] = COUNTS,  # of heads
+    names: tuple[str, ...] = (),  # of rows; none: all, and memory
 ) -> None:
     "Print a row per strategy and number of heads."
     torch.set_num_threads(1)
@@ -206,14 +209,18 @@ def main(
         dls = digits_dls("digit", bs=BATCH, size=SIZE, n=5 * BATCH, path=Path(folder, "scenes"))
         batch = dls.one_batch()
         for n in counts:
-            print_plain(dls, batch, n)
+            if not names:
+                print_plain(dls, batch, n)
             learn = make_learner(dls, n)
             floor, unit = ratio(rows_by_hand(learn, batch, False), sum_by_hand(learn, batch), REPEATS)
             print(f"{n:2} floor: {floor:.2f} × sum by hand (0.35 + 0.65 K = {0.35 + 0.65 * n:.2f} without optimizer)")
             for row in ROWS:
-                print_row(row, dls, batch, n, unit)
-            print_memory(dls, batch, n)
+                if not names or row.name in names:
+                    print_row(row, dls, batch, n, unit)
+            if not names:
+                print_memory(dls, batch, n)
 
 
 if __name__ == "__main__":
-    main(tuple(map(int, sys.argv[1:])) or COUNTS)
+    given = sys.argv[1:]
+    main(tuple(int(a) for a in given if a.isdigit()) or COUNTS, tuple(a for a in given if not a.isdigit()))

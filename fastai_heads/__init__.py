@@ -16,18 +16,21 @@ _NAMES = {
         "BoxBlock BoxesReader DetectionBlock NumbersReader PartialBlock TabularBlock TabularTargets "
         "TokenizerBlock digit_scenes digits_dls pad_boxes"
     ),
+    "fastai_heads.data.tap_cache": "TapCache",
     "fastai_heads.errors": "HeadsError HeadsWarning",
     "fastai_heads.export.bundle": "load_bundle",
     "fastai_heads.export.hub": "from_hub push_to_hub",
     "fastai_heads.export.onnx": "export_onnx",
     "fastai_heads.export.predictor": "Predictor",
+    "fastai_heads.export.triton": "export_triton",
     "fastai_heads.head_tuple": "HeadTuple",
     "fastai_heads.heads": (
         "BoxHead ClassificationHead CustomHead DetectionHead HeadSpec MultiLabelHead PointHead "
         "RegressionHead SegmentationHead TapShape"
     ),
     "fastai_heads.heads.said": "register_module",
-    "fastai_heads.learner": "MultiHeadLearner multihead_learner",
+    "fastai_heads.learner": "MultiHeadLearner multihead_learner probe_taps",
+    "fastai_heads.probe": "TapReport",
     "fastai_heads.tasks": "MeanAP Task",
     "fastai_heads.training": "Balance ConflictRecorder Disjoint HeadsMonitor LossWeightScheduler Strategy",
     "fastai_heads.trunks": "Trunk",

@@ -41,6 +41,7 @@ from fastai_heads.data import (
 from fastai_heads.data import (
     pad_boxes as pad_boxes,
 )
+from fastai_heads.data.tap_cache import TapCache as TapCache
 from fastai_heads.errors import HeadsError as HeadsError
 from fastai_heads.errors import HeadsWarning as HeadsWarning
 from fastai_heads.export.bundle import load_bundle as load_bundle
@@ -48,6 +49,7 @@ from fastai_heads.export.hub import from_hub as from_hub
 from fastai_heads.export.hub import push_to_hub as push_to_hub
 from fastai_heads.export.onnx import export_onnx as export_onnx
 from fastai_heads.export.predictor import Predictor as Predictor
+from fastai_heads.export.triton import export_triton as export_triton
 from fastai_heads.head_tuple import HeadTuple as HeadTuple
 from fastai_heads.heads import (
     BoxHead as BoxHead,
@@ -82,6 +84,8 @@ from fastai_heads.heads import (
 from fastai_heads.heads.said import register_module as register_module
 from fastai_heads.learner import MultiHeadLearner as MultiHeadLearner
 from fastai_heads.learner import multihead_learner as multihead_learner
+from fastai_heads.learner import probe_taps as probe_taps
+from fastai_heads.probe import TapReport as TapReport
 from fastai_heads.tasks import MeanAP as MeanAP
 from fastai_heads.tasks import Task as Task
 from fastai_heads.training import (

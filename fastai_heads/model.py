@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fastai_heads.bodies.contract import Body
 from fastai_heads.errors import HeadsError, unknown
-from fastai_heads.heads.pooled import PooledHead
+from fastai_heads.heads.pooled import JoinedHead, PooledHead
 from fastai_heads.heads.spec import HeadSpec, TapShape
 from fastai_heads.trunks import PREFIX, Trunk, Trunks, add_trunks, read_by
 
@@ -116,7 +116,7 @@ class Heads(Trunks):
         taps: dict[str, Tensor],  # what the body gives
     ) -> tuple[Tensor, ...]:  # one prediction per head, in order
         tensors = self.run_trunks(taps) if self.trunk_reads else taps
-        pooled: dict[tuple[str, str | None], Tensor] = {}
+        pooled = {key: x for key, x in taps.items() if isinstance(key, tuple)}  # none, unless they were stored
         return tuple(self._predict(self[name], reads, tensors, pooled) for name, reads in self.reads.items())
 
     @staticmethod
@@ -126,12 +126,22 @@ class Heads(Trunks):
         tensors: dict[str, Tensor],
         pooled: dict[tuple[str, str | None], Tensor],
     ) -> Tensor:
-        if not isinstance(head, PooledHead):
+        if not isinstance(head, PooledHead | JoinedHead):
             return head(*(tensors[tap] for tap in reads))
-        key = (reads[0], head.pool_name)
-        if key not in pooled:
-            pooled[key] = head.pool(tensors[reads[0]])
-        return head(pooled[key])
+        keys = [(tap, name) for tap, (name, _) in zip(reads, head.pools)]
+        for key, (_, pool) in zip(keys, head.pools):
+            if key not in pooled:
+                pooled[key] = pool(tensors[key[0]])
+        return head(*(pooled[key] for key in keys))
+
+    def pools(self) -> dict[str, dict[str, nn.Module]]:  # tap → pool by name
+        "List the taps that are read through pools alone: what is stored of those is pooled."
+        found: dict[str, dict[str, nn.Module]] = {}
+        whole = {tap for reads in self.trunk_reads.values() for tap in reads}
+        for head, reads in zip(self.heads.values(), self.reads.values()):
+            for tap, (name, pool) in zip(reads, getattr(head, "pools", [(None, None)] * len(reads))):
+                found.setdefault(tap, {})[name] = pool
+        return {tap: pools for tap, pools in found.items() if None not in pools and tap not in whole}
 
 
 def _without_strategy(heads: Heads, state: dict[str, Any], prefix: str, *_args: Any) -> None:

@@ -198,7 +198,10 @@ def state(world: dict[str, Any]) -> tuple:
     return weights, files, settings
 
 
-DRAWS = re.compile(r"nn\.[A-Z]|encoder\(|dls\(|_dl\(|one\(|UW\(|DataBlock|DataLoaders|loader|mtab\(|make\(strategy=UPGrad\(\)|cli\(")
+DRAWS = re.compile(
+    r"nn\.[A-Z]|encoder\(|dls\(|_dl\(|one\(|"
+    r"UW\(|DataBlock|DataLoaders|loader|mtab\(|make\(strategy=UPGrad\(\)|cli\("  # fmt: skip
+)
 "In a call: what draws numbers itself, a layer of torch or a loader of fastai, before anything of ours is called."
 
 

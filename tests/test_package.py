@@ -36,7 +36,9 @@ LAYERS = {
     "training": {*LEAVES, *NETWORK},
     "view": {*LEAVES, *NETWORK, "training"},
     "export": {*LEAVES, *NETWORK, "learner"},  # the learner in one call alone: a bundle that is trained on
-    "learner": {*LEAVES, *NETWORK, "training", "view", "export"},
+    "learner": {*LEAVES, *NETWORK, "training", "view", "export", "probe"},
+    "serve": {*LEAVES, "export"},
+    "probe": {*LEAVES, *NETWORK, "training"},
     "compare": {*LEAVES, *NETWORK, "training", "view", "learner"},
 }
 ANYTHING = {"__init__", "__main__", "demo"}  # the doors: may import every layer, no layer imports them

@@ -45,6 +45,11 @@ class TapPoint:
     params: int | None = None  # numbers in the body that ends here, None if that is not known
     sequence: bool = False  # a vector for each token of a text
 
+    @property
+    def place(self) -> str:
+        "Say what stands there: a map by its stride, a vector, or a sequence."
+        return f"stride {self.stride}" if self.stride is not None else "a sequence" if self.sequence else "a vector"
+
 
 @dataclass(frozen=True)
 class Measured:

@@ -15,6 +15,16 @@ from fastai_heads.errors import HeadsError, did_you_mean
 __all__ = ["Body", "BodySpec", "Found", "split_in_two", "tap_key"]
 
 
+@dataclass(frozen=True)
+class BodyPart:
+    "A body as the diagram shows it: one of several, or the only one."
+
+    title: str  # its arch, after its name if it has one
+    body: "Body"  # whose parameters it has
+    inputs: tuple[str, ...]  # the names of what it reads
+    taps: tuple[str, ...]  # those in use that it gives
+
+
 class Body(nn.Module, ABC):
     """The contract of what stands before the heads: inputs of a batch in, a tensor for every tap in use out.
 
@@ -70,6 +80,10 @@ class Body(nn.Module, ABC):
     def describe(self) -> list[str]:
         "Say what each of several bodies reads and whether it trains, a line each; nothing where there is one."
         return []
+
+    def parts(self) -> list["BodyPart"]:
+        "List what the diagram shows of it, one for each body."
+        return [BodyPart(self.arch, self, self.input_names, tuple(self.taps))]
 
     def transforms(self) -> list[Transform]:
         "List the batch transforms that the weights in use were trained with, such as `Normalize`."
@@ -193,6 +207,7 @@ class Found:
 
     points: tuple[TapPoint, ...]  # every place that a head may read
     build: Callable[[Iterable[str | int | Level]], Body]  # of the taps in use
+    unlisted: frozenset[str] = frozenset()  # names of the places that only a user who knows them reads
 
 
 class BodySpec(ABC):

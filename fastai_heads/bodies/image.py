@@ -244,14 +244,16 @@ def find_image(
     for name, value in (("pretrained", pretrained), ("grad_checkpointing", grad_checkpointing)):
         check_value(name, "an arch", value, isinstance(value, bool), "True or False")
     if isinstance(arch, ImageBody):
-        return Found((*arch.points, *arch.unlisted), lambda taps: _recut(arch, tuple(taps)))
+        ready = frozenset(p.name for p in (*arch.points, *arch.unlisted) if p.name not in arch.taps)
+        return Found((*arch.points, *arch.unlisted), lambda taps: _recut(arch, tuple(taps)), ready)
     network = find_network(Request(arch, pretrained, weights, n_in, arch_kwargs))
     network.options = arch_kwargs
     measured = _measured(network, arch_kwargs)
     if grad_checkpointing:
         network.cut = network.cut.add_checkpoints(network.net)
     points = (*all_taps(network, measured), *measured.by_hand)
-    return Found(points, lambda taps: ImageBody(network, taps, measured))
+    unlisted = frozenset(p.name for p in measured.by_hand)
+    return Found(points, lambda taps: ImageBody(network, taps, measured), unlisted)
 
 
 def _measured(network: Network, arch_kwargs: dict[str, Any]) -> Measured:

@@ -84,7 +84,9 @@ class RecurrentBody(WordsBody):
         "Take the graph off the weights that dropout made, with which a network can be neither copied nor kept small."
         for rnn in self.net.rnns:
             for name in rnn.layer_names:
-                setattr(rnn.module, name, getattr(rnn.module, name).detach())
+                made = getattr(rnn.module, name).detach()
+                rnn.module._parameters.pop(name, None)  # without dropout it is the weight itself, under a second name
+                setattr(rnn.module, name, made)
 
     @property
     def n_tokens(self) -> int:

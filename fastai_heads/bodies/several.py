@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastai_heads.archs.records import FEATURES, Level, Removed, TapPoint
-from fastai_heads.bodies.contract import Body, tap_key
+from fastai_heads.bodies.contract import Body, BodyPart, tap_key
 from fastai_heads.bodies.joined import join, take
 from fastai_heads.bodies.owners import has_maps, tap_owner
 from fastai_heads.data.inputs import Input
@@ -40,6 +40,7 @@ class Bodies(Body):
     ):
         super().__init__()
         self.reads, self.sources = dict(reads), tuple(sources)
+        self.input_names = tuple(source.name for source in sources)
         self.owners = {name: next(n for n, b in bodies.items() if b is body) for name, body in bodies.items()}
         self.bodies = nn.ModuleDict({_key(name): bodies[name] for name in dict.fromkeys(self.owners.values())})
         self.arch = " + ".join(body.arch for body in self.bodies.values())
@@ -184,6 +185,17 @@ class Bodies(Body):
             if bare:
                 raise HeadsError(f"items {bare} of the batch have none of their inputs: drop those rows.")
 
+    def size_of(
+        self,
+        inputs: tuple[Any, ...],  # of a batch
+    ) -> str:
+        "Say in a message how large inputs are, and of which type, by name."
+        sizes = []
+        for source, x in zip(self.sources, inputs):
+            body = self[next(name for name in self.names if self.reads[name] == source.name)]
+            sizes.append(f"{source.name}: {body.size_of((x,))}" + (f" of {x.dtype}" if isinstance(x, Tensor) else ""))
+        return ", ".join(sizes)
+
     def describe(self) -> list[str]:
         "Say what each body reads and whether it trains, a line each."
         lines = []
@@ -199,6 +211,15 @@ class Bodies(Body):
                 f"{name}: {what} ({body.weights or 'not pretrained'}) on {source.name}, {source.a}{missing}; {size}"
             )
         return lines
+
+    def parts(self) -> list[BodyPart]:
+        "List the bodies, each with its own input and taps. One over another's weights says so."
+        found = []
+        for name, owner in self.owners.items():
+            what = self[name].arch if owner == name else f"the weights of {owner}"
+            taps = tuple(tap for tap in self.taps if self._split(tap)[0] == name)
+            found.append(BodyPart(f"{name}: {what}", self[name], (self.reads[name],), taps))
+        return found
 
     def groups(self) -> list[list[nn.Parameter]]:
         "List the parameters in two groups: all bodies' early ones; all late ones and what stands for missing inputs."

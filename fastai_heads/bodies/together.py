@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import nn
+
 from fastai_heads.archs.records import FEATURES, Level
 from fastai_heads.bodies.contract import Body, BodySpec, Found
 from fastai_heads.bodies.image import find_image
@@ -42,9 +44,8 @@ def find_body(
     if isinstance(arch, BodySpec):
         return arch.find(source)
     if not isinstance(source, ImageInput):
-        raise HeadsError(
-            f"`arch`: input {source.name!r} is {source.a}, which {arch!r} does not read. Say {source.arch}."
-        )
+        what = type(arch).__name__ if isinstance(arch, nn.Module) else repr(arch)
+        raise HeadsError(f"`arch`: input {source.name!r} is {source.a}, which {what} does not read. Say {source.arch}.")
     return image(arch)
 
 
@@ -84,7 +85,8 @@ def find_bodies(
         return Bodies(every, {name: on.input for name, on in bodies.items()}, sources, taps)
 
     flat = (replace(p, name=f"{name}.{p.name}") for name, known in points.items() for p in known)
-    return Found(tuple(flat), build)
+    unlisted = (f"{name}.{tap}" for name, on in bodies.items() for tap in found[on.same or name].unlisted)
+    return Found(tuple(flat), build, frozenset(unlisted))
 
 
 def name_bodies(
@@ -92,6 +94,10 @@ def name_bodies(
     sources: Mapping[str, Input],  # name → input
 ) -> dict[str, On]:  # name of a body → what reads which input
     "Say of every body which input it reads: one without `On` that of its own name."
+    empty = next((name for name, arch in archs.items() if arch is None), None)
+    if empty is not None:
+        say = f" Say {sources[empty].arch}." if empty in sources else ""
+        raise HeadsError(f"`arch`: body {empty!r} is None.{say}")
     bodies = {name: arch if isinstance(arch, On) else On(name, arch) for name, arch in archs.items()}
     _check(bodies, sources)
     return bodies

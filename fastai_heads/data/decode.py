@@ -1,9 +1,10 @@
 """Turn a batch and predictions back into values that people can look at."""
 
 from collections.abc import Sequence
+from copy import copy
 from typing import Any
 
-from fastai.data.core import DataLoaders, TfmdDL
+from fastai.data.core import DataLoaders, Datasets, TfmdDL
 from torch import Tensor
 
 __all__ = ["decode_targets", "dls_of_target", "select_targets"]
@@ -15,12 +16,17 @@ def select_targets(
 ) -> TfmdDL:  # the same inputs with these targets, in this order
     """Make a view of `dl` with some of its targets. fastai pairs values with targets by position. Predictions of some
     targets, or in another order, therefore need a `DataLoader` that has just those."""
+    dataset, types, n_inp = _selected(dl, targets)
+    view = dl.new(dataset)
+    view._types, view._n_inp = types, n_inp
+    return view
+
+
+def _selected(dl: TfmdDL, targets: Sequence[int]) -> tuple[Datasets, dict[type, list[type]], int]:
+    "Give the data with some of its targets, the types of a batch of it, and how many of these are inputs."
     ds, types = dl.dataset, _types(dl)
     places = [*range(ds.n_inp), *(ds.n_inp + t for t in targets)]
-    view = dl.new(type(ds)(tls=[ds.tls[p] for p in places], n_inp=ds.n_inp))
-    view._types = {tuple: [types[p] for p in places]}
-    view._n_inp = ds.n_inp
-    return view
+    return type(ds)(tls=[ds.tls[p] for p in places], n_inp=ds.n_inp), {tuple: [types[p] for p in places]}, ds.n_inp
 
 
 def dls_of_target(
@@ -40,7 +46,9 @@ def decode_targets(
     max_n: int = 9,  # most items to decode
 ) -> list[tuple[Any, ...]]:  # per item its decoded inputs, then its decoded values
     "Decode values of targets by the transforms that made them. Each value goes by its own target, never by position."
-    return list(select_targets(dl, targets).decode_batch((*inputs, *values), max_n=max_n))
+    view = copy(dl)  # it only decodes, for which fastai's `new` is slow
+    view.dataset, view._types, view._n_inp = _selected(dl, targets)
+    return list(view.decode_batch((*inputs, *values), max_n=max_n))
 
 
 def _types(dl: TfmdDL) -> list[type]:

@@ -40,10 +40,12 @@ class HeadsLoaders(DataLoaders):
         **kwargs: Any,  # fastai's: `bs`, `num_workers`, …
     ) -> TfmdDL:
         "fastai's `test_dl`, with the right `n_inp` also where there are labels; no items give no batch."
-        test_items = _as_frame(test_items, self.train_ds)
+        test_items = _as_frame(test_items, self.train_ds, type(self.valid) is TfmdDL)
         _check_items(test_items, self.train_ds, with_labels)
-        _check_loader_options(kwargs)
-        _check_steps(rm_type_tfms, self.train_ds)
+        if kwargs.keys() - {"num_workers"}:
+            _check_loader_options(kwargs)
+        if rm_type_tfms is not None:
+            _check_steps(rm_type_tfms, self.train_ds)
         check_value("with_labels", "`test_dl`", with_labels, isinstance(with_labels, bool), "True or False")
         if not len(test_items):
             return self.valid.new(self.valid_ds.new_empty(), **kwargs)
@@ -130,8 +132,11 @@ def check_item(
     item: Any,  # what stands where one item is to be predicted
     dls: DataLoaders,  # the learner's
 ) -> None:
-    "Refuse several items where one is asked for, and none. A dict is a row, where the data reads columns."
+    """Refuse several items where one is asked for, and none. A dict is a row, where the data reads columns, and a tuple
+    has a part for each of several inputs."""
     if isinstance(item, Mapping) and _read_columns(dls.train_ds, with_labels=False):
+        return
+    if type(item) is tuple and _has_parts(dls.train_ds):
         return
     if isinstance(item, pd.DataFrame):
         raise HeadsError(f"`item` is one row, found {_in_short(item)}: `predict(df.iloc[0])`. {_SEVERAL}")
@@ -142,12 +147,44 @@ def check_item(
 _SEVERAL = "For several items there is `get_preds(dl=learn.dls.test_dl(items))`."
 
 
-def _as_frame(items: Any, train_ds: Datasets) -> Any:
-    "Make a frame of a list of rows, where an input is read from the rows of a frame."
+def _as_frame(items: Any, train_ds: Datasets, one_by_one: bool) -> Any:
+    """Make a frame of a list of rows, or of tuples of the inputs, where an input is read from a frame, and not from its
+    rows one by one."""
+    if isinstance(items, list) and items and all(type(o) is tuple for o in items) and _has_parts(train_ds):
+        items = [_row_of(parts, train_ds) for parts in items]
     rows = isinstance(items, list | tuple) and len(items) > 0 and all(isinstance(o, Mapping | pd.Series) for o in items)
-    if not rows or not _read_columns(train_ds, with_labels=False):
+    columns = _read_columns(train_ds, with_labels=False) if rows else []
+    if not columns or (one_by_one and all(isinstance(o, pd.Series) and set(columns) <= set(o.index) for o in items)):
         return items
     return items if any(dict in L(tl.types) for tl in train_ds.tls) else make_frame(items)
+
+
+def _has_parts(train_ds: Datasets) -> bool:
+    "Tell whether an item has several inputs, which are read from columns that have names."
+    inputs = getattr(train_ds, "tls", [])[: train_ds.n_inp]
+    columns = [columns_of(tl) for tl in inputs]
+    return len(inputs) > 1 and all(found and all(isinstance(c, str) for c in found) for found in columns)
+
+
+def _row_of(parts: tuple, train_ds: Datasets) -> dict[str, Any]:
+    "Make a row of a part for each input: what stands in its column, of a row of a table a dict."
+    columns = [columns_of(tl) for tl in train_ds.tls[: train_ds.n_inp]]
+    order = ", ".join(found[0] if len(found) == 1 else f"{{{', '.join(found)}}}" for found in columns)
+    if len(parts) != len(columns):
+        raise HeadsError(f"an item as a tuple has {len(columns)} parts ({order}), found {len(parts)}.")
+    row: dict[str, Any] = {}
+    for part, found in zip(parts, columns):
+        if not isinstance(part, Mapping | pd.Series):
+            if len(found) > 1 and part is not None:
+                raise HeadsError(
+                    f"an item as a tuple is ({order}); the columns {', '.join(found)} come as a dict, found {part!r}."
+                )
+            part = dict.fromkeys(found, part)
+        lost = [c for c in found if c not in part]
+        if lost:
+            raise HeadsError(f"there is no column {lost[0]!r} in {dict(part)}.{did_you_mean(lost[0], map(str, part))}")
+        row |= {c: part[c] for c in found}
+    return row
 
 
 def _check_items(items: Any, train_ds: Datasets, with_labels: bool) -> None:
@@ -176,6 +213,7 @@ def _check_items(items: Any, train_ds: Datasets, with_labels: bool) -> None:
 def _types_in(said: str) -> str:
     "Put the types that fastai's message names in a line: those that can be read, and what was found."
     *known, found = re.findall(r"<class '(?:[\w.]+\.)?(\w+)'>", said) or [""]
+    known = [name for name in known if not name.startswith("_")]
     return f"are each a {', '.join(known) or 'type that the data reads'}, found {found or said}."
 
 

@@ -8,7 +8,8 @@ from fastai.data.core import DataLoaders, Datasets, TfmdDL, TfmdLists
 from fastai.data.transforms import Categorize, ColReader
 
 from fastai_heads.data.box_items import row_name
-from fastai_heads.data.labels import read_labels
+from fastai_heads.data.inputs import columns_of
+from fastai_heads.data.labels import opens_image, read_labels
 from fastai_heads.data.missing import is_missing
 from fastai_heads.data.partial import Partial
 from fastai_heads.data.rows import EncodedRows
@@ -21,8 +22,11 @@ def check_present(
     ds: Datasets,  # one split, or new items
     split: str,  # what they are, for messages
 ) -> None:
-    "Refuse, by row, an item that has none of its inputs. Where one input may not be missing, there is none such."
+    "Refuse, by row, an item without an image that its block needs, and an item that has none of its inputs."
     inputs = ds.tls[: ds.n_inp]
+    for tl in inputs:
+        if opens_image(tl) and not _is_partial(tl):
+            _check_cells(tl, split)
     if not len(ds) or not all(map(_is_partial, inputs)):
         return
     bare = np.all([_absent(ds, place, split) for place in range(len(inputs))], axis=0)
@@ -32,6 +36,19 @@ def check_present(
             f"{row_name(named, int(bare.argmax()))} of the {split} has none of its inputs ({int(bare.sum())} in all): "
             "drop such rows."
         )
+
+
+def _check_cells(tl: TfmdLists, split: str) -> None:
+    "Refuse an empty cell where the file of an image is to stand."
+    if not isinstance(tl.items, pd.DataFrame):
+        return
+    for column in (c for c in columns_of(tl) if c in tl.items.columns):
+        gaps = tl.items[column].isna().to_numpy()
+        if gaps.any():
+            raise HeadsError(
+                f"column {column!r} has no image in {row_name(tl, int(gaps.argmax()))} of the {split} "
+                f"({int(gaps.sum())} in all): put its block into `PartialBlock(…)`, or drop such rows."
+            )
 
 
 def _is_partial(tl: TfmdLists) -> bool:

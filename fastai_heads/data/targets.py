@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from fastai.data.core import DataLoaders, Datasets, TfmdLists
 from fastai.data.transforms import (
     Categorize,
@@ -34,6 +36,7 @@ from fastai_heads.names import usable_name
 
 __all__ = ["Target", "dls_targets", "target_labels"]
 
+_MASKS = 32
 _SAMPLE = 256  # items of a plain `Dataset` whose labels are read
 
 
@@ -75,14 +78,23 @@ def target_labels(
     index: int,  # the target's place
 ) -> Tensor:  # (N, …) encoded, missing ones left out
     """Read the labels of the training set for one target, without opening an image. Of a plain `Dataset`, which opens
-    one for every item, 256 are read, spread over it. A table's loader has them all."""
+    one for every item, 256 are read, spread over it; of masks 32, at 64 × 64. A table's loader has them all."""
     known = getattr(dls.train, "labels", None)
     if known is not None:
         return known[index][labelled(known[index])].as_subclass(Tensor)
     tl = dls.train_ds.tls[dls.train_ds.n_inp + index]
+    if _kind(tl)[0] == "mask":
+        return _sample_masks(tl)
     rows = range(len(tl)) if step_of(tl, PlainPart) is None else spread(range(len(tl)), _SAMPLE)
     labels = torch.stack([torch.as_tensor(tl[i]) for i in rows])
     return labels[labelled(labels)]
+
+
+def _sample_masks(tl: TfmdLists) -> Tensor:
+    found = [torch.as_tensor(np.array(tl[i]), dtype=torch.float32) for i in spread(range(len(tl)), _MASKS)]
+    planes = [mask.reshape(1, -1, *mask.shape[-2:]) for mask in found]
+    small = [F.interpolate(plane, (64, 64), mode="nearest")[0] for plane in planes]
+    return torch.stack([plane.view(*mask.shape[:-2], 64, 64) for plane, mask in zip(small, found)])
 
 
 def _check_inputs(ds: Datasets) -> None:

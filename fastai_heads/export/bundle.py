@@ -108,7 +108,8 @@ def _last_row(learn: Learner) -> dict[str, float]:
     recorder = getattr(learn, "recorder", None)
     values = list(getattr(recorder, "values", []) or [])
     names = [n for n in getattr(recorder, "metric_names", []) if n not in ("epoch", "time")]
-    return {name: float(value) for name, value in zip(names, values[-1])} if values else {}
+    row = zip(names, values[-1]) if values else ()  # of `learn.predict` it holds nothing
+    return {name: float(value) for name, value in row if value is not None}
 
 
 def describe(

@@ -7,14 +7,24 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from fastai_heads.errors import HeadsError, did_you_mean, writing
 
-__all__ = ["MANIFEST", "SCHEMA", "WEIGHTS", "Tensors", "check_plain", "read_bundle", "read_json", "write_folder"]
+__all__ = [
+    "MANIFEST",
+    "SCHEMA",
+    "WEIGHTS",
+    "Tensors",
+    "check_plain",
+    "make_way",
+    "read_bundle",
+    "read_json",
+    "write_folder",
+]
 
 SCHEMA = 1  # of the manifest; a newer one is refused, an older one is read
 MANIFEST, WEIGHTS, CARD = "manifest.json", "model.safetensors", "README.md"
@@ -50,14 +60,16 @@ def write_folder(
             for name, content in files.items():
                 (aside / name).write_bytes(content)
             aside.chmod(0o755)
-            with _out_of_the_way(folder):
+            with make_way(folder):
                 aside.replace(folder)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
 
 
 @contextmanager
-def _out_of_the_way(folder: Path):
+def make_way(
+    folder: Path,  # whose place is taken; it need not be there
+) -> Iterator[None]:
     "Move an old folder aside, and back if the new one cannot take its place."
     if not folder.exists():
         yield

@@ -16,6 +16,7 @@ from fastai_heads.tasks.task import Task
 
 __all__ = ["Graph", "TorchNetwork", "n_arrays"]
 
+_KEPT = 64  # choices of heads whose networks are kept: of n heads there are 2ⁿ
 _DECODED = ("mask", "class", "plain")  # answers that are decoded here, the others from the probabilities
 
 
@@ -108,11 +109,14 @@ class TorchNetwork:
         heads: tuple[str, ...],  # those that are wanted
     ) -> Graph:
         "Give the module that computes what these heads need."
-        if heads not in self._cut:
+        graph = self._cut.get(heads)
+        if graph is None:
             network = self.network if heads == self.network.heads.names else restrict(self.network, heads)
-            self._cut[heads] = Graph(network.eval(), self.inputs, {name: self.tasks[name] for name in heads})
-            self._cut[heads].to(self.device)
-        return self._cut[heads]
+            graph = Graph(network.eval(), self.inputs, {name: self.tasks[name] for name in heads}).to(self.device)
+            if len(self._cut) >= _KEPT:
+                self._cut.clear()
+            self._cut[heads] = graph
+        return graph
 
     def run(
         self,

@@ -2,7 +2,6 @@
 
 No module that this one imports imports torch, save for a text that fastai's own tokenizer splits."""
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -13,6 +12,8 @@ from fastai_heads.errors import HeadsError, did_you_mean
 from fastai_heads.export.images import View, open_image, see_image
 
 __all__ = ["InputReader", "make_reader"]
+
+_LARGEST = float(np.finfo(np.float64).max)
 
 
 class InputReader:
@@ -147,11 +148,8 @@ class RowReader(InputReader):
                     f"column {column!r} has no number, and had no gap in training: fill it, or train with "
                     "`fill_new_gaps=True` in the TabularBlock."
                 )
-        fits = isinstance(value, int | float | np.number | np.bool_) and abs(value) <= sys.float_info.max
-        if not fits:
-            raise HeadsError(
-                f"column {column!r} is to hold finite numbers, found {f'{value!r:.80}'} ({type(value).__name__})."
-            )
+        if not isinstance(value, int | float | np.number | np.bool_) or abs(value) > _LARGEST:
+            raise HeadsError(f"column {column!r} is to hold finite numbers, found {value!r} ({type(value).__name__}).")
         mean, deviation = self.said["stats"].get(column, (0.0, 1.0))
         return (float(value) - mean) / deviation
 
@@ -170,8 +168,8 @@ class TextReader(InputReader):
         self.arrays = (self.name,)
 
     @cached_property
-    def ids_of(self) -> Callable[[str], Sequence[int]]:
-        "What makes ids of a text."
+    def tokenizer(self) -> tuple[Callable[[str], Sequence[int]], int]:
+        "What makes ids of a text, and how many ids there are."
         return _TOKENIZERS[self.said["tokenizer"]["name"]](self.said["tokenizer"])
 
     def read(self, given: Any) -> tuple[Any, None]:
@@ -182,7 +180,13 @@ class TextReader(InputReader):
             return np.zeros(0, np.int64), None
         if not isinstance(given, str):
             raise HeadsError(f"input {self.name!r}: a text is a str, found {given!r} ({type(given).__name__}).")
-        ids = np.array(self.ids_of(given), np.int64)
+        try:
+            given.encode()
+        except UnicodeEncodeError as error:
+            raise HeadsError(
+                f"input {self.name!r}: the text holds half a character, {error.object[error.start]!a}."
+            ) from None
+        ids = np.array(self.tokenizer[0](given), np.int64)
         if not len(ids):
             raise HeadsError(f"input {self.name!r}: the text {given!r} has no token.")
         return ids, None
@@ -196,7 +200,7 @@ class TextReader(InputReader):
         return {self.name: out}
 
 
-def _hf_tokenizer(said: Mapping[str, Any]) -> Callable[[str], Sequence[int]]:
+def _hf_tokenizer(said: Mapping[str, Any]) -> tuple[Callable[[str], Sequence[int]], int]:
     "Make a tokenizer of the package `tokenizers` from its own text form."
     try:
         from tokenizers import Tokenizer
@@ -206,10 +210,10 @@ def _hf_tokenizer(said: Mapping[str, Any]) -> Callable[[str], Sequence[int]]:
         tokenizer = Tokenizer.from_str(said["text"])
     except Exception as error:  # the package raises a plain Exception
         raise HeadsError(f"the tokenizer of the bundle cannot be read: {error}.") from error
-    return lambda text: tokenizer.encode(text).ids
+    return lambda text: tokenizer.encode(text).ids, tokenizer.get_vocab_size()
 
 
-def _fastai_tokenizer(said: Mapping[str, Any]) -> Callable[[str], Sequence[int]]:
+def _fastai_tokenizer(said: Mapping[str, Any]) -> tuple[Callable[[str], Sequence[int]], int]:
     "Make fastai's tokenizer, with its own rules. It needs torch, as fastai does."
     from fastai.text import core as text_core
 
@@ -217,7 +221,7 @@ def _fastai_tokenizer(said: Mapping[str, Any]) -> Callable[[str], Sequence[int]]
     rules = [getattr(text_core, name) for name in said["rules"]]
     tokenize = text_core.Tokenizer(split, rules=rules)
     numbers = {token: i for i, token in enumerate(said["vocab"]) if token != "xxfake"}
-    return lambda text: [numbers.get(token, 0) for token in tokenize(text)]
+    return lambda text: [numbers.get(token, 0) for token in tokenize(text)], len(said["vocab"])
 
 
 _TOKENIZERS = {"tokenizers": _hf_tokenizer, "fastai": _fastai_tokenizer}

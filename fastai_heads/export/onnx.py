@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from fastai_heads.errors import HeadsError, first_line
 from fastai_heads.export.bundle import predictor_of
 from fastai_heads.export.detections import FixedDetections, nms_translation
+from fastai_heads.export.example import draw_batch
 from fastai_heads.export.graph import Graph
-from fastai_heads.export.inputs import make_reader
 from fastai_heads.export.onnx_session import KEY, output_names
 from fastai_heads.export.predictor import Predictor
 
@@ -26,7 +26,6 @@ __all__ = ["export_onnx"]
 
 _TOLERANCE = 1e-5
 _BATCHES = (1, 2, 5)  # sizes at which the file is checked
-_LENGTH = 12  # tokens of an example text
 
 
 class NamedOutputs(nn.Module):
@@ -145,25 +144,8 @@ def _check_inputs(predictor: Predictor) -> None:
 
 def _example(predictor: Predictor, n: int, takes: str) -> dict[str, Tensor]:
     "Draw a batch, the same each time."
-    rng = np.random.default_rng(n)
-    found: dict[str, np.ndarray] = {}
-    for said in predictor.manifest["inputs"]:
-        reader = make_reader(said)
-        if said["kind"] == "image":
-            image = rng.integers(0, 256, (n, *said["shape"]), dtype=np.uint8)
-            floats = rng.standard_normal((n, said["shape"][2], *said["shape"][:2]), dtype=np.float32)
-            found[said["name"]] = image if takes == "uint8" else floats
-        elif said["kind"] == "row":
-            cats = [rng.integers(0, len(said["classes"][c]) + 1, n) for c in said["codes"]]
-            numbers = rng.standard_normal((n, len(said["conts"])), dtype=np.float32)
-            codes = np.stack(cats, 1) if cats else np.zeros((n, 0), np.int64)
-            found |= dict(zip(reader.arrays, (codes, numbers)))
-        else:
-            ids = rng.integers(2, 10, (n, _LENGTH))
-            ends = rng.integers(_LENGTH // 2, _LENGTH, n)
-            ids[np.arange(_LENGTH) >= ends[:, None]] = said["pad_idx"]
-            found[said["name"]] = ids
-    return {name: torch.from_numpy(array) for name, array in found.items()}
+    drawn = draw_batch(predictor.manifest["inputs"], n, takes)
+    return {name: torch.from_numpy(array) for name, array in drawn.items()}
 
 
 def _export(module: NamedOutputs, example: Mapping[str, Tensor], file: Path) -> None:

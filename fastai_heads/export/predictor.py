@@ -12,11 +12,11 @@ from fastai_heads.errors import MISFITS, HeadsError, first_line, unknown
 from fastai_heads.export.answers import decode
 from fastai_heads.export.given import take
 from fastai_heads.export.images import View
-from fastai_heads.export.inputs import make_reader
+from fastai_heads.export.inputs import InputReader, make_reader
 from fastai_heads.export.manifest import check_answers, check_inputs
 from fastai_heads.head_tuple import HeadTuple
 
-__all__ = ["Network", "Predictor", "ReadItem"]
+__all__ = ["Network", "Predictor", "ReadItem", "open_predictor"]
 
 
 class Network(Protocol):
@@ -34,6 +34,11 @@ class ReadItem:
     def __init__(self, parts: tuple[Any, ...], view: View | None):
         self.parts, self.view = parts, view
 
+    @property
+    def sizes(self) -> tuple[tuple[int, ...], ...]:
+        "The sizes of its images. Items of one batch have the same."
+        return tuple(part.shape for part in self.parts if isinstance(part, np.ndarray) and part.ndim == 3)
+
 
 class Predictor:
     """Answers for items: `predictor(image)` is a `HeadTuple`, `predictor([image, image])` a list of them.
@@ -50,7 +55,7 @@ class Predictor:
         check_inputs(take(manifest, "inputs", list))
         check_answers(take(manifest, "answers", dict))
         self.manifest, self.network = manifest, network
-        self._inputs = tuple(make_reader(said) for said in manifest["inputs"])
+        self.readers: dict[str, InputReader] = {said["name"]: make_reader(said) for said in manifest["inputs"]}
         self._heads: dict[str, Mapping[str, Any]] = dict(manifest["answers"])
 
     @property
@@ -61,7 +66,7 @@ class Predictor:
     @property
     def inputs(self) -> tuple[str, ...]:
         "The inputs, in order."
-        return tuple(reader.name for reader in self._inputs)
+        return tuple(self.readers)
 
     def __call__(
         self,
@@ -104,13 +109,13 @@ class Predictor:
     ) -> ReadItem:
         "Read one item. Refuses what cannot be read, by the input's name."
         row = hasattr(item, "keys") and hasattr(item, "__getitem__")
-        if len(self._inputs) > 1 and not row:
+        if len(self.readers) > 1 and not row:
             raise HeadsError(
-                f"an item has {len(self._inputs)} inputs: a dict {{{', '.join(f'{n!r}: …' for n in self.inputs)}}}, "
+                f"an item has {len(self.readers)} inputs: a dict {{{', '.join(f'{n!r}: …' for n in self.inputs)}}}, "
                 f"found {type(item).__name__}."
             )
         parts, view = [], None
-        for reader in self._inputs:
+        for reader in self.readers.values():
             part, seen = reader.read(reader.take(item) if row else item)
             parts.append(part)
             view = view or seen
@@ -122,11 +127,27 @@ class Predictor:
         heads: tuple[str, ...],  # from `choose`
     ) -> list[HeadTuple]:  # one for each item
         "Compute a batch, and say what the heads say of each item."
+        return [self.say(found, item) for found, item in zip(self.compute(items, heads), items)]
+
+    def compute(
+        self,
+        items: Sequence[ReadItem],  # of one size, where nothing resizes them
+        heads: tuple[str, ...],  # from `choose`
+    ) -> list[dict[str, np.ndarray]]:  # for each item: head → what the network says, (…)
+        "Compute a batch: probabilities, numbers, places from −1 to 1, codes, detections."
         arrays: dict[str, np.ndarray] = {}
-        for place, reader in enumerate(self._inputs):
+        for place, reader in enumerate(self.readers.values()):
             arrays |= reader.join([item.parts[place] for item in items])
         found = self.network.run(arrays, heads)
-        return [HeadTuple((self._decode(h, found[h][i], item) for h in heads), heads) for i, item in enumerate(items)]
+        return [{head: found[head][i] for head in heads} for i in range(len(items))]
+
+    def say(
+        self,
+        found: Mapping[str, np.ndarray],  # of one item, from `compute`
+        item: ReadItem,  # the same
+    ) -> HeadTuple:
+        "Say in the user's terms what the network says of an item."
+        return HeadTuple((self._decode(h, value, item) for h, value in found.items()), found)
 
     def _decode(self, head: str, value: np.ndarray, item: ReadItem) -> Any:
         "Say what a head says of an item. Refuses an output that is not what the manifest calls it."
@@ -162,3 +183,26 @@ def _as_many(items: Any) -> Sequence[Any] | None:
     if isinstance(items, list) or type(items).__name__ == "L":
         return list(items)
     return list(items) if isinstance(items, np.ndarray) and items.ndim == 4 else None
+
+
+def open_predictor(
+    source: str | Path,  # what `save_bundle` or `export_onnx` wrote
+    device: str = "cpu",  # where a bundle's network computes
+    threads: int | None = None,  # that one call uses; None: all cores
+) -> Predictor:
+    "Open a bundle by torch, or an ONNX file without it."
+    if Path(source).suffix == ".onnx":
+        if device != "cpu":
+            raise HeadsError(f"`device` is for a bundle; an ONNX file runs on the CPU, found {device!r}.")
+        return Predictor.from_onnx(source, threads=threads)
+    import torch  # here, as an ONNX file runs where there is none
+
+    from fastai_heads.export.bundle import load_bundle
+
+    try:
+        torch.device(device)
+    except RuntimeError as error:
+        raise HeadsError(f"`device` is one of torch's, such as 'cpu' or 'cuda', found {device!r}.") from error
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return load_bundle(source, device=device)

@@ -41,13 +41,14 @@ class SmpKind:
     last: int = 32  # the stride of the deepest map that it takes: SMP dilates the encoder, here the map is resized
     divisible: bool = False  # it needs sides that 32 divides: the maps are padded, and the answer is cropped
     depth: str = "encoder_depth"  # the class's parameter for the number of levels; '' where it has none
+    image_channels: int = 0  # channels of a level at the image's own stride, made of the image; SMP has none
 
 
 _WIDTHS = {"decoder_channels": (256, 128, 64, 32, 16)}
 _ASPP = {"out_channels": 256, "atrous_rates": (12, 24, 36), "aspp_dropout": 0.5}
 
 DECODERS: dict[str, SmpKind] = {
-    "unet": SmpKind("unet", "UnetDecoder", _WIDTHS, 3, depth="n_blocks"),
+    "unet": SmpKind("unet", "UnetDecoder", _WIDTHS, 3, depth="n_blocks", image_channels=16),
     "unetplusplus": SmpKind("unetplusplus", "UnetPlusPlusDecoder", _WIDTHS, 3, divisible=True, depth="n_blocks"),
     "manet": SmpKind("manet", "MAnetDecoder", _WIDTHS, 3, divisible=True, depth="n_blocks"),
     "linknet": SmpKind("linknet", "LinknetDecoder", divisible=True, depth="n_blocks"),
@@ -82,17 +83,25 @@ class PaddedDecoder(nn.Module):
 
 
 class SmpDecoder(PaddedDecoder):
-    "One of SMP's decoders with its last convolution, initialised as in SMP. Its answer may be coarser than the image."
+    """One of SMP's decoders with its last convolution, initialised as in SMP. Its answer may be coarser than the image.
+
+    Its U-Net also reads a level that the image itself gives, as the one of Ronneberger et al. 2015 does (fig. 1); SMP's
+    own has none, which costs small images most. With `image_channels=0` it is SMP's."""
 
     def __init__(
         self,
         kind: SmpKind,  # of `DECODERS`
         channels: Sequence[int],  # of the image, then at strides 2, 4, 8, 16, 32; 0 where there is no such map
         n_out: int,  # channels of the answer
-        **options: Any,  # for SMP's decoder class, instead of its defaults
+        **options: Any,  # for SMP's decoder class, instead of its defaults; `image_channels`, where the kind has it
     ):
         super().__init__()
         self.kind, self.channels, self.divisible = kind, tuple(channels), kind.divisible
+        width = options.pop("image_channels", kind.image_channels) if kind.image_channels else 0
+        if type(width) is not int or width < 0:
+            raise HeadsError(f"`decoder_options`: 'image_channels' is a whole number of at least 0, found {width!r}.")
+        self.level = ConvLayer(channels[0], width) if width else None
+        channels = [channels[0], *([width] if width else []), *channels[1:]]
         cls = getattr(smp(f"decoders.{kind.module}.decoder"), kind.cls)
         known = [p for p in signature(cls).parameters if p not in ("encoder_channels", "in_channels", kind.depth)]
         _check_options(kind.cls, options, known)
@@ -125,6 +134,7 @@ class SmpDecoder(PaddedDecoder):
         channels."""
         sides, left = self.pad_size(image.shape[-2:]), list(maps)
         found = [_fit(image, sides) if self.divisible else image]
+        found += [] if self.level is None else [self.level(image)]
         for level, channels in enumerate(self.channels[1:], 1):
             size = tuple(-(-side // 2**level) for side in sides)
             x = left.pop(0) if channels else image.new_zeros(len(image), 0, *size)

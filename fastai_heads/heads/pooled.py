@@ -38,6 +38,11 @@ class PooledHead(nn.Module):
         self.pool = nn.Sequential(make_pool(), Flatten()) if pool else nn.Sequential()
         self.layers = create_head(n_in * width, n_out, pool=False, concat_pool=False, **head_kwargs)
 
+    @property
+    def pools(self) -> tuple[tuple[str | None, nn.Module], ...]:
+        "(name, pool) of every tap that it reads."
+        return ((self.pool_name, self.pool),)
+
     def forward(
         self,
         x: Tensor,  # (B, n_in, H, W), or what `pool` makes of it, (B, n_in * width)
@@ -56,15 +61,21 @@ class JoinedHead(nn.Module):
         **head_kwargs,  # as for `PooledHead`
     ):
         super().__init__()
-        self.pools = nn.ModuleList(nn.Sequential(POOLS[p][0](), Flatten()) if p else nn.Sequential() for p in pools)
+        self.pool_names = tuple(pools)
+        self.pool = nn.ModuleList(nn.Sequential(POOLS[p][0](), Flatten()) if p else nn.Sequential() for p in pools)
         n_in = sum(width * (POOLS[p][1] if p else 1) for width, p in zip(widths, pools))
         self.layers = create_head(n_in, n_out, pool=False, concat_pool=False, **head_kwargs)
 
+    @property
+    def pools(self) -> tuple[tuple[str | None, nn.Module], ...]:
+        "(name, pool) of every tap that it reads."
+        return tuple(zip(self.pool_names, self.pool))
+
     def forward(
         self,
-        *taps: Tensor,  # (B, C, H, W) or (B, C) each
+        *taps: Tensor,  # (B, C, H, W) each, or what its pool makes of it, (B, C)
     ) -> Tensor:  # (B, n_out)
-        return self.layers(torch.cat([pool(x) for pool, x in zip(self.pools, taps)], 1))
+        return self.layers(torch.cat([pool(x) if x.ndim > 2 else x for pool, x in zip(self.pool, taps)], 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +96,7 @@ class PooledSpec(HeadSpec):
     y_range: tuple[float, float] | None = None  # the output is squeezed into this range by a sigmoid
     init: Callable | None = nn.init.kaiming_normal_  # initialises the linear layers; None: torch's own
     last_scale: float = 0.05  # the last layer's weights times this at the start; 1: as `create_head` starts
+    from_probe: bool = False  # start where a linear probe of the taps ends; for a linear head, `lin_ftrs=[]`
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -108,6 +120,14 @@ class PooledSpec(HeadSpec):
         for field in ("first_bn", "bn_final", "lin_first"):
             self.check(field, isinstance(getattr(self, field), bool), "True or False")
         self.check("last_scale", is_number(self.last_scale, least=0), "a finite number of at least 0")
+        self.check("from_probe", isinstance(self.from_probe, bool), "True or False")
+        linear = self.lin_ftrs is not None and not len(self.lin_ftrs) and self.first_bn and not self.bn_final
+        if self.from_probe and (not linear or self.lin_first):
+            raise HeadsError(
+                f"`from_probe` of {self.label} is for batch norm and one linear layer: pass `lin_ftrs=[]`, and leave "
+                "`first_bn`, `bn_final` and `lin_first` as they are.",
+                parameter="from_probe",
+            )
 
     def build(self, taps: tuple[TapShape, ...]) -> nn.Module:
         "Build fastai's head on the taps; a vector is not pooled, a map needs a `pool`. Refuses a sequence."

@@ -229,12 +229,13 @@ def _attribute(value: Any, name: str) -> tuple[bool, Any]:
 
 
 def _facts(value: Any) -> Any:
-    "Collect what tells an object of a class from another one: plain attributes and shapes, in its parts too."
+    """Collect what tells an object of a class from another one: plain attributes and shapes, in its parts too. Whether
+    it trains does not: `learn.predict` leaves a network in evaluation."""
     if not isinstance(value, nn.Module):
         inner = getattr(value, "func", None)
         return _plain(vars(value)), None if inner is None else (type(inner), _facts(inner))
     shapes = {name: (tuple(t.shape), t.dtype) for name, t in value.state_dict().items()}
-    return repr(value), shapes, _plain({k: v for k, v in vars(value).items() if not k.startswith("_")})
+    return repr(value), shapes, _plain({k: v for k, v in vars(value).items() if k[0] != "_" and k != "training"})
 
 
 def _plain(attributes: Mapping[str, Any]) -> dict[str, str]:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Self
 
@@ -22,11 +21,13 @@ from fastai_heads.heads.decoders import (
     SmpDecoder,
     make_decoder,
 )
+from fastai_heads.heads.mask_refine import REFINEMENTS, BoundaryRefine, PointRefine, resize_logits
+from fastai_heads.heads.mask_start import code_shares, start_from_shares
 from fastai_heads.heads.spec import HeadSpec, TapShape, check_weights, is_number
 from fastai_heads.tasks.mask import MaskTask
 from fastai_heads.tasks.mask_loss import MASK_LOSSES, MODES, WEIGHTED
 
-__all__ = ["BoundaryRefine", "MaskModule", "SegmentationHead"]
+__all__ = ["MaskModule", "SegmentationHead"]
 
 STRIDES = (2, 4, 8, 16, 32)  # what the decoders read; 2 where the arch has it
 
@@ -48,7 +49,8 @@ class SegmentationHead(HeadSpec):
     class_weights: Sequence[float] | Tensor | None = None  # (n_out,) for cross-entropy, Dice and focal
     ignore_index: int = IGNORE_PIXEL  # the code of a pixel without a label
     threshold: float = 0.5  # a probability, for 'binary' and 'multilabel'
-    refine: bool = False  # a residual block on the logits, for sharper boundaries
+    refine: bool | str = False  # sharper boundaries: True, a residual block on the logits; 'points', as in PointRend
+    prior: bool | Sequence[float] = True  # the codes' shares, which its start predicts; True: of a sample; False: none
 
     kinds: ClassVar[frozenset[str]] = frozenset({"mask", "unknown"})
     predicts: ClassVar[type[MaskTask]] = MaskTask
@@ -70,7 +72,8 @@ class SegmentationHead(HeadSpec):
         self.check("losses", bool(fits), f"one of {', '.join(MASK_LOSSES)}, several, or a dict of each to its weight")
         self.check("ignore_index", type(self.ignore_index) is int, "a whole number")
         self.check("threshold", is_number(self.threshold, least=0, below=1), "a probability")
-        self.check("refine", isinstance(self.refine, bool), "True or False")
+        self.check("prior", isinstance(self.prior, bool) or _are_shares(self.prior), "True, False or a share per code")
+        self.check("refine", self.refine in REFINEMENTS, "False, True or 'points'")
         if not isinstance(self.tap, tuple) or self.tap[0] != INPUT or len(self.tap) < 2:
             raise HeadsError(f"`tap` of {self.label} is a tuple of 'input' and the maps, found {self.tap!r}.")
         own = self.loss is not None or not set(terms) & set(WEIGHTED) or self.mode != "multiclass"
@@ -112,13 +115,33 @@ class SegmentationHead(HeadSpec):
         spec = super().fit(target, labels)
         if spec.mode == "multiclass" and spec.n_out < 2:
             raise HeadsError(f"`n_out={spec.n_out}` of {self.label}: for one logit pass `mode='binary'`.")
-        if spec.class_weights is None:
-            return spec
-        return replace(spec, class_weights=check_weights("class_weights", spec.class_weights, spec.n_out, target))
+        if spec.class_weights is not None:
+            weights = check_weights("class_weights", spec.class_weights, spec.n_out, target)
+            spec = replace(spec, class_weights=weights)
+        return replace(spec, prior=spec._find_prior(target, labels))
+
+    def _find_prior(self, target: Target, labels: Callable[[], Tensor]) -> bool | tuple[float, ...]:
+        "Measure the codes' shares, for a decoder and a loss that can start from them."
+        if not isinstance(self.prior, bool):
+            return check_weights("prior", self.prior, self.n_out, target)
+        rare = set(self.terms) & {"cross_entropy", "focal"}  # losses that a rare code pulls hard at the start
+        starts = self.loss is None and isinstance(self.decoder, str) and target.kind == "mask"
+        if not (self.prior and rare and starts):
+            return False
+        return code_shares(labels(), self.n_out, self.mode, self.ignore_index) or False
 
     def build(self, taps: tuple[TapShape, ...]) -> nn.Module:
         "Make the decoder, and the refinement behind it."
-        return MaskModule(self._decoder(taps), self.n_out, self.refine)
+        decoder = self._decoder(taps)
+        if self.prior is not False and isinstance(self.decoder, str):
+            start_from_shares(decoder.last, self.prior, self.mode)
+        return MaskModule(decoder, self.n_out, self._refinement(taps))
+
+    def _refinement(self, taps: Sequence[TapShape]) -> nn.Module | None:
+        if self.refine != "points":
+            return BoundaryRefine(self.n_out) if self.refine else None
+        fine = next((tap.channels for tap in taps[1:]), 0)
+        return PointRefine(self.n_out, taps[0].channels, fine, exclusive=self.mode == "multiclass")
 
     def _decoder(self, taps: tuple[TapShape, ...]) -> nn.Module:
         channels = [tap.channels for tap in taps]
@@ -146,27 +169,6 @@ class SegmentationHead(HeadSpec):
         return SmpDecoder(DECODERS[self.decoder], levels, self.n_out, **options)
 
 
-class BoundaryRefine(nn.Module):
-    """A residual block on logits; it starts as what changes nothing.
-
-    Source: Peng et al. 2017, "Large kernel matters", sec. 3.2 (boundary refinement)."""
-
-    def __init__(
-        self,
-        n: int,  # channels
-    ):
-        super().__init__()
-        self.layers = nn.Sequential(nn.Conv2d(n, n, 3, padding=1), nn.ReLU(), nn.Conv2d(n, n, 3, padding=1))
-        nn.init.zeros_(self.layers[-1].weight)
-        nn.init.zeros_(self.layers[-1].bias)
-
-    def forward(
-        self,
-        x: Tensor,  # (B, n, H, W)
-    ) -> Tensor:
-        return x + self.layers(x)
-
-
 class MaskModule(nn.Module):
     "A decoder whose answer has the image's height and width."
 
@@ -174,11 +176,11 @@ class MaskModule(nn.Module):
         self,
         decoder: nn.Module,  # takes the image and the maps, gives (B, n_out, h, w)
         n_out: int,  # channels
-        refine: bool = False,  # a `BoundaryRefine` on the logits
+        refine: nn.Module | None = None,  # a `BoundaryRefine` or `PointRefine` of the logits
     ):
         super().__init__()
         self.decoder, self.n_out = decoder, n_out
-        self.refine = BoundaryRefine(n_out) if refine else nn.Identity()
+        self.refine = nn.Identity() if refine is None else refine
 
     def forward(
         self,
@@ -189,11 +191,13 @@ class MaskModule(nn.Module):
         if x.shape[1] != self.n_out:
             raise HeadsError(f"`decoder` gives {x.shape[1]} channels for {self.n_out} codes.")
         height, width = image.shape[-2:]
-        if isinstance(self.decoder, PaddedDecoder):
-            x = _resize(x, self.decoder.pad_size((height, width)))[..., :height, :width]
-        return self.refine(_resize(x, [height, width]))
+        size = self.decoder.pad_size((height, width)) if isinstance(self.decoder, PaddedDecoder) else (height, width)
+        if isinstance(self.refine, PointRefine):
+            return self.refine(x, image, maps[:1], size)[..., :height, :width]
+        return self.refine(resize_logits(x, size)[..., :height, :width])
 
 
-def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
-    "Resize as segmentation_models_pytorch upsamples what its decoders give."
-    return x if list(x.shape[-2:]) == list(size) else F.interpolate(x, size, mode="bilinear", align_corners=True)
+def _are_shares(value: object) -> bool:
+    numbers = value.tolist() if isinstance(value, Tensor) else value
+    shares = isinstance(numbers, list | tuple) and all(is_number(v, least=0, below=1) and v > 0 for v in numbers)
+    return shares and bool(numbers)

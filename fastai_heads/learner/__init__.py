@@ -2,5 +2,6 @@
 
 from fastai_heads.learner.factory import multihead_learner
 from fastai_heads.learner.learner import MultiHeadLearner
+from fastai_heads.learner.taps import probe_taps
 
-__all__ = ["MultiHeadLearner", "multihead_learner"]
+__all__ = ["MultiHeadLearner", "multihead_learner", "probe_taps"]

@@ -113,7 +113,7 @@ _CALLBACKS = Rule(_one_or_all(_is_callback), "a callback or a list of them, such
 
 _TRAINING: dict[str, Rule] = {
     **dict.fromkeys(("n_epoch", "epochs", "freeze_epochs", "start_epoch"), _WHOLE),
-    **dict.fromkeys(("n_cycles", "cycle_len", "num_it"), _COUNT),
+    **dict.fromkeys(("n_cycles", "cycle_len", "num_it", "views"), _COUNT),
     **dict.fromkeys(("lr", "lr_max"), _RATE),
     **dict.fromkeys(("start_lr", "end_lr"), _START),
     "base_lr": Rule(_is_rate, _RATE.expected),
@@ -127,7 +127,7 @@ _TRAINING: dict[str, Rule] = {
     **dict.fromkeys(("reset_opt", "stop_div", "show_plot"), _FLAG),
     "suggest_funcs": Rule(_one_or_all(callable), "a function such as `valley`, or a list of them", True),
 }
-"Of the arguments of fastai's `fit`, `fit_one_cycle`, `fit_flat_cos`, `fit_sgdr`, `fine_tune` and `lr_find`."
+"Of the arguments of fastai's `fit`, `fit_one_cycle`, `fit_flat_cos`, `fit_sgdr`, `fine_tune` and `lr_find`, and ours."
 
 _SETTINGS: dict[str, Rule] = {
     "opt_func": Rule(_makes_optimizer, "a function that makes an optimizer, such as fastai's `Adam`"),

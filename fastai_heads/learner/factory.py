@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
-from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -13,19 +12,18 @@ from torch import nn
 
 from fastai_heads.archs.records import Level
 from fastai_heads.bodies.contract import Body, BodySpec, Found
-from fastai_heads.bodies.image import find_image
-from fastai_heads.bodies.together import On, find_bodies, find_body
 from fastai_heads.data.given import check_columns, check_loaders
-from fastai_heads.data.inputs import Input
 from fastai_heads.data.inspect import inspect_data
 from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError, did_you_mean
 from fastai_heads.heads.spec import HeadSpec
 from fastai_heads.learner.arguments import check_settings
+from fastai_heads.learner.found import check_options, find_arch
 from fastai_heads.learner.heads_file import read_heads
 from fastai_heads.learner.learner import MultiHeadLearner
 from fastai_heads.learner.settings import accept_trial
 from fastai_heads.learner.specs import rename_targets, resolve_heads, state_targets
+from fastai_heads.learner.taps import AUTO, choose_taps, start_heads
 from fastai_heads.learner.trial import run_trial
 from fastai_heads.model import build_model
 from fastai_heads.modes import same_random
@@ -48,11 +46,6 @@ _ELSEWHERE = {
 }
 "What `vision_learner` takes and a learner with several heads says elsewhere."
 
-_BODY = {"taps": "they follow from `tap=` of the heads"} | {
-    name: f"pass `{name}=` to `multihead_learner` itself" for name in ("arch", "pretrained", "weights", "n_in")
-}
-"What `cut_body` takes that is no option of the arch."
-
 
 @same_random()
 def multihead_learner(
@@ -70,6 +63,7 @@ def multihead_learner(
     | None = None,  # names in target order; name → spec, or a dict such as {'kind': 'classification', 'tap': 'layer3'};
     # a TOML or JSON file of such dicts; None: inferred
     *,
+    taps: str | None = None,  # 'auto': `probe_taps` chooses for every pooled head that names no tap but `features`
     trunk: Mapping[str, Trunk] | None = None,  # name → layers shared by the heads that tap it by that name
     strategy: Any = None,  # how the losses become one step: None (their sum by `loss_weight`), a scalarizer or an
     # aggregator of torchjd, `Balance(aggregator, over=…)`, or `Disjoint(opt_func=…, lrs={…})`; a class, or its name,
@@ -106,19 +100,33 @@ def multihead_learner(
     dls, targets = data.dls, rename_targets(heads, data.targets)
     specs = resolve_heads(heads, targets, dls, arch.head if isinstance(arch, BodySpec) else {})
     trunks = _check_trunks(trunk or {}, specs)
-    options = {"pretrained": pretrained, "weights": weights, "n_in": n_in, **_check_options(body_kwargs or {})}
-    body = _build(_find(arch, data.inputs, options), _needed_taps(specs, trunks))
+    options = {"pretrained": pretrained, "weights": weights, "n_in": n_in, **check_options(body_kwargs or {})}
+    specs, report = choose_taps(specs, _is_auto(taps), arch, options, data, normalize)
+    body = _build(find_arch(arch, data.inputs, options), _needed_taps(specs, trunks))
     inputs = data.sample.inputs()
     body.check_inputs(inputs)
     model = build_model(body, {name: spec for name, (spec, _) in specs.items()}, trunks, inputs)
     if normalize:
         data.add_transforms(body.transforms())
+    start_heads(model, specs, data, normalize)
     trial = run_trial(model, data.sample.batch(), specs)
     learn = MultiHeadLearner(dls, model, trial.measured(specs), targets, strategy, fused=fused, **learner_kwargs)
     accept_trial(learn, trial, metrics)
+    learn.tap_report = report
     if body.weights:
         learn.freeze()
     return learn
+
+
+def _is_auto(taps: object) -> bool:
+    "Tell whether probes choose the taps. Refuses anything else that is no tap's place here."
+    if taps not in (None, AUTO):
+        raise HeadsError(
+            f"`taps` is None or 'auto', found {taps!r}: name a head's tap in its spec, "
+            "`heads={name: ClassificationHead(tap=…)}`.",
+            parameter="taps",
+        )
+    return taps == AUTO
 
 
 def check_keywords(
@@ -161,45 +169,6 @@ def _needed_taps(
     readers = {f"`heads[{name!r}]`": spec.reads for name, (spec, _) in specs.items()}
     readers |= {f"`trunk[{name!r}]`": trunk.reads for name, trunk in trunks.items()}
     return {tap: who for who, taps in reversed(readers.items()) for tap in taps if _trunk_of(tap, trunks) is None}
-
-
-def _check_options(body_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    "Give the options of the arch. Refuses what is said elsewhere."
-    for name in _BODY.keys() & body_kwargs.keys():
-        raise HeadsError(f"`body_kwargs` holds options of the arch, and `{name}` is none: {_BODY[name]}.")
-    return dict(body_kwargs)
-
-
-def _find(arch: Any, inputs: Sequence[Input], options: Mapping[str, Any]) -> Found:
-    "Find the arch, or the archs of several inputs. Refuses options that no arch among them takes."
-    archs = list(arch.values()) if isinstance(arch, Mapping) else [arch]
-    archs = [a.arch if isinstance(a, On) else a for a in archs]
-    for name, default in (("weights", None), ("pretrained", True)):
-        built = next((a for a in archs if isinstance(a, nn.Module)), None)
-        if built is not None and len(archs) == 1 and options[name] != default:
-            what = "weights" if name == "weights" else "pretrained=False"
-            raise HeadsError(f"`{what}` cannot be used: `arch` is a {type(built).__name__} that is built already.")
-    unused = [name for name in options if name not in ("pretrained", "n_in") and options[name] is not None]
-    if unused and all(isinstance(a, BodySpec) for a in archs):
-        raise HeadsError(f"`{unused[0]}` is for an arch of an image, and `arch` is {archs[0]!r}.")
-    image = partial(find_image, **options)
-    if isinstance(arch, On):
-        raise HeadsError(f"`arch`: `On` names a body in a dict, `{{'a': {arch!r}}}`.")
-    if isinstance(arch, Mapping):
-        return find_bodies(arch, inputs, image)
-    if len(inputs) > 1:
-        raise HeadsError(_several(inputs))
-    return find_body(arch, inputs[0], image)
-
-
-def _several(inputs: Sequence[Input]) -> str:
-    "Say what `arch` is over several inputs."
-    names = ", ".join(f"{source.name} ({source.a})" for source in inputs)
-    archs = ", ".join(f"{source.name!r}: {source.arch}" for source in inputs)
-    return (
-        f"`arch`: the data has {len(inputs)} inputs, {names}, and each is read by a body of its own: "
-        f"`arch={{{archs}}}`. If some of them are targets, pass `n_inp=` to the DataBlock."
-    )
 
 
 def _build(found: Found, taps: Mapping[str | int | Level, str]) -> Body:

@@ -16,7 +16,7 @@ from fastai_heads.training.bound import BoundHead, BoundHeads
 from fastai_heads.training.ranks.joint import gather_target, speaks
 from fastai_heads.training.step import CombinedLoss
 
-__all__ = ["ConstantOrder", "GatherHeads"]
+__all__ = ["ConstantOrder", "GatherHeads", "activated"]
 
 
 class ConstantOrder:
@@ -87,7 +87,7 @@ class GatherHeads(GatherPredsCallback):
         res: list = [self.inputs] if self.with_input else []
         preds = tuple(self.preds or (h.task.empty() for h in heads.values())) if self.with_preds else None
         if preds is not None:
-            preds = tuple(_activated(h, p, act) for h, p in zip(heads.values(), preds))
+            preds = tuple(activated(h, p, act) for h, p in zip(heads.values(), preds))
         res += [preds, tuple(self.targets) if self.with_targs and len(self.targets) else None]
         if with_decoded and preds is not None:
             res.append(loss_func.decodes(preds))
@@ -107,7 +107,11 @@ class GatherHeads(GatherPredsCallback):
         return res
 
 
-def _activated(head: BoundHead, pred: Tensor, act: Callable | None) -> Tensor:
+def activated(
+    head: BoundHead,
+    pred: Tensor,  # what its `answer` kept of its output
+    act: Callable | None = None,  # instead of its own activation
+) -> Tensor:
     "Return what is answered of one head. Where its task is `by_batch` that has been done."
     if head.task.by_batch:
         return pred

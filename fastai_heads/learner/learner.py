@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 from weakref import ref
 
-from fastai.callback.core import Callback
+from fastai.callback.core import Callback, CancelBackwardException, CancelStepException
 from fastai.callback.fp16 import AMPMode
 from fastai.callback.tracker import TrackerCallback
 from fastai.data.core import DataLoaders
@@ -25,11 +25,14 @@ from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsWarning
 from fastai_heads.export.bundle import save_bundle
 from fastai_heads.heads.spec import HeadSpec
-from fastai_heads.learner import editing, predictions, ranks, settings
+from fastai_heads.learner import editing, frozen, items, predictions, ranks, settings
 from fastai_heads.learner.arguments import check_arguments, check_settings
+from fastai_heads.learner.compiled import compile_learner
 from fastai_heads.learner.export import export
+from fastai_heads.learner.folder import predict_folder
 from fastai_heads.learner.guards import check_batches
 from fastai_heads.learner.head_view import head_learner
+from fastai_heads.learner.suggest import suggest_weights
 from fastai_heads.learner.weights import (
     check_file_name,
     check_load_arguments,
@@ -68,18 +71,23 @@ class MultiHeadLearner(Learner):
     out here is a function of the learner, in the module that bears its name."""
 
     conflict: ConflictRecord | None = None  # what a `ConflictRecorder` saw of the last fit
+    stored_taps: frozen.StoredTaps | None = None  # what `fit_heads` stored; None frees its memory
+    tap_report: Any = None  # the `TapReport` by which probes chose taps, where they did
 
     fit_one_cycle = settings.checked(Learner.fit_one_cycle)
     fit_flat_cos = settings.checked(Learner.fit_flat_cos)
     fit_sgdr = settings.checked(Learner.fit_sgdr)
-    fine_tune = settings.checked(Learner.fine_tune)
     lr_find = settings.checked(Learner.lr_find)
     freeze_to = settings.checked(Learner.freeze_to)
+    fine_tune = frozen.fine_tune
+    fit_heads = frozen.fit_heads
+    suggest_weights = suggest_weights
 
     validation_context = predictions.validation_context
     test_dl = predictions.test_dl
     get_preds = predictions.get_preds
-    predict = predictions.predict
+    predict = items.predict
+    predict_many = items.predict_many
     validate = predictions.validate
     tta = predictions.tta
     show_batch = predictions.show_batch
@@ -94,6 +102,8 @@ class MultiHeadLearner(Learner):
     set_dls = editing.set_dls
     add_head = editing.add_head
     drop_head = editing.drop_head
+    predict_folder = predict_folder
+    compile = compile_learner
     export = export
     save_bundle = save_bundle
 
@@ -197,8 +207,8 @@ class MultiHeadLearner(Learner):
         super().__setattr__(name, value)
 
     def __getstate__(self) -> dict[str, Any]:
-        "Leave out what points to the data that was tried."
-        return {**super().__getstate__(), "tried_dls": None}
+        "Leave out what points to the data that was tried, and what is stored of it."
+        return {**super().__getstate__(), "tried_dls": None, "stored_taps": None}
 
     # training
 
@@ -261,6 +271,11 @@ class MultiHeadLearner(Learner):
 
     def _do_one_batch(self) -> None:
         run_batch(self)
+
+    def _do_grad_opt(self) -> None:
+        self._with_events(self._backward, "backward", CancelBackwardException)
+        self._with_events(self._step, "step", CancelStepException)
+        self.strategy.clear(self)
 
     def _backward(self) -> None:
         self.strategy.backward(self)

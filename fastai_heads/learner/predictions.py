@@ -1,4 +1,4 @@
-"""What a learner with several heads predicts: for a data loader, for one item, under augmentation, as pictures."""
+"""What a learner with several heads predicts: for a data loader, under augmentation, as pictures."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -6,6 +6,7 @@ from inspect import currentframe, signature
 from numbers import Integral
 from typing import Any
 
+import pandas as pd
 import torch
 from fastai.callback.core import GatherPredsCallback, event
 from fastai.data.core import TfmdDL
@@ -16,7 +17,7 @@ from fastcore.xtras import ContextManagers
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from fastai_heads.data.loaders import check_item, pick_loader, readable
+from fastai_heads.data.loaders import pick_loader
 from fastai_heads.errors import HeadsError, did_you_mean
 from fastai_heads.head_tuple import HeadTuple
 from fastai_heads.heads.spec import is_number
@@ -29,10 +30,9 @@ from fastai_heads.training.ranks.exchange import from_first_rank
 from fastai_heads.training.ranks.joint import SharedLoader
 from fastai_heads.training.recorder import HeadsRecorder
 from fastai_heads.values import check_value
-from fastai_heads.view.decoded import decode_heads
 from fastai_heads.view.show import show_predictions, show_targets
 
-__all__ = ["get_preds", "predict", "show_batch", "show_results", "test_dl", "tta", "validate", "validation_context"]
+__all__ = ["get_preds", "show_batch", "show_results", "test_dl", "tta", "validate", "validation_context"]
 
 
 def validation_context(learn: Learner, cbs: Any = None, inner: bool = False) -> ContextManagers:
@@ -103,31 +103,26 @@ def _in_order(learn: Learner, dl: Any, reorder: bool) -> tuple[Any, Tensor | Non
     return dl.new(get_idxs=ConstantOrder(idxs)), torch.tensor(idxs, dtype=torch.long).argsort()
 
 
-def predict(
-    learn: Learner,  # a `MultiHeadLearner`
-    item: Any,  # one item, as `get_items` of the data gives it: a path, an array, a row
-    rm_type_tfms: int | None = None,  # fastai's: how many of the first transforms the item has been through
-    with_input: bool = False,  # the decoded input first
-) -> tuple:  # ([input], decoded, decoded as tensors, activated), a `HeadTuple` each
-    "Predict one item by every head. Auxiliary heads are in the last element only."
-    check_item(item, learn.dls)
-    _check_flags("predict", with_input=with_input)
-    with same_random(), readable(item):
-        dl = learn.dls.test_dl([item], rm_type_tfms=rm_type_tfms, num_workers=0)
-        inputs, preds, _, decoded = learn.get_preds(dl=dl, with_input=True, with_decoded=True)
-    *inp, values = _decoded(learn, inputs if learn.dls.n_inp > 1 else (inputs,), decoded, max_n=1)[0]
-    tensors = HeadTuple((d[0] for d in decoded), decoded.names), HeadTuple((p[0] for p in preds), preds.names)
-    return (*inp, values, *tensors) if with_input else (values, *tensors)
-
-
 def validate(
     learn: Learner,  # a `MultiHeadLearner`
     ds_idx: int = 1,  # 0: training set, 1: validation set
     dl: Any = None,  # a data loader with labels, or a list of batches, instead
     cbs: Any = None,  # callbacks for this time only
-) -> L:  # the total loss, every head's loss, every metric
+    per_head: bool = False,  # as a table: a row for each head and the total, columns for the loss and the metrics
+) -> L | pd.DataFrame:  # the total loss, every head's loss, every metric
     "Measure a data set: fastai's `validate`."
-    return Learner.validate(learn, ds_idx, pick_loader(learn.dls, ds_idx, dl, labels="`validate`", batches=True), cbs)
+    found = pick_loader(learn.dls, ds_idx, dl, labels="`validate`", batches=True)
+    values = Learner.validate(learn, ds_idx, found, cbs)
+    return _by_head(learn, values) if per_head else values
+
+
+def _by_head(learn: Learner, values: Sequence[Any]) -> pd.DataFrame:
+    "Put what was measured into a table. A metric that a head does not have is NaN there."
+    total, *others = values
+    rows = {name: {"loss": loss} for name, loss in zip(learn.heads.names, others)}
+    for metric, value in zip(learn.metrics, others[len(rows) :], strict=True):
+        rows[metric.head.name][metric.called] = value
+    return pd.DataFrame.from_dict({**rows, "total": {"loss": total}}, orient="index").rename_axis("head")
 
 
 @same_random()
@@ -217,11 +212,6 @@ def show_results(
     n_inp = learn.dls.n_inp
     decoded = learn.get_preds(dl=[batch], with_decoded=True)[2]
     return show_predictions(learn, tuple(batch[:n_inp]), tuple(batch[n_inp:]), decoded, max_n, **kwargs)
-
-
-def _decoded(learn: Learner, inputs: tuple, decoded: HeadTuple, max_n: int) -> list[tuple]:
-    "Give for each item its decoded inputs, then a `HeadTuple` of decoded values."
-    return decode_heads(learn.dls.valid, inputs, learn.heads.deciding, decoded, max_n)
 
 
 def _check_flags(method: str, **flags: Any) -> None:

@@ -161,6 +161,7 @@ def _try_data(learn: Learner, data: Inspected) -> None:
     "Refuse data that the network or a head cannot take. What was tried already, and data without items, is not."
     if data.sample is None or (learn.tried_dls is not None and learn.tried_dls() is data.dls):
         return
+    get_model(learn.model)[0].check_inputs(data.sample.inputs())
     run_trial(learn.model, data.sample.batch(), _specs(learn)).check(tuple(learn.heads.values()))
     learn.tried_dls = ref(data.dls)
 

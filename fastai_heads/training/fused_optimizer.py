@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from functools import cache, partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from fastai.optimizer import SGD, Adam, Optimizer, average_grad, average_sqr_grad, l2_reg
@@ -52,11 +52,24 @@ class FusedOptimizer(Optimizer):
         parts = [getattr(cb, "func", cb) for cb in self.cbs]
         self._averages = tuple(key for part, key in _AVERAGES.items() if part in parts)
         self._decoupled = l2_reg not in parts
+        self._dropped: set[nn.Parameter] = set()
+
+    def drop_grads(self) -> None:
+        """Drop the gradients, where `zero_grad` fills them with zeros to which the next ones are added. What has no new
+        gradient by the next step is stepped with zeros then, as after `zero_grad`."""
+        for param in (param for params in self.param_lists for param in params):
+            if param.grad is not None:
+                param.grad = None
+                self._dropped.add(param)
 
     def step(self, closure: Callable | None = None) -> None:
         "Step every parameter that has a gradient."
         if closure is not None:
             super().step(closure)  # refuses it
+        for param in self._dropped:
+            if param.grad is None:
+                param.grad = torch.zeros_like(param.data)
+        self._dropped.clear()
         left = [self._step_group(params, hyper) for params, hyper in zip(self.param_lists, self.hypers)]
         if any(left):
             rest = copy(self)  # with the same state
@@ -73,38 +86,36 @@ class FusedOptimizer(Optimizer):
         if not self._knows(hyper) or len(set(params)) < len(params):  # fastai steps twice what stands there twice
             return params
         left: list[nn.Parameter] = []
-        parts: dict[tuple[bool, torch.device], list[nn.Parameter]] = {}
+        parts: dict[tuple[bool, torch.device], list[Stepped]] = {}
         for param in params:
-            if self._fits(param):
-                key = bool(self.state[param].get("do_wd", True)), param.device
-                parts.setdefault(key, []).append(param)
+            one = Stepped(param.data, param.grad, self.state[param])
+            if self._fits(one):
+                parts.setdefault((bool(one.state.get("do_wd", True)), one.data.device), []).append(one)
             else:
                 left.append(param)
         for (decays, _), part in parts.items():
             self._step_part(part, hyper, float(hyper["wd"]) if decays else 0.0)
         return left
 
-    def _fits(self, param: nn.Parameter) -> bool:
+    def _fits(self, one: "Stepped") -> bool:
         "Tell whether a kernel can step a parameter. The kernels take types, devices and layouts for granted."
-        state, data = self.state[param], param.data
-        found = [param.grad, *(state[key] for key in self._averages if key in state)]
-        return (
-            type(data) is Tensor
-            and _has_kernel(self.torchs, data.device, data.dtype)
-            and all(t.dtype == data.dtype and t.device == data.device and t.layout == data.layout for t in found)
-            and (data.is_contiguous() or torch.empty_like(data, device="meta").stride() == data.stride())  # no gaps
-        )
+        data, kind = one.data, _kind(one.data)
+        if type(data) is not Tensor or not _has_kernel(self.torchs, data.device, data.dtype) or _kind(one.grad) != kind:
+            return False
+        for key in self._averages:
+            if key in one.state and _kind(one.state[key]) != kind:
+                return False
+        return data.is_contiguous() or torch.empty_like(data, device="meta").stride() == data.stride()  # no gaps
 
+    @staticmethod
     def _average(
-        self,
         key: str,  # in the state
-        params: Sequence[nn.Parameter],
+        part: Sequence["Stepped"],
     ) -> list[Tensor]:  # of each, to be written to
         "List an average of the parameters' gradients, which starts from zero."
-        for param in params:
-            state = self.state[param]
-            state[key] = _laid_out(state[key], param) if key in state else torch.zeros_like(param.data)
-        return [self.state[param][key] for param in params]
+        for data, _, state in part:
+            state[key] = _laid_out(state[key], data) if key in state else torch.zeros_like(data)
+        return [state[key] for _, _, state in part]
 
     @abstractmethod
     def _knows(self, hyper: Mapping[str, Any]) -> bool:
@@ -113,11 +124,23 @@ class FusedOptimizer(Optimizer):
     @abstractmethod
     def _step_part(
         self,
-        params: Sequence[nn.Parameter],  # on one device
+        part: Sequence["Stepped"],  # parameters on one device
         hyper: Mapping[str, Any],  # of their group
         wd: float,  # their weight decay
     ) -> None:
         "Step parameters in one call."
+
+    def __getstate__(self) -> dict[str, Any]:
+        "Leave out what was dropped: parameters leave their gradients behind, too."
+        return {**vars(self), "_dropped": set()}
+
+
+class Stepped(NamedTuple):
+    "A parameter in a step: its numbers, out of autograd's sight, as fastai steps them."
+
+    data: Tensor
+    grad: Tensor
+    state: dict[str, Any]
 
 
 class FusedAdam(FusedOptimizer):
@@ -128,14 +151,13 @@ class FusedAdam(FusedOptimizer):
     def _knows(self, hyper: Mapping[str, Any]) -> bool:
         return hyper["mom"] != 1 and hyper["sqr_mom"] != 1  # fastai divides by zero there, and says so
 
-    def _step_part(self, params: Sequence[nn.Parameter], hyper: Mapping[str, Any], wd: float) -> None:
-        states = [self.state[param] for param in params]
-        steps = torch.tensor([float(state.get("step", 0)) for state in states], device=params[0].device)
+    def _step_part(self, part: Sequence[Stepped], hyper: Mapping[str, Any], wd: float) -> None:
+        steps = torch.tensor([float(state.get("step", 0)) for _, _, state in part], device=part[0].data.device)
         adam(
-            _data(params),
-            _grads(params),
-            self._average("grad_avg", params),
-            self._average("sqr_avg", params),
+            [data for data, _, _ in part],
+            _grads(part),
+            self._average("grad_avg", part),
+            self._average("sqr_avg", part),
             [],
             list(steps.unbind()),
             fused=True,
@@ -148,7 +170,7 @@ class FusedAdam(FusedOptimizer):
             weight_decay=wd,
             decoupled_weight_decay=self._decoupled,
         )
-        for state in states:
+        for _, _, state in part:
             state["step"] = state.get("step", 0) + 1
 
 
@@ -160,15 +182,15 @@ class FusedSGD(FusedOptimizer):
     def _knows(self, hyper: Mapping[str, Any]) -> bool:
         return not self._averages or hyper["mom"] != 0  # torch does not keep an average then, and fastai does
 
-    def _step_part(self, params: Sequence[nn.Parameter], hyper: Mapping[str, Any], wd: float) -> None:
+    def _step_part(self, part: Sequence[Stepped], hyper: Mapping[str, Any], wd: float) -> None:
         lr, apart = float(hyper["lr"]), self._decoupled and bool(self._averages)
         if apart and wd:
-            for data in _data(params):
+            for data, _, _ in part:
                 data.mul_(1 - lr * wd)
         sgd(
-            _data(params),
-            _grads(params),
-            self._average("grad_avg", params) if self._averages else [None] * len(params),
+            [data for data, _, _ in part],
+            _grads(part),
+            self._average("grad_avg", part) if self._averages else [None] * len(part),
             fused=True,
             lr=lr,
             momentum=float(hyper["mom"]) if self._averages else 0.0,
@@ -179,18 +201,17 @@ class FusedSGD(FusedOptimizer):
         )
 
 
-def _data(params: Sequence[nn.Parameter]) -> list[Tensor]:
-    "List the parameters' numbers, out of autograd's sight, as fastai steps them."
-    return [param.data for param in params]
+def _kind(tensor: Tensor) -> tuple[torch.dtype, torch.device, torch.layout]:
+    return tensor.dtype, tensor.device, tensor.layout
 
 
-def _grads(params: Sequence[nn.Parameter]) -> list[Tensor]:
-    return [_laid_out(param.grad, param) for param in params]
+def _grads(part: Sequence[Stepped]) -> list[Tensor]:
+    return [_laid_out(grad, data) for data, grad, _ in part]
 
 
-def _laid_out(tensor: Tensor, param: nn.Parameter) -> Tensor:
+def _laid_out(tensor: Tensor, data: Tensor) -> Tensor:
     "Give a tensor whose numbers lie in memory in the parameter's order, such as `channels_last`."
-    return tensor if tensor.stride() == param.stride() else torch.empty_like(param.data).copy_(tensor)
+    return tensor if tensor.stride() == data.stride() else torch.empty_like(data).copy_(tensor)
 
 
 @cache

@@ -75,6 +75,10 @@ class HeadsOptimizer(ShownGroups):
         "Clear the gradients."
         self.opt.zero_grad()
 
+    def drop_grads(self) -> None:
+        "Drop the gradients where the inner optimizer can, else clear them."
+        getattr(self.opt, "drop_grads", self.opt.zero_grad)()
+
     def clear_state(self) -> None:
         "Clear the inner optimizer's state."
         self.opt.clear_state()

@@ -1,7 +1,9 @@
 """Mixed precision on the device that the model is on."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from torch.amp import GradScaler, autocast
 
 from fastai_heads.errors import HeadsError, HeadsWarning
 
-__all__ = ["DevicePrecision", "check_precision", "check_scaler", "warn_of_half"]
+__all__ = ["DevicePrecision", "autocast_of", "check_precision", "check_scaler", "warn_of_half"]
 
 
 class DevicePrecision(MixedPrecision):
@@ -30,6 +32,17 @@ class DevicePrecision(MixedPrecision):
         self.kwargs["enabled"] = half
         self.autocast = autocast(device, dtype=torch.float16 if half else torch.bfloat16)
         self.learn.scaler, self.scales = GradScaler(device, **self.kwargs), L()
+
+
+def autocast_of(
+    cbs: Iterable[Callback | type],  # of a fit
+    device: torch.device,  # of the model
+) -> Callable[[], AbstractContextManager]:
+    "Tell the context in which the fit runs the network."
+    modes = [cb.amp_mode for cb in cbs if isinstance(cb, MixedPrecision)]
+    if not modes:
+        return nullcontext
+    return partial(autocast, device.type, dtype=torch.float16 if modes[-1] == AMPMode.FP16 else torch.bfloat16)
 
 
 def check_precision(

@@ -8,7 +8,7 @@ from fastai.torch_core import get_model
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from fastai_heads.errors import MISFITS, HeadsError
+from fastai_heads.errors import HeadsError
 from fastai_heads.tasks.reduction import loss_modules, loss_name
 from fastai_heads.training.bound import BoundHead, BoundHeads
 from fastai_heads.training.mixing import blend_losses, find_blend, find_others
@@ -114,13 +114,7 @@ def run_batch(
     learn: Learner,  # a `MultiHeadLearner`, with `xb` and `yb`
 ) -> None:
     "Predict a batch, take its losses, and in training go back from the strategy's objective and step."
-    try:
-        learn.pred = learn.strategy.predict(learn) if learn.training else learn.model(*learn.xb)
-    except HeadsError:
-        raise
-    except MISFITS:
-        get_model(learn.model)[0].check_inputs(learn.xb)  # where it can, it says what the batch is to be
-        raise
+    learn.pred = _predict(learn)
     learn("after_pred")
     if len(learn.yb):
         take_losses(learn)
@@ -128,6 +122,15 @@ def run_batch(
     learn("after_loss")
     if learn.training and len(learn.yb):
         learn._do_grad_opt()
+
+
+def _predict(learn: Learner) -> tuple[Tensor, ...]:
+    "Predict the batch. Where the network cannot, its body says which input it is not made for."
+    try:
+        return learn.strategy.predict(learn) if learn.training else learn.model(*learn.xb)
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+        get_model(learn.model)[0].check_inputs(learn.xb)
+        raise
 
 
 def take_losses(

@@ -24,6 +24,7 @@ __all__ = ["draw_heads"]
 _SIZE, _LINE, _PAD = 8.5, 0.17, 0.09  # size of the letters in points; inches of a line, and around a text
 _BETWEEN, _BESIDE = 0.16, 0.5  # inches from box to box in a column, and from column to column
 _TRAINS, _FROZEN, _PLAIN = "#fde3c8", "#cfe2f3", "#f2f2f2"
+_STROKE = {"color": "#666666", "lw": 0.9, "zorder": 0}
 _TITLES = ("input", "body", "taps", "trunks", "heads", "losses", "step")
 
 
@@ -33,7 +34,7 @@ class Box:
 
     key: str
     column: float  # a trunk that reads another trunk stands further right
-    lines: tuple[str, ...]  # the first is bold
+    lines: tuple[str, ...]  # the first is bold; none: a place where a line passes between the boxes of a column
     reads: tuple[str, ...] = ()  # the boxes that it takes from
     color: str = _PLAIN
     dashed: bool = False
@@ -42,7 +43,7 @@ class Box:
     @property
     def width(self) -> float:
         "Inches that the longest line needs."
-        return max(_inches(text, bold=n == 0) for n, text in enumerate(self.lines)) + 2 * _PAD
+        return max((_inches(text, bold=n == 0) for n, text in enumerate(self.lines)), default=0) + 2 * _PAD
 
     @property
     def height(self) -> float:
@@ -62,7 +63,7 @@ def draw_heads(
 ) -> Figure:
     "Draw the network from left to right. Frozen parts are blue, trained parts orange; auxiliary heads are dashed."
     shapes = _measure_shapes(get_model(learn.model), inputs)
-    boxes = [*_body_boxes(learn, shapes), *_head_boxes(learn, shapes)]
+    boxes = _pass_between([*_body_boxes(learn, shapes), *_head_boxes(learn, shapes)])
     columns = [[b for b in boxes if b.column == n] for n in sorted({b.column for b in boxes})]
     _place(columns)
     return _draw_boxes(columns)
@@ -83,18 +84,19 @@ def _measure_shapes(model: MultiHeadModel, inputs: Sequence[Tensor]) -> dict[str
 
 
 def _body_boxes(learn: Learner, shapes: Mapping[str, str]) -> list[Box]:
-    "Make the boxes of the input, the body, its taps and the trunks."
+    "Make the boxes of the inputs, the bodies, their taps and the trunks."
     body, heads = get_model(learn.model)
-    weights = body.weights or "not pretrained"
-    state, color = _state(body)
-    keys = {f"input {name}": name for name in body.input_names}
-    boxes = [Box(key, 0, (name, *([shapes[key]] if key in shapes else []))) for key, name in keys.items()]
-    boxes.append(Box("body", 1, (body.arch, weights, _params(body), state), tuple(keys), color))
+    inputs = {f"input {name}": name for name in body.input_names}
+    boxes = [Box(key, 0, (name, *([shapes[key]] if key in shapes else []))) for key, name in inputs.items()]
+    owner: dict[str, str] = {}
+    for part in body.parts():
+        (state, color), key = _state(part.body), f"body {part.title}"
+        lines = (part.title, part.body.weights or "not pretrained", _params(part.body), state)
+        boxes.append(Box(key, 1, lines, tuple(f"input {name}" for name in part.inputs), color))
+        owner |= dict.fromkeys(part.taps, key)
     for tap in body.taps:
-        stride = body.strides[tap]
-        place = "a vector" if stride is None else f"stride {stride}"
         shape = shapes.get(f"tap {tap}", f"{body.channels[tap]} channels")
-        boxes.append(Box(f"tap {tap}", 2, (tap, shape, place), ("body",)))
+        boxes.append(Box(f"tap {tap}", 2, (tap, shape, body.point(tap).place), (owner[tap],)))
     depth: dict[str, int] = {}
     for name, reads in heads.trunk_reads.items():
         before = _sources(heads, reads)
@@ -131,6 +133,21 @@ def _head_boxes(learn: Learner, shapes: Mapping[str, str]) -> list[Box]:
         step = learn.strategy.label, learn.strategy.opt_label(learn.opt_func)
         boxes.append(Box("step", 6, step, tuple(f"loss {h.name}" for h in order)))
     return boxes
+
+
+def _pass_between(boxes: list[Box]) -> list[Box]:
+    "Lead what skips a column through a place of its own there, so that no line runs behind a box."
+    column, passes = {b.key: b.column for b in boxes}, dict[str, Box]()
+    for box in boxes:
+        reads = []
+        for key in box.reads:
+            start = key
+            for n in sorted({c for c in column.values() if column[start] < c < box.column}):
+                place = Box(f"{start} past {n}", n, (), (key,))
+                key = passes.setdefault(place.key, place).key
+            reads.append(key)
+        box.reads = tuple(reads)
+    return [*boxes, *passes.values()]
 
 
 def _sources(heads: Heads, reads: Sequence[str]) -> list[str]:
@@ -214,7 +231,10 @@ def _draw_boxes(columns: Sequence[Sequence[Box]]) -> Figure:
         title = _TITLES[int(column[0].column)]
         ax.text(left + w / 2, high - _PAD - _LINE / 2, title, ha="center", va="center", color="grey", fontsize=_SIZE)
         for box in column:
-            _draw_box(ax, box, left, w)
+            if box.lines:
+                _draw_box(ax, box, left, w)
+            else:
+                ax.plot((left, left + w), (box.y, box.y), **_STROKE)
             for key in box.reads:
                 _draw_arrow(ax, ends[key], left, box)
     return fig
@@ -232,13 +252,10 @@ def _draw_box(ax: Axes, box: Box, left: float, width: float) -> None:
 
 
 def _draw_arrow(ax: Axes, source: tuple[float, float, Box], left: float, box: Box) -> None:
-    "Draw an arrow from the right side of one box to the left side of another."
-    style = {
-        "arrowstyle": "-|>",
-        "color": "#666666",
-        "lw": 0.9,
-        "ls": "--" if box.dashed else "-",
-        "shrinkA": 0,
-        "shrinkB": 0,
-    }
+    "Draw an arrow from the right side of one box to the left side of another; a line to where one passes a column."
+    if not box.lines:
+        ax.plot((source[1], left), (source[2].y, box.y), **_STROKE)
+        return
+    style = {"arrowstyle": "-|>", "ls": "--" if box.dashed else "-", "shrinkA": 0, "shrinkB": 0}
+    style |= {"color": _STROKE["color"], "lw": _STROKE["lw"]}
     ax.annotate("", xy=(left, box.y), xytext=(source[1], source[2].y), arrowprops=style, zorder=0)

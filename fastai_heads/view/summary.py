@@ -55,7 +55,9 @@ def summarize(
     shapes = dict(zip(heads.names, preds)) if preds is not None else {}
     rows = [_trunk_row(heads, name) for name in heads.trunk_reads]
     rows += [_head_row(head, heads.reads[name], shapes.get(name)) for name, head in learn.heads.items()]
-    return Summary(tuple(_first(body, heads)), tuple(rows), tuple(_last(learn)))
+    report = getattr(learn, "tap_report", None)
+    chosen = () if report is None else (f"Chosen:  {n} reads {h.chosen!r}: {h.reason}" for n, h in report.heads.items())
+    return Summary((*_first(body, heads), *chosen), tuple(rows), tuple(_last(learn)))
 
 
 def _first(body: Body, heads: Heads) -> Iterable[str]:
@@ -81,8 +83,8 @@ def _some(count: int, thing: str) -> str:
 
 
 def _place(body: Body, tap: str) -> str:
-    stride = body.strides[tap]
-    return f"{body.channels[tap]} channels" + (f" at stride {stride}" if stride is not None else ", a vector")
+    point = body.point(tap)
+    return f"{point.channels} channels" + (f", {point.place}" if point.stride is None else f" at {point.place}")
 
 
 def _list_parts(parts: Sequence[Removed]) -> str:

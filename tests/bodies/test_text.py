@@ -182,3 +182,12 @@ def test_inputs_that_are_no_texts_are_refused(body, inputs, match):
     body.check_inputs((text(4)[None],))
     with pytest.raises(HeadsError, match=match):
         body.check_inputs(inputs)
+
+
+def test_without_dropout_it_trains_and_keeps_its_names(texts):
+    body = TextBody(AWD_LSTM, config=CONFIG, drop_mult=0.0).find(NOTE).build(["features"]).train()
+    names = list(body.state_dict())
+    for _ in range(2):
+        body(texts[0][None])["features"].sum().backward()
+    assert list(body.state_dict()) == names
+    assert all(p.grad is not None for p in body.parameters())

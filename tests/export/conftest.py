@@ -19,6 +19,7 @@ from fastai_heads.data.captions import captioned_scenes
 from fastai_heads.data.digits import digit_scenes, digits_block
 from fastai_heads.data.rows import TabularBlock
 from fastai_heads.data.texts import TokenizerBlock
+from fastai_heads.export.onnx import export_onnx
 from fastai_heads.heads import ClassificationHead, DetectionHead, RegressionHead
 from fastai_heads.learner import MultiHeadLearner, multihead_learner
 from fastai_heads.trunks import Trunk
@@ -111,6 +112,18 @@ def encoder() -> nn.Module:
 
 
 @pytest.fixture(scope="session")
+def hush() -> Callable[[MultiHeadLearner], MultiHeadLearner]:
+    "Give the function that quietens a learner."
+    return hushed
+
+
+@pytest.fixture
+def small_text() -> tuple[object, nn.Module]:
+    "Make a small tokenizer, and a network for its tokens."
+    return words(), encoder()
+
+
+@pytest.fixture(scope="session")
 def several(tmp_path_factory) -> MultiHeadLearner:
     "Make a learner of an image, a row with gaps and a text."
     path = tmp_path_factory.mktemp("captions") / "scenes"
@@ -135,3 +148,9 @@ def several(tmp_path_factory) -> MultiHeadLearner:
         learn = hushed(multihead_learner(dls, arch, pretrained=False))
     learn.frame = frame
     return learn
+
+
+@pytest.fixture(scope="session")
+def several_file(several, tmp_path_factory) -> Path:
+    "Export it once, in 8 bits."
+    return export_onnx(tmp_path_factory.mktemp("onnx") / "several.onnx", several, int8=True)

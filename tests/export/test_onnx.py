@@ -60,14 +60,23 @@ def test_it_runs_without_torch(exported, scenes, rows):
     assert done.stdout.strip() == f"{exported[0](scenes / rows.image[0]).digit.label} []"
 
 
-def test_tables_and_texts_and_int8(several, tmp_path):
-    predictor = predictor_of(several)
-    session = Predictor.from_onnx(export_onnx(tmp_path / "m.onnx", predictor, int8=True))
+def test_tables_and_texts_and_int8(several, several_file):
+    predictor, session = predictor_of(several), Predictor.from_onnx(several_file)
     for i in range(4):
         row = several.frame.iloc[i]
         item = {**row, "image": several.path / row["image"]}
         assert session(item).holds.probability == pytest.approx(predictor(item).holds.probability, abs=0.02)
     assert 0 < session.manifest["int8_difference"] < 0.02
+
+
+def test_detections_of_fcos(make_images, scenes, rows, tmp_path):
+    small = {"channels": 64, "extra_levels": 0, "score_thresh": 0.0, "decode_score": 0.01}
+    learn = make_images(("boxes",), heads={"boxes": DetectionHead(kind="fcos", **small)}, arch="test_resnet")
+    predictor = predictor_of(learn)
+    session = Predictor.from_onnx(export_onnx(tmp_path / "m.onnx", predictor), threads=1)
+    images = [scenes / name for name in rows.image[:4]]
+    for a, b in zip(predictor(images), session(images)):
+        assert len(a.boxes.labels) > 0 and a.boxes.scores == pytest.approx(b.boxes.scores, abs=1e-5)
 
 
 def test_a_file_that_does_not_agree_is_not_kept(make_images, tmp_path, monkeypatch):

@@ -36,7 +36,8 @@ def test_a_decoder_is_smps(name):
     "Same features and weights: the logits of the whole of SMP's model, at a size that needs no padding."
     options = {"encoder_depth": 5} if name == "pspnet" else {}
     theirs = MODELS[name]("resnet18", encoder_weights=None, classes=3, **options).eval()
-    ours = MaskModule(SmpDecoder(DECODERS[name], CHANNELS, 3), 3).eval()
+    own = {"image_channels": 0} if DECODERS[name].image_channels else {}
+    ours = MaskModule(SmpDecoder(DECODERS[name], CHANNELS, 3, **own), 3).eval()
     ours.decoder.decoder.load_state_dict(theirs.decoder.state_dict())
     ours.decoder.last.load_state_dict(theirs.segmentation_head[0].state_dict())
     x = torch.randn(2, 3, *((128, 160) if name == "pan" else (64, 96)))  # PAN halves stride 16 three times

@@ -77,6 +77,7 @@ def test_a_loss_computes_the_same():
     "module",
     [
         nn.Conv2d(3, 4, 3, stride=2, padding=1, groups=1, bias=False),
+        nn.Conv2d(3, 4, 1).eval(),  # as `learn.predict` leaves it
         nn.Linear(3, 2),
         nn.BatchNorm2d(4, momentum=0.3),
         nn.Sequential(nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4), nn.SiLU(), nn.Dropout2d(0.2)),

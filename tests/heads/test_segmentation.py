@@ -1,7 +1,5 @@
 """Masks: SMP's decoders and fastai's U-Net on any body, their losses, and what is refused."""
 
-from types import SimpleNamespace
-
 import fastai.vision.all  # noqa: F401  users import it: `fit_one_cycle` comes with it
 import numpy as np
 import pandas as pd
@@ -20,12 +18,12 @@ from fastai_heads.data.digits import digit_scenes, digits_dls
 from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError
 from fastai_heads.heads.defaults import default_head
-from fastai_heads.heads.segmentation import BoundaryRefine, MaskModule, SegmentationHead
+from fastai_heads.heads.segmentation import MaskModule, SegmentationHead
 from fastai_heads.heads.spec import TapShape
 from fastai_heads.learner import multihead_learner
-from fastai_heads.tasks.mask_metrics import BoundaryF1, MaskIoU
 from fastai_heads.view.interpret import HeadsInterpretation
 
+NO_MASKS = torch.zeros(0, 8, 8)
 MASK = Target("mask", 0, "mask", 3, ("paper", "ink", "blot"))
 TAPS = tuple(TapShape(f"t{s}", c, s) for s, c in ((1, 3), (2, 4), (4, 6), (8, 8), (16, 10), (32, 12)))
 
@@ -35,7 +33,7 @@ def maps(height: int, width: int, taps=TAPS) -> list[torch.Tensor]:
 
 
 def fitted(**fields) -> SegmentationHead:
-    return SegmentationHead(**fields).fit(MASK, lambda: None)
+    return SegmentationHead(**fields).fit(MASK, lambda: NO_MASKS)
 
 
 @pytest.fixture(scope="module")
@@ -129,11 +127,6 @@ def test_masks_may_be_missing(path, make):
     assert np.isfinite([v for v in learn.rows[-1] if isinstance(v, float)]).all()
 
 
-def test_refinement_starts_as_what_changes_nothing():
-    x = torch.randn(2, 3, 8, 9)
-    assert torch.equal(BoundaryRefine(3)(x), x)
-
-
 def test_a_decoder_of_ones_own():
     head = fitted(tap=("input", 8), decoder=lambda image, deep: _Own(deep)).build((TAPS[0], TAPS[3]))
     assert isinstance(head, MaskModule)
@@ -154,7 +147,7 @@ class _Own(nn.Module):
 
 def test_binary_and_several_labels_decode_by_the_threshold():
     logits = torch.randn(2, 1, 4, 4)
-    spec = SegmentationHead(mode="binary", threshold=0.3).fit(Target("m", 0, "mask", 2, ("a", "b")), lambda: None)
+    spec = SegmentationHead(mode="binary", threshold=0.3).fit(Target("m", 0, "mask", 2, ("a", "b")), lambda: NO_MASKS)
     task = spec.task(Target("m", 0, "mask", 2, ("a", "b")))
     probs = task.activation(logits)
     assert spec.n_out == 1 and torch.equal(task.decode(probs), (logits[:, 0].sigmoid() > 0.3).long())
@@ -298,32 +291,6 @@ def test_two_masks_may_have_codes_of_their_own(tmp_path):
         learn.fit(1)
         matrix = HeadsInterpretation.from_learner(learn).confusion_matrix("mask")
     assert matrix.shape == (6, 6) and matrix[5].sum() == 2 * 32 * 32
-
-
-def test_refinement_sharpens_boundaries():
-    "Masks that the decoder makes too thin: the overlap gains a little of it, the boundaries nearly all."
-    yy, xx = torch.meshgrid(torch.arange(48), torch.arange(48), indexing="ij")
-    centres = torch.rand(24, 2, 1, 1) * 24 + 12
-    truth = (((yy - centres[:, 0]) ** 2 + (xx - centres[:, 1]) ** 2) < 81).long()
-    ink = torch.nn.functional.avg_pool2d(truth[:, None].float(), 4)
-    ink = torch.nn.functional.interpolate(ink, scale_factor=4, mode="bilinear") - 0.8
-    logits = torch.cat([-ink, ink], 1) * 8
-    refine, loss = BoundaryRefine(2), torch.nn.CrossEntropyLoss()
-    opt = torch.optim.Adam(refine.parameters(), 1e-2)
-
-    def measured(metric, maps):
-        metric.reset()
-        metric.accumulate(SimpleNamespace(pred=maps, y=truth[16:]))
-        return metric.value
-
-    before = [measured(m, refine(logits[16:]).detach()) for m in (MaskIoU(), BoundaryF1(tolerance=0))]
-    for _ in range(60):
-        opt.zero_grad()
-        loss(refine(logits[:16]), truth[:16]).backward()
-        opt.step()
-    after = [measured(m, refine(logits[16:]).detach()) for m in (MaskIoU(), BoundaryF1(tolerance=0))]
-    assert before[0] > 0.7 and before[1] < 0.3
-    assert after[0] > before[0] and after[1] > 0.6
 
 
 def test_without_smp_the_error_says_how_to_install_it(monkeypatch):

@@ -11,6 +11,8 @@ from fastai.data.transforms import IndexSplitter
 from fastai_heads.data.digits import digit_scenes, digits_block, digits_dls
 from fastai_heads.learner import MultiHeadLearner, multihead_learner
 
+from .inputs import write_photos
+
 N, SIDE = 40, 32  # 32 scenes to train on, 8 to validate
 
 
@@ -74,3 +76,11 @@ def make_learner(make_dls, quiet) -> Callable[..., MultiHeadLearner]:
         return quiet(multihead_learner(dls, arch, **{"pretrained": False, **kwargs}))
 
     return make
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    "Photographs for learners of several inputs."
+    path = tmp_path_factory.mktemp("photos")
+    write_photos(path)
+    return path

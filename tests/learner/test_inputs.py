@@ -4,20 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import pytest
 import torch
-from fastai.data.block import CategoryBlock, DataBlock, RegressionBlock
-from fastai.data.transforms import ColReader, IndexSplitter
 from fastai.learner import load_learner
-from fastai.text.data import TextBlock
 from fastai.text.models.awdlstm import AWD_LSTM
-from fastai.torch_core import set_seed
-from fastai.vision.core import PILImageBW
-from fastai.vision.data import ImageBlock
-from fastcore.basics import noop
-from PIL import Image
 from torch import nn
 
 from fastai_heads.bodies.points import cut_points
@@ -25,83 +15,13 @@ from fastai_heads.bodies.table import TabularBody
 from fastai_heads.bodies.text import TextBody
 from fastai_heads.bodies.together import On
 from fastai_heads.data.partial import PartialBlock
-from fastai_heads.data.rows import TabularBlock
 from fastai_heads.errors import HeadsError
 from fastai_heads.heads.classification import ClassificationHead
 from fastai_heads.heads.regression import RegressionHead
-from fastai_heads.learner import multihead_learner
 from fastai_heads.trunks import Trunk
 from fastai_heads.view.interpret import HeadsInterpretation
 
-N, N_VALID, SIDE = 24, 8, 16
-INPUTS = ["photo", "kind", "u", "note"]
-TEXT = TextBody(AWD_LSTM, config={"emb_sz": 8, "n_hid": 12, "n_layers": 2})
-ROW = TabularBody(layers=[6])
-
-
-class Pixels(nn.Module):
-    "A network of two layers, with a map and a stride."
-
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.ReLU())
-        self.layer = nn.Sequential(nn.Conv2d(4, 5, 3, 2, 1), nn.ReLU())
-        self.fc = nn.Linear(5, 2)
-
-    def forward(self, x):
-        return self.fc(self.layer(self.stem(x)).mean((2, 3)))
-
-
-def archs(**others):
-    return {"photo": Pixels(), "row": ROW, "note": TEXT, **others}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
-    for i in range(N):
-        Image.fromarray(rng.integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8)).save(path / f"{i}.png")
-    return path
-
-
-def frame() -> pd.DataFrame:
-    rng = np.random.default_rng(1)
-    words = ["the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "far", "away", "home"]
-    return pd.DataFrame(
-        {
-            "photo": [f"{i}.png" for i in range(N)], "other": [f"{(i * 7) % N}.png" for i in range(N)],
-            "kind": rng.choice(list("xyz"), N), "u": rng.normal(size=N),
-            "note": [" ".join(rng.choice(words, rng.integers(1, 14))) for _ in range(N)],
-            "mood": ["p", "q"] * (N // 2), "n": rng.normal(size=N),
-        }
-    )  # fmt: skip
-
-
-def loaders(folder, inputs=("photo", "row", "note"), table=None, wrap=noop):
-    "Loaders over some inputs, in the order given, with the targets `mood` and `n`."
-    known = {
-        "photo": (lambda: wrap(ImageBlock()), lambda: ColReader("photo", pref=folder)),
-        "other": (lambda: wrap(ImageBlock()), lambda: ColReader("other", pref=folder)),
-        "row": (lambda: wrap(TabularBlock(["kind"], ["u"])), lambda: noop),
-        "note": (lambda: wrap(TextBlock.from_df("note", min_freq=1)), lambda: ColReader("text")),
-        "number": (lambda: wrap(TabularBlock(cont_names=["u"])), lambda: noop),
-    }
-    block = DataBlock(
-        [*(known[name][0]() for name in inputs), CategoryBlock, RegressionBlock], n_inp=len(inputs),
-        getters=[*(known[name][1]() for name in inputs), ColReader("mood"), ColReader("n")],
-        splitter=IndexSplitter(list(range(N_VALID))),
-    )  # fmt: skip
-    return block.dataloaders(frame() if table is None else table, bs=4, num_workers=0)
-
-
-def make_learner(dls, arch, *args, epochs=0, **kwargs):
-    set_seed(0)
-    learn = multihead_learner(dls, arch, *args, **kwargs)
-    learn.remove_cbs([cb for cb in learn.cbs if cb.name == "progress"])
-    if epochs:
-        with learn.no_logging():
-            learn.fit(epochs, 1e-2)
-    return learn
+from .inputs import INPUTS, N_VALID, ROW, TEXT, Pixels, archs, frame, gappy, loaders, make_learner
 
 
 @pytest.fixture(scope="module", params=["note", "photo row note"])
@@ -123,6 +43,15 @@ def test_an_item_is_predicted_as_its_row_of_all(learn):
             values, _, activated = learn.predict(item)
             assert torch.allclose(activated.mood, preds.mood[i], atol=1e-6)
             assert values.mood == "pq"[preds.mood[i].argmax()]
+
+
+def test_many_predictions_are_each_of_them(learn):
+    rows = frame()[INPUTS].iloc[:N_VALID]
+    for items in (rows, rows.to_dict("records"), [row for _, row in rows.iterrows()]):
+        for found, (_, row) in zip(learn.predict_many(items, bs=3), rows.iterrows(), strict=True):
+            one = learn.predict(row)
+            assert found[0].mood == one[0].mood and found[0].n == pytest.approx(one[0].n, abs=1e-5)
+            assert torch.allclose(found[2].mood, one[2].mood, atol=1e-6)
 
 
 def test_rows_without_labels_are_predicted_in_any_form(learn):
@@ -288,29 +217,6 @@ def test_users_loaders_make_a_second_learner(folder):
     assert found == [(N_VALID, 2)] * 2
 
 
-@pytest.mark.parametrize(
-    ("arch", "heads", "said"),
-    [
-        (Pixels(), None, r"the data has 3 inputs, photo \(an image\).*`arch=\{'photo': 'resnet18', 'row': Tabular"),
-        ({"photo": Pixels(), "row": ROW}, None, r"input 'note' has no body \(a text\)"),
-        (archs(sound=Pixels()), None, "body 'sound' reads input 'sound', which there is not"),
-        (archs(row=Pixels()), None, "input 'row' is a row of a table, which"),
-        (archs(photo=ROW), None, "TabularBody reads a row of a table, and input 'photo' is an image"),
-        (archs(note=ROW), None, "TabularBody reads a row of a table, and input 'note' is a text"),
-        (archs(row=TEXT), None, "TextBody reads a text, and input 'row' is a row of a table"),
-        (archs(), {"mood": ClassificationHead(tap="photo.stem"), "n": RegressionHead(tap="row.features")},
-         "no head reads body 'note'"),
-        (archs(), {"mood": ClassificationHead(tap="note.tokens")}, "'note.tokens' is a sequence.*read 'note.features'"),
-        (archs(), {"mood": ClassificationHead(tap="photo.steam")}, "steam"),
-        (archs(), {"mood": ClassificationHead(tap="row.layer9")},
-         r"`heads\['mood'\]`.*body 'row'.*'layer9'`, which TabularBody does not"),
-    ],
-)  # fmt: skip
-def test_what_does_not_fit_the_inputs_is_refused(folder, arch, heads, said):
-    with pytest.raises(HeadsError, match=said):
-        make_learner(loaders(folder), arch, heads)
-
-
 # what is frozen
 
 
@@ -337,13 +243,6 @@ def test_freeze_holds_what_is_pretrained(folder, tmp_path):
 # a missing input
 
 
-def gappy() -> pd.DataFrame:
-    table = frame()
-    table.loc[[1, 9], "note"], table.loc[[2, 10], "photo"] = None, None
-    table.loc[[3, 11], ["kind", "u"]] = None
-    return table
-
-
 @pytest.fixture(scope="module")
 def partial_learn(folder):
     return make_learner(loaders(folder, table=gappy(), wrap=PartialBlock), archs(), epochs=1)
@@ -365,45 +264,3 @@ def test_an_item_without_any_input_is_refused_by_row(folder, partial_learn):
         make_learner(loaders(folder, table=table, wrap=PartialBlock), archs())
     with pytest.raises(HeadsError, match="row 0 of the items has none of its inputs"):
         partial_learn.predict(dict.fromkeys(INPUTS))
-
-
-# rows that do not fit
-
-
-@pytest.mark.parametrize(
-    ("changed", "said"),
-    [
-        ({"note": 3}, r"column 'note' is to hold texts, found 3 \(int\) in row 0"),
-        ({"note": None}, "found None .* in row 0. A missing one wants `PartialBlock"),
-        ({"u": None}, "column 'u' has no number in row 0"),
-        ({"u": "much"}, "column 'u' is to hold numbers, found 'much'"),
-        ({"kind": 3}, "column 'kind' held text in training and holds numbers here"),
-        ({"photo": "none.png"}, "there is no file"),
-        ("note", "no column 'note'"),
-        ("u", "no column 'u'"),
-        ("photo", "no column 'photo'"),
-    ],
-)
-def test_rows_that_do_not_fit_are_refused(learn, changed, said):
-    if learn.dls.n_inp == 1 and "note" not in said and "texts" not in said and "PartialBlock" not in said:
-        pytest.skip("reads the text alone")
-    item = frame()[INPUTS].to_dict("records")[0]
-    if isinstance(changed, str):
-        del item[changed]
-    with pytest.raises(HeadsError, match=said):
-        learn.predict({**item, **changed} if isinstance(changed, dict) else item)
-
-
-def test_an_empty_text_is_its_first_token(learn):
-    item = frame()[INPUTS].to_dict("records")[0]
-    empty, blank = (learn.predict({**item, "note": text})[2].mood for text in ("", "  "))
-    assert torch.allclose(empty, blank)
-
-
-def test_an_image_of_other_channels_is_refused_by_the_inputs_name(folder):
-    grey = DataBlock(
-        (ImageBlock(PILImageBW), TabularBlock(cont_names=["u"]), CategoryBlock), n_inp=2,
-        getters=[ColReader("photo", pref=folder), noop, ColReader("mood")], splitter=IndexSplitter([0, 1]),
-    ).dataloaders(frame(), bs=4, num_workers=0)  # fmt: skip
-    with pytest.raises(HeadsError, match=r"'photo'.*channel"):
-        multihead_learner(grey, {"photo": "resnet10t", "row": ROW}, pretrained=False)

@@ -158,6 +158,8 @@ def test_a_row_a_dict_and_a_frame_are_predicted_alike(learn):
         values, _, activated = learn.predict(item)
         assert torch.allclose(activated.species, preds.species[2], atol=1e-6)
         assert values.species == learn.heads.species.vocab[preds.species[2].argmax()]
+    many = learn.predict_many(rows, bs=5)
+    assert all(torch.allclose(one[2].species, found, atol=1e-6) for one, found in zip(many, preds.species, strict=True))
     shown = learn.predict(dict(rows.iloc[2]), with_input=True)[0]
     assert shown["kind"] == rows["kind"].iloc[2] and shown["u"] == pytest.approx(rows["u"].iloc[2], rel=1e-5)
 

@@ -142,6 +142,26 @@ def test_parameters_have_counts_of_their_own_and_none_without_a_gradient_moves(n
     assert distance(before, both[1][0]) == 0
 
 
+@pytest.mark.parametrize("name", OPTS)
+def test_dropped_gradients_are_the_zeros_that_fastai_leaves(name):
+    both = pair(OPTS[name], torch.float64)
+    (plain, theirs), (net, ours) = both
+    for step in range(STEPS):
+        reached = {0: {3}, 1: {0, 1, 2, 3, 4, 5}, 2: {1, 5}}[step % 3]
+        for i, (p, q) in enumerate(zip(plain.parameters(), net.parameters())):
+            if i in reached:
+                grad = torch.randn_like(p)
+                p.grad = grad.clone() if p.grad is None else p.grad.add_(grad)  # as autograd does
+                assert q.grad is None
+                q.grad = grad
+        theirs.step()
+        ours.step()
+        theirs.zero_grad()
+        ours.drop_grads()
+        assert_same(both, 1e-12)
+    assert copy.deepcopy(ours)._dropped == set()
+
+
 @pytest.mark.parametrize("name", ADAM_AND_MOMENTUM)
 @pytest.mark.parametrize("layout", ["channels_last", "transposed", "with gaps"])
 def test_numbers_may_lie_in_any_order(name, layout):

@@ -1,5 +1,6 @@
 """`learn.show_heads()`: what the network's diagram says, and that it can be read."""
 
+import numpy as np
 import pytest
 from torch import nn
 
@@ -90,6 +91,19 @@ def test_arrows_follow_what_each_head_reads(twelve):
     reads = sum(map(len, heads.reads.values())) + len(heads.trunk_reads)
     assert len(arrows) == 1 + len(twelve.model[0].taps) + reads + 2 * len(heads)
     assert all(a.xy[0] > a.xyann[0] for a in arrows), "from left to right, also from trunk to trunk"
+
+
+def test_no_line_runs_behind_a_box(twelve):
+    ax = twelve.show_heads().axes[0]
+    segments = [(t.xyann, t.xy) for t in ax.texts if not t.get_text()]
+    segments += [tuple(zip(*line.get_data())) for line in ax.lines]
+    boxes = [(*p.get_path().get_extents().p0, *p.get_path().get_extents().p1) for p in frames(ax.figure)]
+    for start, end in segments:
+        points = np.linspace(start, end, 50)[1:-1]
+        for x0, y0, x1, y1 in boxes:
+            inside = (points > (x0 + 0.01, y0 + 0.01)).all(1) & (points < (x1 - 0.01, y1 - 0.01)).all(1)
+            assert not inside.any(), (start, end)
+    assert len(ax.lines), "some heads read the body's taps past a trunk"
 
 
 def test_what_is_frozen_is_said(make_learner):

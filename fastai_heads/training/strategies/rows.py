@@ -51,6 +51,10 @@ class RowsStrategy(LeafStrategy):
         for name, row in self.batch_rows(learn, self._variables).items():
             self._rows[name] = add_rows(self._rows.get(name), row)
 
+    def clear(self, learn: Learner) -> None:
+        "Clear the gradients after a step. What no row reaches has none in the next step, and stays where it is."
+        learn.opt.zero_grad()
+
     def batch_rows(
         self,
         learn: Learner,

@@ -20,15 +20,21 @@ from fastai.callback.mixup import MixUp
 from fastai.callback.progress import CSVLogger
 from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
 from fastai.callback.training import GradientAccumulation, GradientClip
+from fastai.data.block import CategoryBlock, DataBlock, RegressionBlock
 from fastai.data.core import DataLoaders
-from fastai.data.transforms import IndexSplitter
+from fastai.data.transforms import ColReader, IndexSplitter
 from fastai.metrics import F1Score, accuracy
 from fastai.optimizer import SGD, Adam, OptimWrapper
 from fastai.torch_core import rank_distrib, set_seed
+from fastai.vision.data import ImageBlock
 from torch import nn
 from torchjd import aggregation, scalarization
 
+from fastai_heads.bodies.table import TabularBody
+from fastai_heads.bodies.together import On
 from fastai_heads.data.digits import digit_scenes, digits_block
+from fastai_heads.data.partial import PartialBlock
+from fastai_heads.data.rows import Row, TabularBlock
 from fastai_heads.errors import HeadsError, HeadsWarning
 from fastai_heads.heads import (
     BoxHead,
@@ -72,6 +78,7 @@ SOME: dict[str, Callable[[], Any]] = {  # strategies, of every kind; what is dra
     "Disjoint, Adam": lambda: Disjoint(lrs={"digit": 2.0}),
     "Disjoint, AdamW": lambda: Disjoint(partial(OptimWrapper, opt=torch.optim.AdamW)),
 }
+SEVERAL = ("sum", "UPGrad", "UPGrad over taps", "MGDA over taps", "DWA", "Disjoint, Adam")
 RANDOM = ("PCGrad over taps", "GradDrop", "GradDrop over taps")
 
 
@@ -200,6 +207,43 @@ def fitted(folder: Path, ranks: int, strategy: Callable[[], Any], cbs=(), **kwar
     }
 
 
+class DoubledBoth(Callback):
+    "Images and the numbers of rows in float64."
+
+    def before_batch(self) -> None:
+        photo, (codes, values) = self.xb
+        self.learn.xb = photo.as_subclass(torch.Tensor).double(), Row((codes, values.double()))
+
+
+def several(folder: Path, ranks: int, strategy: Callable[[], Any]) -> dict[str, Any]:
+    """Fit a body for an image beside one for a row. In batch 1 the first of two ranks has no image. In batch 2 no rank
+    has any."""
+    set_seed(1)
+    path = folder / "scenes 1"
+    table = digit_scenes(path, n=N, size=SIDE, digits_per_scene=1)
+    table["u"] = torch.linspace(-1, 1, N).tolist()
+    table = table.astype({"image": object, "digit": object})
+    table.loc[[0, 1, 2, 3, *range(8, 16), 25], "image"], table.loc[[5, 17, 26], "u"] = None, None
+    table.loc[[4, 5, 6, 7], "digit"] = None
+    digits = CategoryBlock(vocab=list(map(str, range(10))))
+    block = DataBlock(
+        [*map(PartialBlock, (ImageBlock, TabularBlock(cont_names=["u"]), digits)), RegressionBlock],
+        n_inp=2,
+        getters=[ColReader("image", pref=path), lambda row: row, ColReader("digit"), ColReader("ink")],
+        splitter=IndexSplitter(range(TRAIN, N)),
+    )
+    dls = block.dataloaders(table, bs=BS // ranks, num_workers=0, path=folder, shuffle=False, drop_last=False)
+    plain = {"first_bn": False, "lin_ftrs": [], "ps": 0.0, "pool": "avg"}
+    heads = {"digit": ClassificationHead(loss=weighted, **plain), "ink": RegressionHead(loss=l1, **plain)}
+    archs = {"photo": On("image", Plain()), "row": TabularBody([4], use_bn=False, bn_cont=False)}
+    learn, steps = quiet(multihead_learner(dls, archs, heads, cbs=DoubledBoth, strategy=strategy())), Steps()
+    learn.model.double()
+    with learn.distrib_ctx():
+        learn.fit(2, 1e-2, cbs=[steps])
+        preds = learn.get_preds()[0]
+    return {"params": torch.stack(steps.params), "preds": [p.double() for p in preds]}
+
+
 def conflict(learn: MultiHeadLearner) -> torch.Tensor:
     "Return the record that a `ConflictRecorder` of the fit has made."
     seen = learn.conflict
@@ -220,6 +264,11 @@ def trained(folder: Path, ranks: int) -> dict[str, Any]:
     return found
 
 
+def trained_several(folder: Path, ranks: int) -> dict[str, Any]:
+    "Train two bodies by some of the strategies."
+    return {name: several(folder, ranks, SOME[name]) for name in SEVERAL}
+
+
 def alike(folder: Path) -> dict[str, torch.Tensor]:
     """Fit in ways whose result need not equal that of one process, or is not in float64. Collect parameters and
     statistics of batch norms."""
@@ -231,13 +280,15 @@ def alike(folder: Path) -> dict[str, torch.Tensor]:
         "frozen": lambda learn: learn.freeze(),
         "bf16": lambda learn: learn.to_bf16(),
         "MixUp": lambda learn: learn.add_cb(MixUp()),
+        "stored": lambda learn: None,
     }.items():
         set_seed(2 + rank_distrib())  # other weights, dropout and blends on every rank
         learn = quiet(multihead_learner(data(folder, ("digit", "tags"), 4), "test_resnet", pretrained=False))
         change(learn)
         with learn.distrib_ctx():
-            learn.fit(1, 1e-2)
+            (learn.fit_heads if name == "stored" else learn.fit)(1, 1e-2)
         found[name] = flat([*learn.model.parameters(), *learn.model.buffers()])
+    found["taps"] = [tap.values.parent.name for s in learn.stored_taps.sets.values() for tap in s.taps.values()]
     return found
 
 
@@ -394,6 +445,7 @@ def main(folder: Path) -> None:
     warnings.simplefilter("ignore")
     found = {
         "trained": trained(folder, 2),
+        "several": trained_several(folder, 2),
         "alike": alike(folder),
         "foretold": foretold(folder, 2),
         "alone": alone(folder),

@@ -40,7 +40,11 @@ def found(tmp_path_factory) -> SimpleNamespace:
     folder = tmp_path_factory.mktemp("ranks")
     process = torchrun(Path(job.__file__), folder)
     try:
-        one = {"trained": job.trained(folder, 1), "foretold": job.foretold(folder, 1)}
+        one = {
+            "trained": job.trained(folder, 1),
+            "several": job.trained_several(folder, 1),
+            "foretold": job.foretold(folder, 1),
+        }
     finally:
         said(process)
     return SimpleNamespace(one=one, ranks=[torch.load(folder / f"rank {rank}.pt") for rank in range(2)], folder=folder)
@@ -91,6 +95,15 @@ def test_the_table_is_that_of_one_process(found, name):
             close(losses, one["by_head"][head], 1e-9)
 
 
+@pytest.mark.parametrize("name", job.SEVERAL)
+def test_ranks_joined_equal_one_process_over_several_bodies(found, name):
+    one, first, second = (part["several"][name] for part in (found.one, *found.ranks))
+    assert torch.equal(first["params"], second["params"]) and not torch.equal(first["params"][0], first["params"][-1])
+    close(first["params"], one["params"], 1e-12)
+    for rank in (first, second):
+        close(rank["preds"], one["preds"], 1e-6)
+
+
 @pytest.mark.parametrize("name", RECORDED)
 def test_the_conflict_that_is_seen_is_that_of_one_process(found, name):
     wanted = found.one["trained"][name]["conflict"]
@@ -105,7 +118,7 @@ def test_what_is_drawn_for_every_image_is_another_on_every_rank_and_the_step_is_
     assert not torch.allclose(ranks, one, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["sum", "UPGrad", "FAMO", "frozen", "bf16", "MixUp"])
+@pytest.mark.parametrize("name", ["sum", "UPGrad", "FAMO", "frozen", "bf16", "MixUp", "stored"])
 def test_statistics_of_batch_norms_are_equal_too(found, name):
     first, second = (rank["alike"][name] for rank in found.ranks)
     assert torch.equal(first, second) and first.isfinite().all()
@@ -117,6 +130,11 @@ def test_statistics_of_batch_norms_are_equal_too(found, name):
 def test_metrics_and_predictions_are_of_all_ranks_in_the_order_of_the_data(found, what):
     for rank in found.ranks:
         close(rank["foretold"][what], found.one["foretold"][what], 1e-4)
+
+
+def test_ranks_share_stored_taps(found):
+    first, second = (rank["alike"]["taps"] for rank in found.ranks)
+    assert len(first) == 2 and first == second
 
 
 def test_what_is_compared_says_something(found):

@@ -133,20 +133,26 @@ def one_step(learn, draws: int | None = None, cbs=()) -> dict[str, Tensor | None
     return learn.spied
 
 
+def inputs_and_targets(learn, batch=None) -> tuple[tuple, tuple]:
+    "Take a batch apart; the first one of the training set, if none is given."
+    batch = tuple(learn.dls.train.one_batch() if batch is None else batch)
+    return batch[: learn.dls.n_inp], batch[learn.dls.n_inp :]
+
+
 def forward(learn, batch=None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     "By hand: the taps of a batch, cut off from the body, and each head's weighted loss on them, by name."
-    x, *ys = learn.dls.train.one_batch() if batch is None else batch
-    taps = learn.model[0](x)
+    xs, ys = inputs_and_targets(learn, batch)
+    taps = learn.model[0](*xs)
     cut = {name: tap.detach().requires_grad_() for name, tap in taps.items()}
-    losses = learn.loss_func.losses(learn.model[1](cut), tuple(ys))
+    losses = learn.loss_func.losses(learn.model[1](cut), ys)
     weighted = [loss * head.loss_weight for loss, head in zip(losses, learn.heads.values())]
     return {name: (taps[name], cut[name]) for name in taps}, dict(zip(learn.heads.names, weighted))
 
 
 def losses_of(learn, batch=None) -> dict[str, Tensor]:
     "By hand: each head's weighted loss of a batch, by name."
-    x, *ys = learn.dls.train.one_batch() if batch is None else batch
-    losses = learn.loss_func.losses(learn.model(x), tuple(ys))
+    xs, ys = inputs_and_targets(learn, batch)
+    losses = learn.loss_func.losses(learn.model(*xs), ys)
     return {n: loss * h.loss_weight for (n, h), loss in zip(learn.heads.items(), losses)}
 
 
