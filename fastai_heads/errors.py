@@ -1,13 +1,16 @@
 """Every refusal of a user's input, and how a wrong name is answered."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import FrozenInstanceError
 from difflib import get_close_matches
+from pathlib import Path
 from typing import NoReturn
 
 __all__ = [
     "MISFITS",
+    "FileError",
     "FixedError",
     "HeadsError",
     "HeadsWarning",
@@ -15,6 +18,7 @@ __all__ = [
     "first_line",
     "refuse_change",
     "unknown",
+    "writing",
 ]
 
 MISFITS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError, ZeroDivisionError)
@@ -23,6 +27,10 @@ MISFITS = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeE
 
 _START = re.compile(r"""(?:`heads\[(?P<q>['"])(?P<head>.*?)(?P=q)\]`: )?(?:`(?:learn\.)?(?P<parameter>\w+))?""")
 "How a message begins that is about a parameter: `` `tap=7`: … ``, `` `heads['age']`: `tap=7`: … ``."
+
+
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+"Where an object lies in memory, as its `repr` has it. It tells a reader nothing."
 
 
 class HeadsError(ValueError):
@@ -39,6 +47,7 @@ class HeadsError(ValueError):
         head: str | None = None,  # the head that it is about
         tap: object = None,  # the tap that it is about, as it was asked for
     ):
+        message = _ADDRESS.sub("", message)
         super().__init__(message)
         start = _START.match(message)
         self.head = head or start["head"]
@@ -58,8 +67,25 @@ class FixedError(HeadsError, FrozenInstanceError):
     "A field of a record that is fixed once it is made; dataclasses' own error for it, too."
 
 
+class FileError(HeadsError, OSError):
+    "A file that cannot be written, with its path; the system's own error for it, too."
+
+
 class HeadsWarning(UserWarning):
     "Something the user should know that does not stop the work."
+
+
+@contextmanager
+def writing(
+    path: Path,  # of the file or folder
+) -> Iterator[None]:
+    "Name the file in whatever is raised while it is written: a full disk, a folder that is gone or may not be written."
+    try:
+        yield
+    except HeadsError:
+        raise
+    except (OSError, RuntimeError) as error:  # torch's writer raises a `RuntimeError` without the path
+        raise FileError(f"{path} cannot be written: {first_line(error)}.") from error
 
 
 def refuse_change(

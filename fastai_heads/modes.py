@@ -4,10 +4,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from fastai.torch_core import get_model
+from fastai.torch_core import get_model, get_random_states, set_random_states
 from torch import Tensor, nn
 
-__all__ = ["compile_in_place", "evaluate", "keep_buffers"]
+__all__ = ["compile_in_place", "evaluate", "keep_buffers", "same_random"]
+
+
+@contextmanager
+def same_random() -> Iterator[None]:
+    "Put the state of every random generator back after an error: what is refused leaves no trace. It decorates, too."
+    before = get_random_states()
+    try:
+        yield
+    except Exception:
+        set_random_states(**before)
+        raise
 
 
 def compile_in_place(

@@ -17,12 +17,13 @@ import pytest
 PACKAGE = "fastai_heads"
 ROOT = Path(__file__).parents[1]
 
-LEAVES = {"errors", "names", "head_tuple"}
+LEAVES = {"errors", "names", "values", "head_tuple"}
 NETWORK = {"modes", "archs", "data", "bodies", "tasks", "heads", "trunks", "model"}
 # What a layer may import, besides itself. A new file or folder directly under fastai_heads/ gets its row here.
 LAYERS = {
     "errors": set(),
     "names": {"errors"},
+    "values": {"errors"},
     "head_tuple": {"errors", "names"},
     "modes": {*LEAVES},
     "archs": {*LEAVES, "modes"},

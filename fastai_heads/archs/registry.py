@@ -14,6 +14,7 @@ from fastai_heads.archs.fastai_zoo import FASTAI, FASTAI_BUILDERS
 from fastai_heads.archs.segmentation_rows import SEGMENTATION
 from fastai_heads.archs.torchvision_rows import TORCHVISION
 from fastai_heads.errors import HeadsError, did_you_mean
+from fastai_heads.values import check_value
 
 __all__ = ["Arch", "arch_by_function", "arch_by_name", "family_of", "list_archs", "register_arch", "unknown_arch"]
 
@@ -50,6 +51,9 @@ def register_arch(
     std: tuple[float, ...] | None = None,
 ) -> None:
     "Add a name to the registry. Raises a `HeadsError` if the name or the class is there already."
+    named = isinstance(name, str) and bool(name.strip())
+    check_value("name", "register_arch", name, named, "the name by which the arch is found")
+    check_value("build", "register_arch", build, callable(build), "a function that makes the network")
     _add(Arch(name, "registered", build, mean, std))
     if family is not None and _FAMILIES.setdefault(family.module, family) is not family:
         del _ARCHS[name]
@@ -70,6 +74,7 @@ def list_archs(
     pattern: str = "*",  # as in a shell: 'resnet*'
 ) -> list[str]:  # sorted
     "List every name that can be cut, of timm, torchvision, fastai and those registered; refuse a pattern without any."
+    check_value("pattern", "list_archs", pattern, isinstance(pattern, str), "a text as in a shell, such as 'resnet*'")
     every = {*timm.list_models(), *_ARCHS}
     found = sorted(fnmatch.filter(every, pattern))
     if not found:

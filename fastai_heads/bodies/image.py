@@ -16,6 +16,8 @@ from fastai_heads.archs.records import FEATURES, INPUT, PRE_LOGITS, Level, Measu
 from fastai_heads.archs.source import Request, find_network
 from fastai_heads.bodies.contract import Body, Found, tap_key
 from fastai_heads.errors import MISFITS, HeadsError, first_line
+from fastai_heads.modes import same_random
+from fastai_heads.values import check_value
 
 __all__ = ["ImageBody", "cut_body", "find_image"]
 
@@ -212,6 +214,7 @@ _SIDES = (32, 64, 96, 128, 192, 256, 384, 512)  # of images that are tried where
 _NOT_INNER = frozenset({"input", "features", "pre_logits"})
 
 
+@same_random()
 def cut_body(
     arch: str | Callable[..., nn.Module] | nn.Module,  # a name, a function, a network, or a body
     taps: Iterable[str | int | Level] | str | int = ("features",),  # names, or strides
@@ -238,6 +241,8 @@ def find_image(
     **arch_kwargs: Any,
 ) -> Found:
     "Tell which taps an arch of an image has, and how it is cut for those in use. It can be cut once."
+    for name, value in (("pretrained", pretrained), ("grad_checkpointing", grad_checkpointing)):
+        check_value(name, "an arch", value, isinstance(value, bool), "True or False")
     if isinstance(arch, ImageBody):
         ready = frozenset(p.name for p in (*arch.points, *arch.unlisted) if p.name not in arch.taps)
         return Found((*arch.points, *arch.unlisted), lambda taps: _recut(arch, tuple(taps)), ready)

@@ -12,6 +12,7 @@ from fastai_heads.archs.records import FEATURES, Level, TapPoint, describe
 from fastai_heads.bodies.contract import Body, BodySpec, Found, split_in_two
 from fastai_heads.data.inputs import Input, RowInput
 from fastai_heads.errors import HeadsError, did_you_mean
+from fastai_heads.values import check_value, is_number, is_whole
 
 __all__ = ["RowBody", "TabularBody"]
 
@@ -38,13 +39,21 @@ class TabularBody(BodySpec):
     lin_first: bool = True  # linear layer, activation, batch norm, dropout; False: the linear layer last
 
     def __post_init__(self) -> None:
-        if not all(isinstance(n, int) and n > 0 for n in self.layers):
-            raise HeadsError(f"`layers` of TabularBody are widths such as [200, 100], found {self.layers!r}.")
-        if not isinstance(self.ps, float | int | None) and len(self.ps) != len(self.layers):
-            raise HeadsError(
-                f"`ps` of TabularBody is one number, or one for each of the {len(self.layers)} layers; "
-                f"found {len(self.ps)}."
-            )
+        listed = isinstance(self.layers, Sequence) and not isinstance(self.layers, str)
+        self._check("layers", listed and all(map(is_whole, self.layers)), "a list of widths, such as [200, 100]")
+        each = isinstance(self.ps, Sequence) and len(self.ps) == len(self.layers) and all(map(_is_share, self.ps))
+        fits = self.ps is None or _is_share(self.ps) or each
+        self._check("ps", fits, f"one dropout in [0, 1), or one for each of the {len(self.layers)} layers")
+        self._check("embed_p", _is_share(self.embed_p), "a dropout in [0, 1)")
+        sizes = isinstance(self.emb_szs, Mapping) and all(map(is_whole, self.emb_szs.values()))
+        self._check("emb_szs", self.emb_szs is None or sizes, "a dict of column to the size of its embedding")
+        for field in ("use_bn", "bn_cont", "lin_first"):
+            self._check(field, isinstance(getattr(self, field), bool), "True or False")
+        act = self.act_cls is None or isinstance(self.act_cls, nn.Module)
+        self._check("act_cls", act, "an activation, such as `nn.ReLU()`")
+
+    def _check(self, field: str, fits: bool, expected: str) -> None:
+        check_value(field, "TabularBody", getattr(self, field), fits, expected)
 
     def find(
         self,
@@ -173,6 +182,10 @@ class RowBody(Body):
         "List the parameters in two groups: embeddings and what stands at the numbers, then the hidden layers."
         early = [m for m in (*self.embeds, self.bn_cont) if m is not None]
         return split_in_two([*early, *self.layers], len(early) or None)
+
+
+def _is_share(value: object) -> bool:
+    return is_number(value, least=0, below=1)
 
 
 def _shapes(rows: Sequence[Any]) -> str:

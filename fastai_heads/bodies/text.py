@@ -11,6 +11,7 @@ from fastai_heads.bodies.contract import BodySpec, Found
 from fastai_heads.bodies.transformer import TransformerBody
 from fastai_heads.data.inputs import Input, TextInput
 from fastai_heads.errors import HeadsError
+from fastai_heads.values import check_value, is_number, is_whole
 
 __all__ = ["TextBody"]
 
@@ -41,6 +42,18 @@ class TextBody(BodySpec):
                 f"`arch` of TextBody is fastai's AWD_LSTM or a network of transformers (`pip install "
                 f"fastai_heads[text]`), found {self.arch!r}."
             )
+        own = ("weights", "config") if not self.is_awd_lstm else ()
+        for name in own:
+            if getattr(self, name) is not None:
+                raise HeadsError(f"`{name}` of TextBody is of AWD_LSTM, and `arch` is a {type(self.arch).__name__}.")
+        for name, fits, expected in (
+            ("pretrained", self.pretrained is None or isinstance(self.pretrained, bool), "True, False or None"),
+            ("config", self.config is None or isinstance(self.config, Mapping), "a dict of options of AWD_LSTM"),
+            ("drop_mult", is_number(self.drop_mult, least=0), "a number of at least 0"),
+            ("seq_len", is_whole(self.seq_len), "a number of tokens, at least 1"),
+            ("max_len", is_whole(self.max_len), "a number of tokens, at least 1"),
+        ):
+            check_value(name, "TextBody", getattr(self, name), fits, expected)
         if (self.config or {}).get("bidir"):
             raise HeadsError("`config` of TextBody: AWD_LSTM reads a text forwards, in parts; leave `bidir` out.")
         if self.vocab is not None and self.weights is None:

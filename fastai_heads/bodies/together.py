@@ -14,6 +14,7 @@ from fastai_heads.bodies.several import Bodies
 from fastai_heads.data.inputs import ImageInput, Input
 from fastai_heads.errors import HeadsError, did_you_mean
 from fastai_heads.names import check_name
+from fastai_heads.values import check_value
 
 __all__ = ["On", "find_bodies", "find_body", "name_bodies"]
 
@@ -29,6 +30,7 @@ class On:
     same: str | None = None  # the body whose weights read it
 
     def __post_init__(self) -> None:
+        check_value("input", "On", self.input, isinstance(self.input, str), "the name of an input")
         if (self.arch is None) == (self.same is None):
             raise HeadsError(f"On({self.input!r}, …) takes an arch, or `same=` and the name of a body: one of the two.")
 

@@ -18,6 +18,7 @@ from fastai_heads.data.kinds import TellsKind
 from fastai_heads.data.missing import IGNORE_CATEGORY
 from fastai_heads.data.places import check_in_image, clip_boxes, image_size
 from fastai_heads.errors import HeadsError, did_you_mean
+from fastai_heads.values import check_value
 
 __all__ = [
     "NO_BOX",
@@ -65,6 +66,14 @@ class LabeledBoxes(TensorBBox):
         return ctx
 
 
+def _classes(vocab: Any) -> list[Any]:
+    "List the classes of a vocabulary. Refuse what is no list of them, and one that is there twice."
+    found = [] if isinstance(vocab, str) or not isinstance(vocab, Iterable) else list(vocab)
+    fits = bool(found) and len(set(map(str, found))) == len(found)
+    check_value("vocab", "DetectionBlock", vocab, fits, "a list of classes, each once, such as ['cat', 'dog']")
+    return found
+
+
 class MakeBoxes(TellsKind, ItemTransform):
     """(boxes, labels) to a pair of tensors: `TensorBBox` (n, 4) in pixels and classes (n,); a row of padding where
     there is no box. Knows the vocabulary, and of every item with boxes which row it came from, for messages."""
@@ -76,7 +85,7 @@ class MakeBoxes(TellsKind, ItemTransform):
     ):
         super().__init__()
         self.clip = clip
-        self.vocab = None if vocab is None else CategoryMap(list(vocab), sort=False)
+        self.vocab = None if vocab is None else CategoryMap(_classes(vocab), sort=False)
         self._rows: dict[tuple, str] = {}
 
     def target_kind(self) -> tuple[str, int | None, tuple | None]:

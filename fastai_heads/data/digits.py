@@ -24,7 +24,8 @@ from fastai_heads.data.box_items import BoxesReader
 from fastai_heads.data.detection_block import DetectionBlock
 from fastai_heads.data.partial import PartialBlock
 from fastai_heads.data.scenes import INK, Scene, SceneParams, ink_box, scenes
-from fastai_heads.errors import HeadsError, did_you_mean
+from fastai_heads.errors import HeadsError, did_you_mean, writing
+from fastai_heads.values import check_value, is_whole
 
 __all__ = ["MASK_CODES", "TAGS", "blank_labels", "digit_scenes", "digits_block", "digits_dls"]
 
@@ -195,7 +196,8 @@ def digit_scenes(
     `HeadsError`."""
     params, path = _params(n, size, digits_per_scene, seed, overlap), Path(path)
     if not _is_there(path, params):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
         # written to another folder and then renamed: a run that is killed leaves nothing that looks whole
         aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
         try:
@@ -283,6 +285,10 @@ def digits_dls(
 
     With `missing`, `seed` also says which labels are taken away (`blank_labels`), and the blocks are `PartialBlock`s.
     The validation set keeps all its labels."""
+    listed = isinstance(targets, str | Sequence)
+    check_value("targets", "digits_dls", targets, listed, "a target's name or a list of them")
+    check_value("bs", "digits_dls", bs, is_whole(bs), "how many scenes a batch has, at least 1")
+    check_value("path", "digits_dls", path, path is None or isinstance(path, str | Path), "a folder")
     targets = (targets,) if isinstance(targets, str) else tuple(targets)
     _check_targets(targets)
     path = _default_path(_params(**scene_kwargs)) if path is None else Path(path)

@@ -1,6 +1,6 @@
 """Frames of a table's rows, and what is refused of them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,9 @@ def plain_frame(frame: pd.DataFrame, cats: Sequence[str], conts: Sequence[str]) 
     for column in cats:
         ordered = isinstance(frame[column].dtype, pd.CategoricalDtype)
         columns[column] = frame[column].astype(object) if ordered else frame[column]
+        wrong = [v for v in frame[column] if not isinstance(v, Hashable)] if frame[column].dtype == object else []
+        if wrong:
+            raise HeadsError(f"column {column!r} is to hold one category in a row, found {wrong[0]!r}.")
     for column in conts:
         values = frame[column]
         wrong = [] if pd.api.types.is_numeric_dtype(values) else [v for v in values.dropna() if not _is_number(v)]

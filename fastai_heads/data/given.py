@@ -51,6 +51,8 @@ def check_loaders(
 ) -> None:
     "Refuse what are no `DataLoaders`, and name the call that makes them of it."
     if isinstance(dls, DataLoaders):
+        if not dls.loaders:
+            raise HeadsError(f"`dls` holds no loader: they are made by {_BLOCK}.")
         return
     if isinstance(dls, str):
         path = Path(dls)

@@ -19,8 +19,10 @@ from torch.utils.data import DataLoader as TorchLoader
 from fastai_heads.data.frames import make_frame
 from fastai_heads.data.inputs import columns_of
 from fastai_heads.data.present import check_present
+from fastai_heads.data.watched import watch
 from fastai_heads.data.whole import batch_whole
 from fastai_heads.errors import HeadsError, did_you_mean
+from fastai_heads.values import check_value, is_device, is_whole
 
 __all__ = ["HeadsLoaders", "check_item", "pick_loader", "readable", "with_test_dl"]
 
@@ -42,6 +44,9 @@ class HeadsLoaders(DataLoaders):
         _check_items(test_items, self.train_ds, with_labels)
         if kwargs.keys() - {"num_workers"}:
             _check_loader_options(kwargs)
+        if rm_type_tfms is not None:
+            _check_steps(rm_type_tfms, self.train_ds)
+        check_value("with_labels", "`test_dl`", with_labels, isinstance(with_labels, bool), "True or False")
         if not len(test_items):
             return self.valid.new(self.valid_ds.new_empty(), **kwargs)
         try:
@@ -50,6 +55,7 @@ class HeadsLoaders(DataLoaders):
             raise HeadsError(f"`items` of `test_dl` {_types_in(str(error))}") from error
         dataset.n_inp = self.n_inp
         dl = self.valid.new(dataset, **kwargs)
+        watch(dl, "test", ())
         check_present(dataset, "items")
         batch_whole(dl)
         return dl
@@ -97,22 +103,29 @@ def pick_loader(
 def readable(
     item: Any,  # what is read inside
 ) -> Iterator[None]:
-    "Turn what is raised for a file that is not there or holds no image, and for an array, into a `HeadsError`."
+    "Turn what is raised for a file that is not there, or no image, and for an array that is none, into a `HeadsError`."
     try:
         yield
-    except UnidentifiedImageError as error:
-        raise HeadsError(f"`item`: {error}.") from error
-    except IsADirectoryError as error:
-        raise HeadsError(f"`item`: {error.filename!r} is a folder. {_SEVERAL}") from error
-    except FileNotFoundError as error:
-        raise HeadsError(f"`item`: there is no file {error.filename!r}.") from error
-    except TypeError as error:
-        if not isinstance(item, Tensor | np.ndarray):
+    except (HeadsError, OSError, TypeError) as error:
+        said = _why_unreadable(item, error.__cause__ or error)
+        if said is None:
             raise
+        raise HeadsError(f"`item`{said}") from error
+
+
+def _why_unreadable(item: Any, error: BaseException) -> str | None:
+    "Say why an item cannot be read; None where it is not the item."
+    if isinstance(error, IsADirectoryError):
+        return f": {error.filename!r} is a folder. {_SEVERAL}"
+    if isinstance(error, FileNotFoundError):
+        return f": there is no file {error.filename!r}."
+    if isinstance(error, UnidentifiedImageError):
+        what = repr(str(item)) if isinstance(item, str | Path) else f"what was given, {type(item).__name__},"
+        return f": {what} is no image that can be read."
+    if isinstance(error, TypeError) and isinstance(item, Tensor | np.ndarray):
         what = f"a {type(item).__name__} of {item.dtype} with shape {tuple(item.shape)}"
-        raise HeadsError(
-            f"`item` as an array is an image (height, width, 3) of uint8, found {what}. ({error})"
-        ) from error
+        return f" as an array is an image (height, width, 3) of uint8, found {what}. ({error})"
+    return None
 
 
 def check_item(
@@ -218,6 +231,28 @@ def _check_loader_options(kwargs: dict[str, Any]) -> None:
         if name not in options and not hasattr(TfmdDL, name):
             near = did_you_mean(name, sorted(options - {"self", "kwargs", "dataset"}))
             raise HeadsError(f"`{name}` is not a keyword of `test_dl`.{near}")
+
+    for name, fits, expected in _OPTIONS:
+        if name in kwargs:
+            check_value(name, "`test_dl`", kwargs[name], fits(kwargs[name]), expected)
+
+
+def _check_steps(n: Any, train_ds: Datasets) -> None:
+    "Refuse a number of transforms that items are said to have been through, and that there are not."
+    most = min((len(tl.tfms.fs) for tl in getattr(train_ds, "tls", [])[: train_ds.n_inp]), default=0)
+    fits = n is None or (is_whole(n, least=0) and n <= most)
+    check_value("rm_type_tfms", "`test_dl`", n, fits, f"a number of the input's first transforms, at most {most}")
+
+
+_OPTIONS = (
+    ("bs", lambda v: v is None or is_whole(v), "how many items are read at once, at least 1"),
+    ("batch_size", lambda v: v is None or is_whole(v), "how many items are read at once, at least 1"),
+    ("num_workers", lambda v: v is None or is_whole(v, least=0), "how many processes read, at least 0"),
+    ("shuffle", lambda v: v is None or isinstance(v, bool), "True or False"),
+    ("drop_last", lambda v: v is None or isinstance(v, bool), "True or False"),
+    ("device", lambda v: v is None or is_device(v), "a device of torch, such as 'cpu' or 'cuda'"),
+)
+"Keyword of `test_dl`, whether a value will do, and what will."
 
 
 def _are_batches(dl: Any) -> bool:

@@ -12,13 +12,14 @@ from fastai.data.transforms import Normalize
 from fastai.tabular.core import Categorify, FillMissing, Tabular, TabularPandas
 from fastai.torch_core import show_title
 from fastcore.foundation import L
-from fasttransform import Pipeline
+from fasttransform import Pipeline, Transform
 from fasttransform.transform import ItemTransform
 from torch import Tensor
 
 from fastai_heads.data.frames import check_columns, kind_of, make_frame, plain_frame
 from fastai_heads.data.loader import InputsDL
 from fastai_heads.errors import HeadsError
+from fastai_heads.values import check_value
 
 __all__ = ["EncodedRows", "ReadRow", "Row", "RowValues", "TabularBlock", "cardinalities"]
 
@@ -173,6 +174,9 @@ class ReadRow(ItemTransform):
         cats, conts = map(list, self.columns)
         train = plain_frame(train[[*cats, *conts]], cats, conts)
         train = train[self._there(train)].reset_index(drop=True)
+        void = next((c for c in cats if len(train) and train[c].isna().all()), None)
+        if void is not None:
+            raise HeadsError(f"column {void!r} holds no category in any training row: leave it out of `cat_names`.")
         self.kinds = {c: kind_of(train[c]) for c in cats}
         self.medians = {c: float(train[c].median()) for c in conts}
         to = TabularPandas(train, list(self.procs), cats, conts, reduce_memory=False)
@@ -272,6 +276,12 @@ def _check_encoded(to: TabularPandas) -> None:
             )
 
 
+def _is_proc(value: Any) -> bool:
+    return issubclass(
+        value if isinstance(value, type) else type(value), Transform
+    )  # fastai's `Normalize` is no `TabularProc`
+
+
 def TabularBlock(
     cat_names: Sequence[str] | str = (),  # columns of categories
     cont_names: Sequence[str] | str = (),  # columns of numbers
@@ -281,6 +291,9 @@ def TabularBlock(
     """Make an input block for a row of a table. Its item is a row of a DataFrame or a dict, its batch a `Row` of codes
     (B, n_cat) and numbers (B, n_cont). A category that training did not have is `#na#`, code 0."""
     cats, conts = ([names] if isinstance(names, str) else list(names) for names in (cat_names, cont_names))
+    fits = isinstance(procs, Sequence) and not isinstance(procs, str) and all(map(_is_proc, procs))
+    check_value("procs", "TabularBlock", procs, fits, "a list of fastai's procs, such as [Categorify, FillMissing]")
+    check_value("fill_new_gaps", "TabularBlock", fill_new_gaps, isinstance(fill_new_gaps, bool), "True or False")
     twice = [c for i, c in enumerate([*cats, *conts]) if c in [*cats, *conts][:i]]
     if twice or not (cats or conts):
         found = f"{twice[0]!r} twice" if twice else "none"

@@ -7,6 +7,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from fastai_heads.errors import HeadsError
+from fastai_heads.values import is_whole
 
 __all__ = ["INK", "Scene", "SceneParams", "ink_box", "render", "scenes"]
 
@@ -29,10 +30,10 @@ class SceneParams:
     def __post_init__(self):
         least, most = self.digits_per_scene
         for name, value, ok, want in (
-            ("n", self.n, self.n >= 5, "5 scenes at least, since a fifth is for validation"),
-            ("size", self.size, self.size >= 32, "32 pixels at least"),
+            ("n", self.n, is_whole(self.n, 5), "5 scenes at least, since a fifth is for validation"),
+            ("size", self.size, is_whole(self.size, 32), "32 pixels at least"),
             ("digits_per_scene", self.digits_per_scene, 1 <= least <= most <= 9, "(fewest, most) from 1 to 9"),
-            ("seed", self.seed, self.seed >= 0, "a seed of 0 or more"),
+            ("seed", self.seed, is_whole(self.seed, 0), "a seed of 0 or more"),
             (
                 "overlap",
                 self.overlap,
@@ -41,7 +42,7 @@ class SceneParams:
             ),
         ):
             if not ok:
-                raise HeadsError(f"`{name}`: expected {want}, found {value}.")
+                raise HeadsError(f"`{name}`: expected {want}, found {value!r}.")
         if self.overlap is not None and (least, most) != (2, 2):
             raise HeadsError(
                 f"`overlap` puts two digits side by side and needs `digits_per_scene=2`, found {self.digits_per_scene}."

@@ -12,6 +12,7 @@ from torch import Tensor
 from fastai_heads.data.loader import InputsDL
 from fastai_heads.data.text_part import text_class
 from fastai_heads.errors import HeadsError
+from fastai_heads.values import check_value, is_whole
 
 __all__ = ["PadTexts", "ReadTokens", "TokenizerBlock"]
 
@@ -28,6 +29,12 @@ class ReadTokens(Transform):
         max_len: int | None = None,  # tokens of a text at most
     ):
         super().__init__()
+        fits = callable(tokenizer) or hasattr(tokenizer, "token_to_id")
+        what = "one of transformers, `AutoTokenizer.from_pretrained(…)`, or a `tokenizers.Tokenizer`"
+        check_value("tokenizer", "TokenizerBlock", tokenizer, fits, what)
+        check_value(
+            "max_len", "TokenizerBlock", max_len, max_len is None or is_whole(max_len), "a number of tokens, at least 1"
+        )
         self.tokenizer = tokenizer if callable(tokenizer) or max_len is None else _truncating(tokenizer, max_len)
         known = getattr(tokenizer, "model_max_length", None)  # transformers' stand-in for 'no limit' is 1e30
         self.max_len = max_len or (known if known and known < 1_000_000 else None)

@@ -10,7 +10,7 @@ from fastai.data.transforms import ToTensor
 from fasttransform.transform import compose_tfms
 from torch import Tensor
 
-from fastai_heads.data.labels import after_getter, is_picture, read_labels
+from fastai_heads.data.labels import MISREAD, after_getter, is_picture, read_labels
 from fastai_heads.data.loader import InputsDL
 from fastai_heads.data.missing_masks import MarkMasks, SizeMasks
 from fastai_heads.data.rows import EncodedRows, ReadRow, Row
@@ -86,7 +86,10 @@ def _read_target(dataset: Datasets, place: int) -> Tensor | None:
     for value in labels.values:
         made = known.get(value) if isinstance(value, str | int) else None
         if made is None:
-            made = compose_tfms(value, tfms=tfms, split_idx=labels.tl.split_idx)
+            try:
+                made = compose_tfms(value, tfms=tfms, split_idx=labels.tl.split_idx)
+            except MISREAD:
+                return None  # read item by item, it is refused by its row
         if isinstance(value, str | int):
             known[value] = made
         if not isinstance(made, Tensor) or made.numel() > _LARGEST or (found and made.shape != found[0].shape):

@@ -31,12 +31,13 @@ from fastai_heads.export.files import (
 )
 from fastai_heads.export.given import take
 from fastai_heads.export.graph import TorchNetwork
+from fastai_heads.export.manifest import check_answers, check_inputs
 from fastai_heads.export.network import build_network, fitting_network, restrict, say_network
 from fastai_heads.export.predictor import Predictor
 from fastai_heads.heads.said import say
 from fastai_heads.heads.spec import HeadSpec
 from fastai_heads.model import MultiHeadModel
-from fastai_heads.modes import evaluate
+from fastai_heads.modes import evaluate, same_random
 from fastai_heads.tasks.box import BoxTask
 from fastai_heads.tasks.classification import ClassificationTask
 from fastai_heads.tasks.detection import DetectionTask
@@ -46,6 +47,7 @@ from fastai_heads.tasks.own import OwnTask
 from fastai_heads.tasks.point import PointTask
 from fastai_heads.tasks.regression import RegressionTask
 from fastai_heads.tasks.task import Task
+from fastai_heads.values import check_value, is_device
 
 __all__ = ["load_bundle", "predictor_of", "save_bundle"]
 
@@ -63,6 +65,7 @@ _ANSWERS = {
 _PACKAGES = ("fastai_heads", "fastai", "torch", "torchvision", "timm", "transformers", "tokenizers", "spacy")
 
 
+@same_random()
 def save_bundle(
     learn: Learner,  # a `MultiHeadLearner`
     folder: str | Path,  # that is written
@@ -75,6 +78,7 @@ def save_bundle(
     Auxiliary heads (`train_only`) are left out. What cannot be said as data is refused by name before anything is
     written. The network is built again of the manifest, and has to give the same predictions to the bit."""
     folder = _check_folder(folder)
+    check_value("overwrite", "save_bundle", overwrite, isinstance(overwrite, bool), "True or False")
     for name, value in (("license", license), ("notes", notes)):
         if not isinstance(value, str):
             raise HeadsError(f"`{name}` of save_bundle is a text, found {value!r}.")
@@ -112,6 +116,8 @@ def describe(
     learn: Learner,  # a `MultiHeadLearner`
 ) -> tuple[dict[str, Any], MultiHeadModel]:  # the manifest without its weights, and the network that leaves
     "Say a learner as data, and build its network again of it, to prove that the data says all."
+    if not isinstance(getattr(learn, "heads", None), Mapping):
+        raise HeadsError(f"a learner made by `multihead_learner` is saved, found {type(learn).__name__}.")
     heads = {name: head for name, head in learn.heads.items() if not head.spec.train_only}
     if not heads:
         raise HeadsError(f"a bundle leaves auxiliary heads out, and there is no other: {', '.join(learn.heads.names)}.")
@@ -214,6 +220,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
+@same_random()
 def load_bundle(
     folder: str | Path,  # what `save_bundle` wrote
     learner: bool = False,  # a `MultiHeadLearner` over `dls`, to train on, instead of a `Predictor`
@@ -224,6 +231,10 @@ def load_bundle(
 ) -> Any:  # a `Predictor`, or the learner
     """Read a bundle. No code of its files is run, nothing that they name is imported, and nothing outside the folder is
     opened. What is damaged, too large or does not fit is refused before a tensor is made."""
+    check_value("learner", "load_bundle", learner, isinstance(learner, bool), "True or False")
+    made = arch is None or callable(arch) or (isinstance(arch, Mapping) and all(map(callable, arch.values())))
+    check_value("arch", "load_bundle", arch, made, "a function that makes the network, or a dict of them by body")
+    check_value("device", "load_bundle", device, is_device(device), "a device of torch that is there, such as 'cpu'")
     if not learner and (dls is not None or learner_kwargs):
         name = "dls" if dls is not None else next(iter(learner_kwargs))
         raise HeadsError(f"`{name}` is for a learner: pass `learner=True`.")
@@ -240,15 +251,26 @@ def load_bundle(
 
 def _load_network(manifest: dict[str, Any], weights: bytes, arch: Any) -> tuple[MultiHeadModel, Specs]:
     archs = arch if isinstance(arch, Mapping) else {} if arch is None else {"": arch}
-    take(manifest, "inputs", list)
-    take(manifest, "answers", dict)
+    check_inputs(take(manifest, "inputs", list))
+    check_answers(take(manifest, "answers", dict))
     network, specs = fitting_network(take(manifest, "network", dict), read_tensors(weights), archs)
     _put(network, load(weights))
     return network, specs
 
 
 def _tasks(manifest: Mapping[str, Any], specs: Specs) -> dict[str, tuple[Task, str]]:
-    return {n: (spec.task(target), manifest["answers"][n]["answer"]) for n, (spec, target) in specs.items()}
+    found = {}
+    for name, (spec, target) in specs.items():
+        said, task = take(manifest["answers"], name, dict), spec.task(target)
+        if said["answer"] != _ANSWERS.get(type(task), said["answer"]):
+            raise HeadsError(f"manifest: the answer of {name!r} is {_ANSWERS[type(task)]!r}, found {said['answer']!r}.")
+        vocab = said["vocab"]
+        if vocab is not None and len(vocab) != spec.n_out:
+            raise HeadsError(
+                f"manifest: `vocab` of {name!r} has {len(vocab)} classes, and the head {spec.n_out} outputs."
+            )
+        found[name] = task, said["answer"]
+    return found
 
 
 def predictor_of(

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fastai_heads.errors import HeadsError, did_you_mean
+from fastai_heads.errors import HeadsError, did_you_mean, writing
 
 __all__ = [
     "MANIFEST",
@@ -53,16 +53,17 @@ def write_folder(
         raise HeadsError(f"`folder`: there is {folder} already; pass `overwrite=True`, or another folder.")
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / MANIFEST).is_file())):
         raise HeadsError(f"`folder`: {folder} is no bundle, and is not overwritten; pass another folder.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    try:
-        for name, content in files.items():
-            (aside / name).write_bytes(content)
-        aside.chmod(0o755)
-        with make_way(folder):
-            aside.replace(folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+        try:
+            for name, content in files.items():
+                (aside / name).write_bytes(content)
+            aside.chmod(0o755)
+            with make_way(folder):
+                aside.replace(folder)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 @contextmanager
@@ -87,6 +88,8 @@ def read_bundle(
     folder: str | Path,  # what `save_bundle` wrote
 ) -> tuple[dict[str, Any], bytes]:  # the manifest, and the weights' file, which is what the manifest says of it
     "Read a bundle's two files. Refuses what is too large, too deep, damaged, or of a later version."
+    if not isinstance(folder, str | Path):
+        raise HeadsError(f"`folder` is a path of a bundle, found {folder!r}.")
     folder = Path(folder)
     if not folder.is_dir():
         raise HeadsError(f"`folder`: there is no folder {folder}.")

@@ -17,7 +17,7 @@ from fastai_heads.errors import HeadsError
 __all__ = ["MAX_PIXELS", "View", "open_image", "see_image"]
 
 MAX_PIXELS = 178_956_970  # of an image that is opened: Pillow's own limit, beyond which it takes a file for a bomb
-_PADS = {"zeros": None, "border": "edge", "reflection": "reflect"}
+PAD_MODES = {"zeros": None, "border": "edge", "reflection": "reflect"}
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def see_image(
     "Do what the item transforms do to a validation image."
     view = View(image.size, image.size)
     for step in steps:
-        image, view = _STEPS[step["name"]](image, view, **{k: v for k, v in step.items() if k != "name"})
+        image, view = STEPS[step["name"]](image, view, **{k: v for k, v in step.items() if k != "name"})
     array = np.asarray(image)
     return (array[..., None] if array.ndim == 2 else array), view
 
@@ -155,11 +155,11 @@ def _pad(image: Image.Image, sides: tuple[int, int, int, int], pad_mode: str) ->
     "Pad at the left, the top, the right and the bottom."
     if not any(sides):
         return image
-    if _PADS[pad_mode] is None:
+    if PAD_MODES[pad_mode] is None:
         return ImageOps.expand(image, sides, fill=0)
     left, top, right, bottom = sides
     more = ((top, bottom), (left, right), *([(0, 0)] if len(image.getbands()) > 1 else []))
-    return Image.fromarray(np.pad(np.asarray(image), more, mode=_PADS[pad_mode]))
+    return Image.fromarray(np.pad(np.asarray(image), more, mode=PAD_MODES[pad_mode]))
 
 
 def _resize(
@@ -192,5 +192,5 @@ def _resized_crop(
     return (image, view) if tuple(size) == larger else _crop(image, view, size)
 
 
-_STEPS = {"resize": _resize, "crop": _crop, "resized_crop": _resized_crop}
+STEPS = {"resize": _resize, "crop": _crop, "resized_crop": _resized_crop}
 "What a manifest may name, and what it does."

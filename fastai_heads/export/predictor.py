@@ -8,10 +8,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fastai_heads.errors import HeadsError, unknown
+from fastai_heads.errors import MISFITS, HeadsError, first_line, unknown
 from fastai_heads.export.answers import decode
+from fastai_heads.export.given import take
 from fastai_heads.export.images import View
 from fastai_heads.export.inputs import InputReader, make_reader
+from fastai_heads.export.manifest import check_answers, check_inputs
 from fastai_heads.head_tuple import HeadTuple
 
 __all__ = ["Network", "Predictor", "ReadItem", "open_predictor"]
@@ -50,6 +52,8 @@ class Predictor:
         manifest: Mapping[str, Any],  # of a bundle
         network: Network,  # what computes
     ):
+        check_inputs(take(manifest, "inputs", list))
+        check_answers(take(manifest, "answers", dict))
         self.manifest, self.network = manifest, network
         self.readers: dict[str, InputReader] = {said["name"]: make_reader(said) for said in manifest["inputs"]}
         self._heads: dict[str, Mapping[str, Any]] = dict(manifest["answers"])
@@ -89,6 +93,8 @@ class Predictor:
         "Check names of heads."
         if heads is None:
             return self.heads
+        if not isinstance(heads, str | Iterable):
+            raise HeadsError(f"`heads` are names of heads, found {heads!r}. There is {', '.join(self.heads)}.")
         wanted = [heads] if isinstance(heads, str) else list(heads)
         for name in wanted:
             if name not in self._heads:
@@ -141,7 +147,18 @@ class Predictor:
         item: ReadItem,  # the same
     ) -> HeadTuple:
         "Say in the user's terms what the network says of an item."
-        return HeadTuple((decode(self._heads[h], value, item.view) for h, value in found.items()), found)
+        return HeadTuple((self._decode(h, value, item) for h, value in found.items()), found)
+
+    def _decode(self, head: str, value: np.ndarray, item: ReadItem) -> Any:
+        "Say what a head says of an item. Refuses an output that is not what the manifest calls it."
+        try:
+            return decode(self._heads[head], value, item.view)
+        except MISFITS as error:
+            answer = self._heads[head]["answer"]
+            raise HeadsError(
+                f"manifest: the answer of {head!r} is {answer!r}, and the output {value.shape} cannot be read so: "
+                f"{first_line(error)}."
+            ) from error
 
     @classmethod
     def from_onnx(

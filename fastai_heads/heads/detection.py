@@ -15,7 +15,7 @@ from torchvision.ops.feature_pyramid_network import (
 )
 
 from fastai_heads.archs.records import INPUT, Level
-from fastai_heads.errors import HeadsError, did_you_mean
+from fastai_heads.errors import HeadsError, did_you_mean, first_line
 from fastai_heads.heads.spec import HeadSpec, TapShape, is_number
 from fastai_heads.tasks.detection import DetectionTask
 from fastai_heads.tasks.detection_loss import Grid, pack
@@ -116,11 +116,18 @@ class DetectionHead(HeadSpec):
             strides += [strides[-1] * 2 ** (i + 1) for i in range(extra)]
         else:
             pyramid = nn.Identity()
-        if self.kind == "fcos":
-            head = FCOSHead(width, 1, self.n_out)
-        else:
-            head = RetinaNetHead(width, 3 * len(self.aspect_ratios), self.n_out, self.norm_layer)
+        head = FCOSHead(width, 1, self.n_out) if self.kind == "fcos" else self._retinanet(width)
         return Detector(pyramid, head, strides)
+
+    def _retinanet(self, width: int) -> nn.Module:
+        "Make torchvision's head; `norm_layer` is the user's, and may raise anything."
+        try:
+            return RetinaNetHead(width, 3 * len(self.aspect_ratios), self.n_out, self.norm_layer)
+        except Exception as error:
+            raise HeadsError(
+                f"`norm_layer` of {self.label} is a function of the {width} channels that makes an nn.Module, found "
+                f"{self.norm_layer!r}: {first_line(error)}."
+            ) from error
 
     def _check_maps(self, maps: tuple[TapShape, ...]) -> None:
         "Maps, fine to coarse; where they are a pyramid already, of one width."

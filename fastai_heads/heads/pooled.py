@@ -117,6 +117,8 @@ class PooledSpec(HeadSpec):
         fits = ps is not None and all(0 <= p < 1 for p in ps) and len(ps) in (1, layers)
         self.check("ps", fits, f"one dropout in [0, 1) or one for each of its {layers} linear layers")
         self.check("init", self.init is None or callable(self.init), "a function of a weight, or None")
+        for field in ("first_bn", "bn_final", "lin_first"):
+            self.check(field, isinstance(getattr(self, field), bool), "True or False")
         self.check("last_scale", is_number(self.last_scale, least=0), "a finite number of at least 0")
         self.check("from_probe", isinstance(self.from_probe, bool), "True or False")
         linear = self.lin_ftrs is not None and not len(self.lin_ftrs) and self.first_bn and not self.bn_final

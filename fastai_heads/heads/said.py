@@ -92,7 +92,7 @@ def make(
     if "kind" in said:
         return spec_from_dict(said)
     if "tensor" in said:
-        return torch.tensor(said["tensor"])
+        return _call(torch.tensor, {"data": said["tensor"]})
     if "parts" in said:
         return _make_parts(said)
     if "made" in said:

@@ -3,8 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from inspect import get_annotations
-from math import isfinite
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any, ClassVar
 
 import torch
@@ -18,6 +17,7 @@ from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError, did_you_mean, refuse_change
 from fastai_heads.heads.said import spec_from_dict, spec_to_dict
 from fastai_heads.tasks.task import Task
+from fastai_heads.values import check_value, is_number
 
 __all__ = [
     "HeadSpec",
@@ -82,9 +82,15 @@ class HeadSpec:
                 f"that task in the head, `predicts = …`."
             )
 
-    def __new__(cls, *_args: Any, **given: Any) -> Self:
+    def __new__(cls, *args: Any, **given: Any) -> Self:
         "Refuse a field that the kind does not have, before Python's own error does, with the nearest right one."
         known = list(cls.__dataclass_fields__)
+        first = [f.name for f in cls.__dataclass_fields__.values() if f.init and not f.kw_only]
+        if len(args) > len(first):
+            raise HeadsError(
+                f"{cls.__name__} takes its fields by name, found {args[len(first)]!r} without one: "
+                f"`{cls.__name__}(n_out={args[len(first)]!r})`."
+            )
         for name in given:
             if name not in known:
                 raise HeadsError(f"`{name}` is not a parameter of {cls.__name__}.{did_you_mean(name, known)}")
@@ -113,8 +119,7 @@ class HeadSpec:
         expected: str,  # what can, as the end of the sentence '`field` is …'
     ) -> None:
         "Refuse a field's value. For `__post_init__`."
-        if not fits:
-            raise HeadsError(f"`{field}` of {self.label} is {expected}, found {getattr(self, field)!r}.")
+        check_value(field, self.label, getattr(self, field), fits, expected)
 
     @property
     def label(self) -> str:
@@ -211,15 +216,6 @@ def read_as(
     if not isinstance(tap, tuple):
         return (tap,)
     return tuple(Level(t) if isinstance(t, int) else t for t in tap)
-
-
-def is_number(
-    value: object,  # what the user wrote
-    least: float = float("-inf"),  # the smallest that will do
-    below: float = float("inf"),  # the first that is too large
-) -> bool:
-    "Tell whether it is a finite number, and in range. True and False are none."
-    return isinstance(value, Real) and not isinstance(value, bool) and isfinite(value) and least <= value < below
 
 
 def check_weights(

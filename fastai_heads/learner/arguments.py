@@ -45,6 +45,10 @@ def _is_size(value: Any) -> bool:
     return is_number(value.item() if single else value, least=0)
 
 
+def _is_divisor(value: Any) -> bool:
+    return _is_size(value) and value > 0
+
+
 def _one_or_all(
     fits: Callable[[Any], bool],  # tells of one value whether it will do
 ) -> Callable[[Any], bool]:
@@ -84,6 +88,10 @@ def _are_momenta(value: Any) -> bool:
     return isinstance(value, list | tuple | L) and len(value) == 3 and all(map(_is_share, value))
 
 
+def _are_options(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(name, str) for name in value)
+
+
 def _is_callback(value: Any) -> bool:
     return isinstance(value, Callback) or (isinstance(value, type) and issubclass(value, Callback))
 
@@ -109,7 +117,9 @@ _TRAINING: dict[str, Rule] = {
     **dict.fromkeys(("lr", "lr_max"), _RATE),
     **dict.fromkeys(("start_lr", "end_lr"), _START),
     "base_lr": Rule(_is_rate, _RATE.expected),
-    **dict.fromkeys(("div", "div_final", "lr_mult", "cycle_mult"), _SIZE),
+    **dict.fromkeys(("div", "div_final"), Rule(_is_divisor, "a number above 0, such as `25`")),
+    **dict.fromkeys(("lr_mult", "cycle_mult"), _SIZE),
+    "n": Rule(lambda value: isinstance(value, Integral) and not isinstance(value, bool), "a whole number of groups"),
     "pct_start": _SHARE,
     "wd": Rule(_one_or_all(_is_size), "a weight decay such as `1e-2`", True),
     "moms": _MOMENTA,
@@ -128,8 +138,9 @@ _SETTINGS: dict[str, Rule] = {
     "model_dir": Rule(_is_path, "a folder, as a `Path` or a text"),
     "wd": _TRAINING["wd"],
     "moms": Rule(_are_momenta, _MOMENTA.expected),
-    **dict.fromkeys(("wd_bn_bias", "train_bn", "default_cbs", "pretrained", "normalize"), _FLAG),
-    "body_kwargs": Rule(lambda value: isinstance(value, Mapping), "a dict of options of the arch", True),
+    **dict.fromkeys(("wd_bn_bias", "train_bn", "default_cbs", "pretrained", "normalize", "fused"), _FLAG),
+    "body_kwargs": Rule(_are_options, "a dict of options of the arch, by name", True),
+    "n_in": Rule(_is_count, "the number of an image's channels, at least one"),
 }
 "Of the arguments of fastai's `Learner`, and the plain ones of `multihead_learner`."
 
@@ -140,6 +151,9 @@ def check_arguments(
 ) -> None:
     "Refuse arguments of training that are of another type, or out of range."
     _check(given, _TRAINING, f" of `{method}`")
+    start, end = (given.get(name, default) for name, default in (("start_lr", 1e-7), ("end_lr", 10)))
+    if method == "lr_find" and start >= end:
+        raise HeadsError(f"`start_lr` of `lr_find` is below `end_lr`, found {start} and {end}.")
 
 
 def check_settings(

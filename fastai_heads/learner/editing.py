@@ -19,6 +19,7 @@ from fastai_heads.learner.specs import find_target, fit_spec, in_code
 from fastai_heads.learner.trial import Trial, run_trial
 from fastai_heads.learner.trial_metrics import check_metrics
 from fastai_heads.model import MultiHeadModel
+from fastai_heads.modes import same_random
 from fastai_heads.names import check_name
 from fastai_heads.training.bound import BoundHead, BoundHeads
 from fastai_heads.training.metrics import HeadMetric, head_metrics
@@ -27,6 +28,7 @@ from fastai_heads.trunks import read_by
 __all__ = ["add_head", "drop_head", "set_dls"]
 
 
+@same_random()
 def add_head(
     learn: Learner,  # a `MultiHeadLearner`
     name: str,  # of the new head, the last in the order

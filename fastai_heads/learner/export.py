@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from pickle import HIGHEST_PROTOCOL
 from types import ModuleType
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 from fastai.learner import Learner
 from fastai.torch_core import rank_distrib
 
-from fastai_heads.errors import HeadsError
+from fastai_heads.errors import HeadsError, writing
+from fastai_heads.values import check_value, is_whole
 
 __all__ = ["export"]
 
@@ -26,25 +28,32 @@ def export(
     that was made for so many heads, as `UW(3)`, is the plain sum there.
 
     The learner is as before, also where it cannot be written; the file is then not there, or the old one."""
-    if not isinstance(fname, str | Path):
+    if not isinstance(fname, str | Path) or not Path(fname).name:
         raise HeadsError(f"`fname` is a file's name in `learn.path`, or a path, found {fname!r}.")
     file = Path(learn.path) / fname
     if not file.parent.is_dir():
         raise HeadsError(f"`fname`: there is no folder {file.parent}.")
+    if file.is_dir():
+        raise HeadsError(f"`fname`: {file} is a folder.")
+    dumps = hasattr(pickle_module, "dumps")
+    check_value("pickle_module", "`export`", pickle_module, dumps, "a module such as `cloudpickle`")
+    fits = is_whole(pickle_protocol, least=2) and pickle_protocol <= HIGHEST_PROTOCOL
+    check_value("pickle_protocol", "`export`", pickle_protocol, fits, f"a whole number from 2 to {HIGHEST_PROTOCOL}")
     auxiliary = [name for name, head in learn.heads.items() if head.spec.train_only]
     if len(auxiliary) == len(learn.heads):
         raise HeadsError(f"`export` leaves auxiliary heads out, and there is no other: {', '.join(auxiliary)}.")
     if rank_distrib():
         return
     part = file.with_name(f"{file.name}.part")
-    try:
-        with _unchanged(learn):
-            Learner.export(learn, part.absolute(), pickle_module, pickle_protocol)
-        if auxiliary:
-            torch.save(_without(part, auxiliary), part, pickle_module, pickle_protocol)
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
+    with writing(file):
+        try:
+            with _unchanged(learn):
+                Learner.export(learn, part.absolute(), pickle_module, pickle_protocol)
+            if auxiliary:
+                torch.save(_without(part, auxiliary), part, pickle_module, pickle_protocol)
+            part.replace(file)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -26,10 +26,11 @@ from fastai_heads.learner.specs import rename_targets, resolve_heads, state_targ
 from fastai_heads.learner.taps import AUTO, choose_taps, start_heads
 from fastai_heads.learner.trial import run_trial
 from fastai_heads.model import build_model
+from fastai_heads.modes import same_random
 from fastai_heads.names import check_name
 from fastai_heads.trunks import Trunk
 
-__all__ = ["multihead_learner"]
+__all__ = ["check_keywords", "multihead_learner"]
 
 _ELSEWHERE = {
     "loss_func": "every head has its own: `heads={name: ClassificationHead(loss=…)}`",
@@ -46,6 +47,7 @@ _ELSEWHERE = {
 "What `vision_learner` takes and a learner with several heads says elsewhere."
 
 
+@same_random()
 def multihead_learner(
     dls: DataLoaders,  # from a DataBlock or an ImageDataLoaders factory, with one target or several
     arch: str
@@ -84,9 +86,15 @@ def multihead_learner(
     a few items go through the whole network, and through every head's loss, decoding and metrics."""
     check_loaders(dls)
     check_columns(dls)
-    _check_kwargs(learner_kwargs)
-    settings = {"pretrained": pretrained, "normalize": normalize, "n_in": n_in, "body_kwargs": body_kwargs}
-    check_settings({**settings, "metrics": metrics, **learner_kwargs})
+    check_keywords(learner_kwargs)
+    settings = {
+        "pretrained": pretrained,
+        "normalize": normalize,
+        "n_in": n_in,
+        "body_kwargs": body_kwargs,
+        "fused": fused,
+    }
+    check_settings({**settings, "fused": fused, "metrics": metrics, **learner_kwargs})
     heads = read_heads(heads)
     data = inspect_data(dls, state_targets(heads))
     dls, targets = data.dls, rename_targets(heads, data.targets)
@@ -121,7 +129,10 @@ def _is_auto(taps: object) -> bool:
     return taps == AUTO
 
 
-def _check_kwargs(kwargs: Mapping[str, Any]) -> None:
+def check_keywords(
+    kwargs: Mapping[str, Any],  # of `multihead_learner`, that it does not name itself
+) -> None:
+    "Refuse what fastai's `Learner` does not take, and name the place of what is said elsewhere."
     known = [p for p in signature(Learner).parameters if p not in ("dls", "model")]
     for name in kwargs:
         if name in _ELSEWHERE:

@@ -46,6 +46,8 @@ def find_arch(
     if unused and all(isinstance(a, BodySpec) for a in archs):
         raise HeadsError(f"`{unused[0]}` is for an arch of an image, and `arch` is {archs[0]!r}.")
     image = partial(find_image, **options)
+    if isinstance(arch, On):
+        raise HeadsError(f"`arch`: `On` names a body in a dict, `{{'a': {arch!r}}}`.")
     if isinstance(arch, Mapping):
         return find_bodies(arch, inputs, image)
     if len(inputs) > 1:

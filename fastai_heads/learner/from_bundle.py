@@ -11,6 +11,8 @@ from fastai_heads.data.plain import Stated
 from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError
 from fastai_heads.heads.spec import HeadSpec
+from fastai_heads.learner.arguments import check_settings
+from fastai_heads.learner.factory import check_keywords
 from fastai_heads.learner.learner import MultiHeadLearner
 from fastai_heads.learner.settings import accept_trial
 from fastai_heads.learner.specs import find_target
@@ -29,6 +31,9 @@ def learner_over(
 ) -> MultiHeadLearner:
     "Make a learner over a network that is trained already. Refuses data that is not as it was."
     check_loaders(dls)
+    check_keywords({name: value for name, value in learner_kwargs.items() if name not in ("strategy", "fused")})
+    check_settings(learner_kwargs)
+    metrics = learner_kwargs.pop("metrics", None)
     data = inspect_data(dls, {t.name: Stated(t.kind, t.n_out, None) for _, t in specs.values()})
     names = [source.name for source in data.inputs]
     wanted = [said["name"] for said in manifest["inputs"]]
@@ -47,5 +52,5 @@ def learner_over(
     data.add_transforms(model.body.transforms())
     trial = run_trial(model, data.sample.batch(), bound)
     learn = MultiHeadLearner(data.dls, model, trial.measured(bound), data.targets, **learner_kwargs)
-    accept_trial(learn, trial)
+    accept_trial(learn, trial, metrics)
     return learn

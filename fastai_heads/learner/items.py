@@ -15,9 +15,11 @@ from fastai_heads.data.loaders import check_item, readable
 from fastai_heads.errors import HeadsError
 from fastai_heads.head_tuple import HeadTuple
 from fastai_heads.learner.gather import ConstantOrder, activated
+from fastai_heads.modes import same_random
 from fastai_heads.training.monitors import HeadsMonitor
 from fastai_heads.training.step import as_tuple
 from fastai_heads.training.strategies.base import StrategyCallback
+from fastai_heads.values import check_value
 from fastai_heads.view.decoded import decode_heads
 from fastai_heads.view.losses import DrawnRecorder
 
@@ -35,7 +37,8 @@ def predict(
 ) -> tuple:  # ([input], decoded, decoded as tensors, activated), a `HeadTuple` each
     "Predict one item by every head. Auxiliary heads are in the last element only."
     check_item(item, learn.dls)
-    with readable(item):
+    check_value("with_input", "`predict`", with_input, isinstance(with_input, bool), "True or False")
+    with same_random(), readable(item):
         dl = learn.dls.test_dl([item], rm_type_tfms=rm_type_tfms, num_workers=0)
         return next(_answers(learn, dl, with_input))[0]
 

@@ -26,7 +26,7 @@ from fastai_heads.errors import HeadsWarning
 from fastai_heads.export.bundle import save_bundle
 from fastai_heads.heads.spec import HeadSpec
 from fastai_heads.learner import editing, frozen, items, predictions, ranks, settings
-from fastai_heads.learner.arguments import check_arguments
+from fastai_heads.learner.arguments import check_arguments, check_settings
 from fastai_heads.learner.compiled import compile_learner
 from fastai_heads.learner.export import export
 from fastai_heads.learner.folder import predict_folder
@@ -34,6 +34,7 @@ from fastai_heads.learner.guards import check_batches
 from fastai_heads.learner.head_view import head_learner
 from fastai_heads.learner.suggest import suggest_weights
 from fastai_heads.learner.weights import (
+    check_file_name,
     check_load_arguments,
     check_optimizer_state,
     check_state_fits,
@@ -49,11 +50,12 @@ from fastai_heads.training.conflict_record import ConflictRecord
 from fastai_heads.training.mixing import Targets
 from fastai_heads.training.monitors import HeadsMonitor
 from fastai_heads.training.optimizer import create_opt
-from fastai_heads.training.precision import DevicePrecision, warn_of_half
+from fastai_heads.training.precision import DevicePrecision, check_scaler, warn_of_half
 from fastai_heads.training.step import CombinedLoss, combined_loss, run_batch
 from fastai_heads.training.strategies.base import Strategy, StrategyCallback
 from fastai_heads.training.strategies.choose import as_strategy
 from fastai_heads.training.trackers import set_direction
+from fastai_heads.values import check_value, is_device
 from fastai_heads.view.conflict_charts import draw_conflict, draw_weights
 from fastai_heads.view.diagram import draw_heads
 from fastai_heads.view.losses import DrawnRecorder
@@ -76,6 +78,7 @@ class MultiHeadLearner(Learner):
     fit_flat_cos = settings.checked(Learner.fit_flat_cos)
     fit_sgdr = settings.checked(Learner.fit_sgdr)
     lr_find = settings.checked(Learner.lr_find)
+    freeze_to = settings.checked(Learner.freeze_to)
     fine_tune = frozen.fine_tune
     fit_heads = frozen.fit_heads
     suggest_weights = suggest_weights
@@ -155,7 +158,7 @@ class MultiHeadLearner(Learner):
 
     @model.setter
     def model(self, model: nn.Module) -> None:
-        self._model = compile_in_place(model)
+        self._model = settings.check_model(compile_in_place(model))
 
     @property
     def loss_func(self) -> CombinedLoss:
@@ -197,6 +200,12 @@ class MultiHeadLearner(Learner):
         "The batch's target; several as one `Targets`, which can be measured and shuffled as a tensor is."
         return Targets(self.yb) if len(self.yb) > 1 else detuplify(self.yb)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        "Refuse a setting with which a fit would fail."
+        if not hasattr(type(self), name):  # a property checks its own
+            check_settings({name: value})
+        super().__setattr__(name, value)
+
     def __getstate__(self) -> dict[str, Any]:
         "Leave out what points to the data that was tried, and what is stored of it."
         return {**super().__getstate__(), "tried_dls": None, "stored_taps": None}
@@ -215,6 +224,7 @@ class MultiHeadLearner(Learner):
         "Train. Raises `HeadsError` before the first step where an argument, a batch or a callback would not work."
         given = {"n_epoch": n_epoch, "lr": lr, "wd": wd, "cbs": cbs, "reset_opt": reset_opt, "start_epoch": start_epoch}
         check_arguments("fit", given)
+        settings.check_groups(self, given)
         check_batches(self.dls, self.model, self.ranks)
         check_callbacks(self, L(cbs))
         settings.check_strategy(self, self.strategy, self.heads)
@@ -225,16 +235,21 @@ class MultiHeadLearner(Learner):
 
     def add_cb(self, cb: Callback | type) -> "MultiHeadLearner":
         "Add a callback. A tracker (`SaveModelCallback`, …) learns which way its metric is better."
-        are_callbacks(cb)
+        are_callbacks([cb])
         cb = cb() if isinstance(cb, type) else cb
         if isinstance(cb, TrackerCallback):
             set_direction(cb, self.metrics)
         return super().add_cb(cb)
 
+    def remove_cb(self, cb: Callback | type) -> "MultiHeadLearner":
+        "Remove a callback, or all of a class."
+        are_callbacks([cb])
+        return super().remove_cb(cb)
+
     def to_fp16(self, **kwargs) -> "MultiHeadLearner":
         "Train in float16, on any device that has autocast. Keywords go to `GradScaler`. On a CPU it is slow."
         warn_of_half(self.dls.device)
-        return self.add_cb(DevicePrecision(AMPMode.FP16, **kwargs))
+        return self.add_cb(DevicePrecision(AMPMode.FP16, **check_scaler(kwargs)))
 
     def to_bf16(self) -> "MultiHeadLearner":
         "Train in bfloat16, on any device that has autocast."
@@ -300,6 +315,7 @@ class MultiHeadLearner(Learner):
         **kwargs,  # fastai's: `with_opt`, `pickle_protocol`
     ) -> Path:  # the file
         "Save the weights and the optimizer's state. After an error the file is the old one, whole."
+        check_file_name(file)
         return save_whole(self, self._weights_file(file), **kwargs)
 
     def load(
@@ -313,6 +329,8 @@ class MultiHeadLearner(Learner):
         With `strict=False` parts are loaded by name, and a `HeadsWarning` says which were left as they are. No code of
         the file runs, also with `weights_only=False`, which fastai's `SaveModelCallback` passes."""
         check_load_arguments(file, strict, kwargs)
+        fits = device is None or is_device(device)
+        check_value("device", "`load`", device, fits, "a device of torch that is there, such as 'cpu'")
         kwargs["weights_only"] = True
         distrib_barrier()  # the first rank may still be writing it
         if strict:
@@ -332,6 +350,7 @@ class MultiHeadLearner(Learner):
         head: str | None = None,  # the head that takes the head's weights; None: the only one
     ) -> "MultiHeadLearner":
         "Load the weights of a fastai `vision_learner` of the same arch into the body and one head."
+        check_file_name(file)
         load_vision_weights(get_model(self.model), self._weights_file(file), head)
         return self
 

@@ -23,11 +23,13 @@ from fastai_heads.head_tuple import HeadTuple
 from fastai_heads.heads.spec import is_number
 from fastai_heads.learner.gather import ConstantOrder, GatherHeads
 from fastai_heads.learner.one_target import refuse_stock_interpretation
+from fastai_heads.modes import same_random
 from fastai_heads.names import names_in
 from fastai_heads.training.callbacks import are_callbacks
 from fastai_heads.training.ranks.exchange import from_first_rank
 from fastai_heads.training.ranks.joint import SharedLoader
 from fastai_heads.training.recorder import HeadsRecorder
+from fastai_heads.values import check_value
 from fastai_heads.view.show import show_predictions, show_targets
 
 __all__ = ["get_preds", "show_batch", "show_results", "test_dl", "tta", "validate", "validation_context"]
@@ -67,12 +69,14 @@ def get_preds(
 ) -> tuple:  # ([inputs], predictions, targets, [decoded], [losses])
     "Predict all of a data loader, activated. Targets are None where the data has no labels."
     refuse_stock_interpretation(currentframe().f_back, learn.heads)
-    _check_flags(act, kwargs)
+    _check_act(act, kwargs)
+    flags = {"with_input": with_input, "with_decoded": with_decoded, "with_loss": with_loss, "reorder": reorder}
+    _check_flags("get_preds", **flags)
     found = pick_loader(learn.dls, ds_idx, dl, labels="`with_loss=True`" if with_loss else None, batches=True)
-    dl, order = _in_order(learn, found.new(shuffle=False) if dl is None else dl, reorder)
     gather = GatherHeads(with_input=with_input, with_loss=with_loss, **kwargs)
     contexts = [_unmeasured(learn), learn.validation_context(cbs=[*L(cbs), gather], inner=inner)]
-    with ContextManagers(contexts + [learn.loss_not_reduced()] * with_loss):
+    with same_random(), ContextManagers(contexts + [learn.loss_not_reduced()] * with_loss):
+        dl, order = _in_order(learn, found.new(shuffle=False) if dl is None else dl, reorder)
         learn._do_epoch_validate(dl=dl)
         return gather.answer(learn.loss_func, [t.name for t in learn.data_targets], act, with_decoded, order)
 
@@ -121,6 +125,7 @@ def _by_head(learn: Learner, values: Sequence[Any]) -> pd.DataFrame:
     return pd.DataFrame.from_dict({**rows, "total": {"loss": total}}, orient="index").rename_axis("head")
 
 
+@same_random()
 def tta(
     learn: Learner,  # a `MultiHeadLearner`
     ds_idx: int = 1,  # 0: training set, 1: validation set
@@ -137,6 +142,10 @@ def tta(
     them out."""
     averaged = _averaged(learn, heads)
     _check_passes(n, beta)
+    _check_flags("tta", use_max=use_max)
+    for name, tfms in (("item_tfms", item_tfms), ("batch_tfms", batch_tfms)):
+        fits = all(callable(f) for f in L(tfms))
+        check_value(name, "`tta`", tfms, fits, "a transform or a list of them, or None for the data's own")
     found = pick_loader(learn.dls, ds_idx, dl)
     dl = found.new(shuffle=False, drop_last=False) if dl is None else found
     if item_tfms is not None or batch_tfms is not None:
@@ -175,6 +184,7 @@ def _averaged(learn: Learner, heads: str | Sequence[str] | None) -> tuple[str, .
     return chosen
 
 
+@same_random()
 def show_batch(
     learn: Learner,  # a `MultiHeadLearner`
     max_n: int = 9,  # how many images
@@ -187,6 +197,7 @@ def show_batch(
     return show_targets(learn.dls, max_n, ds_idx, unique, [t.name for t in learn.data_targets], **kwargs)
 
 
+@same_random()
 def show_results(
     learn: Learner,  # a `MultiHeadLearner`
     ds_idx: int = 1,  # 0: training set, 1: validation set
@@ -203,7 +214,13 @@ def show_results(
     return show_predictions(learn, tuple(batch[:n_inp]), tuple(batch[n_inp:]), decoded, max_n, **kwargs)
 
 
-def _check_flags(act: Any, kwargs: Mapping[str, Any]) -> None:
+def _check_flags(method: str, **flags: Any) -> None:
+    "Refuse switches that are neither on nor off."
+    for name, value in flags.items():
+        check_value(name, f"`{method}`", value, isinstance(value, bool), "True or False")
+
+
+def _check_act(act: Any, kwargs: Mapping[str, Any]) -> None:
     "Refuse an activation that is no function, and a keyword that fastai's `get_preds` does not have."
     if act is not None and not callable(act):
         raise HeadsError(f"`act` is a function of a head's output, or None for each head's own, found {act!r}.")

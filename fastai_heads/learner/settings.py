@@ -1,17 +1,20 @@
 """What may be set on a learner, and what its training may be called with: anything else is refused at once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from inspect import signature
 from typing import Any
 from weakref import ref
 
 import fastai.callback.schedule  # noqa: F401  gives `Learner` its `fit_one_cycle`, `fine_tune` and `lr_find`
+import numpy as np
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner, mk_metric
 from fastai.torch_core import get_model
 from fastcore.foundation import L
+from torch import nn
 
+from fastai_heads.data.given import check_loaders
 from fastai_heads.data.inspect import Inspected
 from fastai_heads.data.sample import draw_sample
 from fastai_heads.data.targets import Target
@@ -21,6 +24,7 @@ from fastai_heads.learner.arguments import check_arguments
 from fastai_heads.learner.guards import same_data
 from fastai_heads.learner.trial import Trial, run_trial
 from fastai_heads.learner.trial_metrics import check_metrics, fitting_metrics, shared_metrics
+from fastai_heads.model import MultiHeadModel
 from fastai_heads.training.bound import BoundHeads
 from fastai_heads.training.metrics import HeadMetric, head_metrics
 from fastai_heads.training.step import CombinedLoss, combined_loss
@@ -29,7 +33,9 @@ from fastai_heads.training.strategies.base import Strategy
 __all__ = [
     "accept_trial",
     "bind_strategy",
+    "check_groups",
     "check_loss",
+    "check_model",
     "check_strategy",
     "checked",
     "exchange_data",
@@ -45,10 +51,39 @@ def checked(
 
     @wraps(method)
     def run(self: Learner, *args: Any, **kwargs: Any) -> Any:
-        check_arguments(method.__name__, signature(method).bind(self, *args, **kwargs).arguments)
+        given = signature(method).bind(self, *args, **kwargs).arguments
+        check_arguments(method.__name__, given)
+        check_groups(self, given)
         return method(self, *args, **kwargs)
 
     return run
+
+
+def check_groups(
+    learn: Learner,  # a `MultiHeadLearner`
+    given: Mapping[str, Any],  # arguments of training
+) -> None:
+    "Refuse a list of rates, or of weight decays, of another length than there are groups of parameters."
+    for name in ("lr", "lr_max", "base_lr", "wd"):
+        value = given.get(name)
+        n = len(value) if isinstance(value, list | tuple | L | np.ndarray) and np.ndim(value) else 1
+        if n > 1 and n != (groups := len(learn.splitter(learn.model))):
+            raise HeadsError(
+                f"`{name}` has {n} values, and there are {groups} groups of parameters, of the body and one for all "
+                f"heads. `slice(1e-5, 1e-3)` spreads rates over them."
+            )
+
+
+def check_model(
+    model: nn.Module,  # that is to be the learner's
+) -> nn.Module:  # the same
+    "Refuse a network that is none of a body and heads."
+    if not isinstance(model, nn.Module) or not isinstance(get_model(model), MultiHeadModel):
+        raise HeadsError(
+            f"`model` of a learner with several heads is a network of a body and heads, found {type(model).__name__}: "
+            "another network needs another learner, `multihead_learner(dls, net)`."
+        )
+    return model
 
 
 def check_loss(
@@ -104,6 +139,7 @@ def exchange_data(
     dls: DataLoaders,  # with the same targets and vocabularies
 ) -> DataLoaders:  # one target for each head
     "Bind the heads to the targets of new data. Refuse data that does not fit; then nothing has changed."
+    check_loaders(dls)
     before = learn.data_targets
     data = same_data(dls, before, learn.heads)
     _bind_targets(learn, data.targets)

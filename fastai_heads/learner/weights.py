@@ -3,18 +3,20 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from pickle import UnpicklingError
+from pickle import HIGHEST_PROTOCOL, UnpicklingError
 from typing import Any
 from zipfile import ZipFile, is_zipfile
 
 from fastai.learner import Learner, load_model, save_model
 from torch import Tensor, nn
 
-from fastai_heads.errors import HeadsError, did_you_mean
+from fastai_heads.errors import HeadsError, did_you_mean, writing
 from fastai_heads.model import STRATEGY
 from fastai_heads.trunks import PREFIX
+from fastai_heads.values import check_value, is_whole
 
 __all__ = [
+    "check_file_name",
     "check_load_arguments",
     "check_optimizer_state",
     "check_state_fits",
@@ -35,13 +37,15 @@ def save_whole(
     "Write beside the file and rename, so that a process that is killed, or a full disk, leaves the old file as it was."
     if not file.parent.is_dir():
         raise HeadsError(f"`file`: there is no folder {file.parent}.", parameter="file")
+    _check_keywords("save", kwargs, ["with_opt", "pickle_protocol"])
     part = file.with_name(f"{file.name}.part")
-    try:
-        save_model(part, learn.model, learn.opt, **kwargs)
-        if part.exists():  # the first rank alone writes
-            part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
+    with writing(file):
+        try:
+            save_model(part, learn.model, learn.opt, **kwargs)
+            if part.exists():  # the first rank alone writes
+                part.replace(file)
+        finally:
+            part.unlink(missing_ok=True)
     return file
 
 
@@ -226,15 +230,31 @@ def check_load_arguments(
     kwargs: Mapping[str, Any],  # for fastai's `load`
 ) -> None:
     "Refuse what names no file, and keywords that neither fastai nor torch knows."
-    if not isinstance(file, str | Path):
-        raise HeadsError(f"`file` is a name in `learn.path/learn.model_dir`, or a path, found {file!r}.")
+    check_file_name(file)
     if not isinstance(strict, bool):
         raise HeadsError(f"`strict` is True or False, found {strict!r}.")
-    options = ["with_opt", "weights_only", "mmap"]
-    for name in kwargs:
+    _check_keywords("load", kwargs, ["with_opt", "weights_only", "mmap"])
+
+
+def check_file_name(
+    file: Any,  # what stands for a file's name
+) -> None:
+    "Refuse what names no file."
+    if not isinstance(file, str | Path) or not Path(file).name:
+        raise HeadsError(f"`file` is a name in `learn.path/learn.model_dir`, or a path, found {file!r}.")
+
+
+def _check_keywords(method: str, kwargs: Mapping[str, Any], options: list[str]) -> None:
+    "Refuse keywords that neither fastai nor torch knows, and switches that are neither on nor off."
+    for name, value in kwargs.items():
         if name not in options:
             near = did_you_mean(name, ["file", "device", "strict", *options])
-            raise HeadsError(f"`{name}` is not a parameter of `load`.{near}")
+            raise HeadsError(f"`{name}` is not a parameter of `{method}`.{near}")
+        if name == "pickle_protocol":
+            fits = is_whole(value, least=2) and value <= HIGHEST_PROTOCOL
+            check_value(name, f"`{method}`", value, fits, f"a whole number from 2 to {HIGHEST_PROTOCOL}")
+        else:
+            check_value(name, f"`{method}`", value, value is None or isinstance(value, bool), "True or False")
 
 
 def check_optimizer_state(

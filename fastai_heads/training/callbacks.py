@@ -1,6 +1,7 @@
 """What is asked of callbacks before a fit."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from fastai.callback.core import Callback
@@ -30,6 +31,7 @@ def check_callbacks(
     for cb in cbs:
         if isinstance(cb, TrackerCallback) and recorders:
             check_monitor(cb, recorders[0].columns())
+            _check_folder(cb, learn)
         if learn.ranks > 1 and isinstance(cb, LRFinder):
             raise HeadsError(
                 "`lr_find` restores the weights on the first rank only: find the rate in a run with one process."
@@ -40,6 +42,16 @@ def check_callbacks(
             check_precision(cb, learn.dls.device)
         if len(learn.data_targets) > 1:
             _check_drawing(cb)
+
+
+def _check_folder(
+    tracker: TrackerCallback,  # of a fit
+    learn: Learner,
+) -> None:
+    "Refuse a tracker that would save to a folder that is not there."
+    name = Path(str(getattr(tracker, "fname", "")))
+    if name.parent != Path() and not (folder := (learn.path / learn.model_dir / name).parent).is_dir():
+        raise HeadsError(f"`fname` of {type(tracker).__name__}: there is no folder {folder}.")
 
 
 def are_callbacks(

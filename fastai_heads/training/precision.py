@@ -1,9 +1,10 @@
 """Mixed precision on the device that the model is on."""
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from fastai.callback.core import Callback
@@ -13,7 +14,7 @@ from torch.amp import GradScaler, autocast
 
 from fastai_heads.errors import HeadsError, HeadsWarning
 
-__all__ = ["DevicePrecision", "autocast_of", "check_precision", "warn_of_half"]
+__all__ = ["DevicePrecision", "autocast_of", "check_precision", "check_scaler", "warn_of_half"]
 
 
 class DevicePrecision(MixedPrecision):
@@ -55,6 +56,19 @@ def check_precision(
             f"`cbs`: fastai's MixedPrecision knows CUDA only and would train in float32 on {device.type!r}. "
             f"Use `learn.to_{mode}()`, which works there."
         )
+
+
+def check_scaler(
+    given: Mapping[str, Any],  # keywords of `GradScaler`
+) -> Mapping[str, Any]:  # the same
+    "Refuse keywords that torch's scaling of losses does not take."
+    try:
+        GradScaler("cpu", **given)
+    except (TypeError, AssertionError) as error:
+        raise HeadsError(
+            f"`to_fp16` takes the keywords of torch's GradScaler, found {dict(given)!r}: {error}."
+        ) from error
+    return given
 
 
 def warn_of_half(

@@ -1,6 +1,7 @@
 """fastai's trackers (`SaveModelCallback`, `EarlyStoppingCallback`, …) on any head's loss or metric."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 from fastai.callback.tracker import TrackerCallback
@@ -19,6 +20,8 @@ def set_direction(
     """Set the direction in which a tracker's metric is better. fastai goes by the whole name. A head `blossom` makes
     it take an accuracy for a loss, and it believes that a greater `ink_mae` is better. A `comp` other than fastai's
     own guess is the user's, and stays."""
+    if not isinstance(getattr(tracker, "fname", "model"), str | Path):
+        raise HeadsError(f"`fname` of {type(tracker).__name__} is a name of a file, found {tracker.fname!r}.")
     guess = np.less if "loss" in tracker.monitor or "error" in tracker.monitor else np.greater
     better = {f"{part}{m.name}": m.higher_is_better for m in metrics if isinstance(m, HeadMetric) for part in _PARTS}
     if tracker.comp is not guess or tracker.monitor not in better:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
+import torch
 from fastai.callback.training import GradientAccumulation, GradientClip
 from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper, _BaseOptimizer
@@ -43,8 +44,10 @@ class Disjoint(RowsStrategy):
                 "`opt_func` of Disjoint is an optimizer that is made already; each loss needs one: pass its maker, "
                 "such as `partial(OptimWrapper, opt=torch.optim.AdamW)`."
             )
-        if opt_func is not None and not callable(opt_func):
-            raise HeadsError(f"`opt_func` of Disjoint is a function that makes an optimizer, found {opt_func!r}.")
+        of_torch = isinstance(opt_func, type) and issubclass(opt_func, torch.optim.Optimizer)
+        if opt_func is not None and (of_torch or not callable(opt_func)):
+            near = f" Did you mean `partial(OptimWrapper, opt=torch.optim.{opt_func.__name__})`?" if of_torch else ""
+            raise HeadsError(f"`opt_func` of Disjoint is a function that makes an optimizer, found {opt_func!r}.{near}")
         if lrs is not None and not isinstance(lrs, Mapping):
             raise HeadsError(f"`lrs` of Disjoint is a dict of head to a number, such as {{'age': 0.1}}, found {lrs!r}.")
         self.opt_func, self.lrs = opt_func, dict(lrs or {})
