@@ -41,7 +41,7 @@ class SmpKind:
     last: int = 32  # the stride of the deepest map that it takes: SMP dilates the encoder, here the map is resized
     divisible: bool = False  # it needs sides that 32 divides: the maps are padded, and the answer is cropped
     depth: str = "encoder_depth"  # the class's parameter for the number of levels; '' where it has none
-    image_channels: int = 0  # channels of a level at the image's own stride, made of the image; SMP has none
+    image_channels: int = 0  # of a level at the image's own stride that a head adds to it; SMP has none
 
 
 _WIDTHS = {"decoder_channels": (256, 128, 64, 32, 16)}
@@ -85,8 +85,8 @@ class PaddedDecoder(nn.Module):
 class SmpDecoder(PaddedDecoder):
     """One of SMP's decoders with its last convolution, initialised as in SMP. Its answer may be coarser than the image.
 
-    Its U-Net also reads a level that the image itself gives, as the one of Ronneberger et al. 2015 does (fig. 1); SMP's
-    own has none, which costs small images most. With `image_channels=0` it is SMP's."""
+    With `image_channels=16` its U-Net also reads a level that the image itself gives, as that of Ronneberger et al. 2015
+    does (fig. 1). SMP's own has none, which costs small images most."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class SmpDecoder(PaddedDecoder):
     ):
         super().__init__()
         self.kind, self.channels, self.divisible = kind, tuple(channels), kind.divisible
-        width = options.pop("image_channels", kind.image_channels) if kind.image_channels else 0
+        width = options.pop("image_channels", 0) if kind.image_channels else 0
         if type(width) is not int or width < 0:
             raise HeadsError(f"`decoder_options`: 'image_channels' is a whole number of at least 0, found {width!r}.")
         self.level = ConvLayer(channels[0], width) if width else None

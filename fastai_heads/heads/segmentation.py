@@ -118,7 +118,13 @@ class SegmentationHead(HeadSpec):
         if spec.class_weights is not None:
             weights = check_weights("class_weights", spec.class_weights, spec.n_out, target)
             spec = replace(spec, class_weights=weights)
-        return replace(spec, prior=spec._find_prior(target, labels))
+        return replace(spec, prior=spec._find_prior(target, labels), decoder_options=spec._full_options())
+
+    def _full_options(self) -> Mapping[str, Any] | None:
+        "Say the level at the image's stride in so many words: specs in files that do not say it have none."
+        channels = DECODERS[self.decoder].image_channels if self.decoder in DECODERS else 0
+        given = self.decoder_options or {}
+        return {"image_channels": channels, **given} if channels else self.decoder_options
 
     def _find_prior(self, target: Target, labels: Callable[[], Tensor]) -> bool | tuple[float, ...]:
         "Measure the codes' shares, for a decoder and a loss that can start from them."

@@ -9,9 +9,11 @@ from fastai.vision.models.unet import DynamicUnet
 from torchvision.models import resnet18
 
 from fastai_heads.bodies.image import cut_body
+from fastai_heads.data.targets import Target
 from fastai_heads.errors import HeadsError
 from fastai_heads.heads.decoders import DECODERS, DptDecoder, DynamicDecoder, SmpDecoder
-from fastai_heads.heads.segmentation import MaskModule
+from fastai_heads.heads.segmentation import MaskModule, SegmentationHead
+from fastai_heads.heads.spec import TapShape
 
 MODELS = {
     "unet": smp.Unet,
@@ -36,8 +38,7 @@ def test_a_decoder_is_smps(name):
     "Same features and weights: the logits of the whole of SMP's model, at a size that needs no padding."
     options = {"encoder_depth": 5} if name == "pspnet" else {}
     theirs = MODELS[name]("resnet18", encoder_weights=None, classes=3, **options).eval()
-    own = {"image_channels": 0} if DECODERS[name].image_channels else {}
-    ours = MaskModule(SmpDecoder(DECODERS[name], CHANNELS, 3, **own), 3).eval()
+    ours = MaskModule(SmpDecoder(DECODERS[name], CHANNELS, 3), 3).eval()
     ours.decoder.decoder.load_state_dict(theirs.decoder.state_dict())
     ours.decoder.last.load_state_dict(theirs.segmentation_head[0].state_dict())
     x = torch.randn(2, 3, *((128, 160) if name == "pan" else (64, 96)))  # PAN halves stride 16 three times
@@ -126,3 +127,22 @@ def test_only_maps_that_need_it_are_padded():
     assert decoder(x, *maps, *deep).shape == (2, 2, 40, 40)
     decoder = SmpDecoder(DECODERS["linknet"], (3, 4, 4, 8, 8, 8), 2).eval()
     assert decoder(x, *maps, *deep).shape == (2, 2, 64, 64)
+
+
+def test_a_head_adds_a_level_at_the_images_stride_and_says_so():
+    target = Target("mask", 0, "mask", 3, ("a", "b", "c"))
+    spec = SegmentationHead(prior=False).fit(target, lambda: None)
+    assert spec.decoder_options == {"image_channels": 16}
+    off = SegmentationHead(prior=False, decoder_options={"image_channels": 0}).fit(target, lambda: None)
+    taps = tuple(TapShape(f"t{2**i}", c, 2**i) for i, c in enumerate(CHANNELS))
+    with_level, without = spec.build(taps), off.build(taps)
+    assert with_level.decoder.level is not None and without.decoder.level is None
+    x = torch.zeros(1, 3, 64, 64)
+    maps = [torch.zeros(1, c, 64 // 2**i, 64 // 2**i) for i, c in enumerate(CHANNELS) if i]
+    image = torch.zeros(1, 3, 64, 64)
+    image[..., 10, 10] = 1  # one pixel, which no map shows
+    with torch.no_grad():
+        seen, unseen = ((m.eval()(image, *maps) - m(x, *maps)).abs().amax(1)[0] for m in (with_level, without))
+    assert seen[10, 10] > 0 and not seen[30:].any() and not unseen.any()
+    with pytest.raises(HeadsError, match="'image_channels' is a whole number"):
+        SegmentationHead(prior=False, decoder_options={"image_channels": -1}).fit(target, lambda: None).build(taps)
