@@ -86,7 +86,7 @@ def _blame(dl: TfmdDL, error: Exception) -> None:
             raise HeadsError(f"`items[{i}]` cannot be read: {said}") from error
 
 
-def _run(learn: Learner, inputs: tuple) -> Any:
+def _outputs(learn: Learner, inputs: tuple) -> Any:
     "Run the network. Where it cannot take a batch, its body says what that is to be."
     try:
         return learn.model(*inputs)
@@ -136,7 +136,7 @@ def _run(learn: Learner, dl: TfmdDL) -> Iterator[tuple[tuple, HeadTuple, HeadTup
         with learn.lock, torch.no_grad():
             if any(module.training for module in learn.model.modules()):
                 learn.model.eval()
-            outputs = as_tuple(_run(learn, inputs))
+            outputs = as_tuple(_outputs(learn, inputs))
             preds = tuple(activated(h, h.answer(o)) for h, o in zip(heads.values(), outputs))
         inputs, preds = to_detach(inputs), to_detach(preds)
         yield inputs, HeadTuple(preds, heads.names), HeadTuple(learn.loss_func.decodes(preds), names)
