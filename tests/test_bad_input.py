@@ -178,10 +178,24 @@ def world(tmp_path_factory) -> dict[str, Any]:
         learner.save_bundle(folder)
         predictors[name] = fastai_heads.load_bundle(folder)
     learn.save(out / "ours")
-    return names | predictors | {
-        "SA": tables.archs, "out": out, "cli": cli, "words": words, "encoder": encoder, "UPGrad": UPGrad, "UW": UW,
-        "np": np, "pd": pd, "torch": torch, "nn": nn, "Image": Image,
-    }  # fmt: skip
+    return (
+        names
+        | predictors
+        | {
+            "SA": tables.archs,
+            "out": out,
+            "cli": cli,
+            "words": words,
+            "encoder": encoder,
+            "UPGrad": UPGrad,
+            "UW": UW,
+            "np": np,
+            "pd": pd,
+            "torch": torch,
+            "nn": nn,
+            "Image": Image,
+        }
+    )
 
 
 def state(world: dict[str, Any]) -> tuple:
@@ -191,16 +205,27 @@ def state(world: dict[str, Any]) -> tuple:
     out, folder = world["out"], world["out"] / "damaged"
     files = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p != folder and folder not in p.parents}
     settings = [
-        (learn.heads.names, [h.loss_weight for h in learn.heads.values()], learn.dls, learn.model, list(learn.cbs),
-         [*learn.metrics], learn.strategy, learn.lr, learn.opt, learn.opt_func, learn.loss_func)
+        (
+            learn.heads.names,
+            [h.loss_weight for h in learn.heads.values()],
+            learn.dls,
+            learn.model,
+            list(learn.cbs),
+            [*learn.metrics],
+            learn.strategy,
+            learn.lr,
+            learn.opt,
+            learn.opt_func,
+            learn.loss_func,
+        )
         for learn in learners
-    ]  # fmt: skip
+    ]
     return weights, files, settings
 
 
 DRAWS = re.compile(
     r"nn\.[A-Z]|encoder\(|dls\(|_dl\(|one\(|"
-    r"UW\(|DataBlock|DataLoaders|loader|mtab\(|make\(strategy=UPGrad\(\)|cli\("  # fmt: skip
+    r"UW\(|DataBlock|DataLoaders|loader|mtab\(|make\(strategy=UPGrad\(\)|cli\("
 )
 "In a call: what draws numbers itself, a layer of torch or a loader of fastai, before anything of ours is called."
 

@@ -42,7 +42,7 @@ class HeadsLoaders(DataLoaders):
         "fastai's `test_dl`, with the right `n_inp` also where there are labels; no items give no batch."
         test_items = _as_frame(test_items, self.train_ds, type(self.valid) is TfmdDL)
         _check_items(test_items, self.train_ds, with_labels)
-        if kwargs.keys() - {"num_workers"}:
+        if kwargs != {"num_workers": 0}:  # what `predict` passes
             _check_loader_options(kwargs)
         if rm_type_tfms is not None:
             _check_steps(rm_type_tfms, self.train_ds)

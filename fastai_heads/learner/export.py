@@ -35,7 +35,7 @@ def export(
         raise HeadsError(f"`fname`: there is no folder {file.parent}.")
     if file.is_dir():
         raise HeadsError(f"`fname`: {file} is a folder.")
-    dumps = hasattr(pickle_module, "dumps")
+    dumps = hasattr(pickle_module, "Pickler")
     check_value("pickle_module", "`export`", pickle_module, dumps, "a module such as `cloudpickle`")
     fits = is_whole(pickle_protocol, least=2) and pickle_protocol <= HIGHEST_PROTOCOL
     check_value("pickle_protocol", "`export`", pickle_protocol, fits, f"a whole number from 2 to {HIGHEST_PROTOCOL}")

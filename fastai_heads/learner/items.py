@@ -8,11 +8,11 @@ from fastai.callback.core import Callback, TrainEvalCallback
 from fastai.callback.progress import ProgressCallback
 from fastai.data.core import TfmdDL
 from fastai.learner import CastToTensor, Learner, _cast_tensor
-from fastai.torch_core import to_detach
+from fastai.torch_core import get_model, to_detach
 from fastcore.foundation import L
 
 from fastai_heads.data.loaders import check_item, readable
-from fastai_heads.errors import HeadsError
+from fastai_heads.errors import MISFITS, HeadsError
 from fastai_heads.head_tuple import HeadTuple
 from fastai_heads.learner.gather import ConstantOrder, activated
 from fastai_heads.modes import same_random
@@ -86,6 +86,15 @@ def _blame(dl: TfmdDL, error: Exception) -> None:
             raise HeadsError(f"`items[{i}]` cannot be read: {said}") from error
 
 
+def _outputs(learn: Learner, inputs: tuple) -> Any:
+    "Run the network. Where it cannot take a batch, its body says what that is to be."
+    try:
+        return learn.model(*inputs)
+    except MISFITS:
+        get_model(learn.model)[0].check_inputs(inputs)
+        raise
+
+
 def _answers(learn: Learner, dl: TfmdDL, with_input: bool) -> Iterator[list[tuple]]:
     "Predict a loader's items, a batch at a time."
     for inputs, preds, decoded in _predicted(learn, dl):
@@ -127,7 +136,7 @@ def _run(learn: Learner, dl: TfmdDL) -> Iterator[tuple[tuple, HeadTuple, HeadTup
         with learn.lock, torch.no_grad():
             if any(module.training for module in learn.model.modules()):
                 learn.model.eval()
-            outputs = as_tuple(learn.model(*inputs))
+            outputs = as_tuple(_outputs(learn, inputs))
             preds = tuple(activated(h, h.answer(o)) for h, o in zip(heads.values(), outputs))
         inputs, preds = to_detach(inputs), to_detach(preds)
         yield inputs, HeadTuple(preds, heads.names), HeadTuple(learn.loss_func.decodes(preds), names)

@@ -145,8 +145,8 @@ def test_it_pickles_and_is_a_vector_body():
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda: TabularBody(layers=[0]), "`layers` of TabularBody are widths"),
-        (lambda: TabularBody(layers=[6], ps=[0.1, 0.2]), "for each of the 1 layers; found 2"),
+        (lambda: TabularBody(layers=[0]), "`layers` of TabularBody is a list of widths"),
+        (lambda: TabularBody(layers=[6], ps=[0.1, 0.2]), "for each of the 1 layers, found"),
         (lambda: body_of(TabularBody(emb_szs={"knd": 3})), "Did you mean 'kind'"),
         (lambda: TabularBody().find(ImageInput("photo")), "input 'photo' is an image"),
         (lambda: body_of(TabularBody(), ["layer7"]), "TabularBody does not have"),

@@ -104,7 +104,7 @@ def test_a_spec_is_frozen():
     with pytest.raises(FrozenInstanceError):
         ClassificationHead().n_out = 3
     assert replace(ClassificationHead(ps=0.1), n_out=3) == ClassificationHead(ps=0.1, n_out=3)
-    with pytest.raises(HeadsError, match=r"takes its fields by name.*`ClassificationHead\(n_out=3\)`"):
+    with pytest.raises(HeadsError, match=r"by name.*`ClassificationHead\(n_out=3\)`"):
         ClassificationHead(3)
 
 

@@ -181,7 +181,7 @@ def test_an_unknown_arch_gets_the_nearest(make_dls, arch, says):
     [
         ({"weights": "IMAGENET1K_V7"}, "found 'IMAGENET1K_V7'. Did you mean 'IMAGENET1K_V1'"),
         ({"weights": "DEFAULT", "pretrained": False}, "`weights=DEFAULT` contradicts `pretrained=False`"),
-        ({"n_in": 0, "pretrained": False}, "`n_in`: expected the number of an image.s channels, at least one, found 0"),
+        ({"n_in": 0, "pretrained": False}, "`n_in` is the number of an image.s channels, at least one, found 0"),
         ({"n_in": 1, "pretrained": False}, "`n_in`: the body of resnet18 takes images of 1 channels, found 3"),
         ({"body_kwargs": {"n_in": 3}}, "`body_kwargs`.*`n_in` is none: pass `n_in=` to `multihead_learner`"),
         ({"body_kwargs": {"taps": "layer4"}}, "`body_kwargs`.*`taps` is none: they follow from `tap=` of the heads"),
