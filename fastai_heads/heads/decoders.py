@@ -85,7 +85,7 @@ class PaddedDecoder(nn.Module):
 class SmpDecoder(PaddedDecoder):
     """One of SMP's decoders with its last convolution, initialised as in SMP. Its answer may be coarser than the image.
 
-    With `image_channels=16` its U-Net also reads a level that the image itself gives, as Ronneberger et al. 2015 draw it
+    With `image_channels=16` its U-Net also reads a level that the image gives, as Ronneberger et al. 2015 draw it
     (fig. 1). SMP's own has none, which costs small images most."""
 
     def __init__(
