@@ -120,8 +120,10 @@ def _why_unreadable(item: Any, error: BaseException) -> str | None:
     if isinstance(error, FileNotFoundError):
         return f": there is no file {error.filename!r}."
     if isinstance(error, UnidentifiedImageError):
-        what = repr(str(item)) if isinstance(item, str | Path) else f"what was given, {type(item).__name__},"
-        return f": {what} is no image that can be read."
+        if isinstance(item, str | Path):
+            return f": {str(item)!r} is no image that can be read."
+        named = "<" not in str(error)  # Pillow names a file, or an object in memory
+        return f": {error}." if named else f": what was given, {type(item).__name__}, is no image that can be read."
     if isinstance(error, TypeError) and isinstance(item, Tensor | np.ndarray):
         what = f"a {type(item).__name__} of {item.dtype} with shape {tuple(item.shape)}"
         return f" as an array is an image (height, width, 3) of uint8, found {what}. ({error})"

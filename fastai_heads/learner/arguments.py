@@ -17,7 +17,7 @@ from torch import Tensor
 from fastai_heads.errors import HeadsError, did_you_mean
 from fastai_heads.heads.spec import is_metric, is_number
 
-__all__ = ["check_arguments", "check_settings"]
+__all__ = ["SETTINGS", "check_arguments", "check_settings"]
 
 _OPTIMIZERS = ("Adam", "SGD", "RMSProp", "QHAdam", "RAdam", "Lamb", "Larc", "Lookahead", "ranger")
 
@@ -129,7 +129,7 @@ _TRAINING: dict[str, Rule] = {
 }
 "Of the arguments of fastai's `fit`, `fit_one_cycle`, `fit_flat_cos`, `fit_sgdr`, `fine_tune` and `lr_find`, and ours."
 
-_SETTINGS: dict[str, Rule] = {
+SETTINGS: dict[str, Rule] = {
     "opt_func": Rule(_makes_optimizer, "a function that makes an optimizer, such as fastai's `Adam`"),
     "lr": Rule(_is_rate, _RATE.expected),
     "cbs": _CALLBACKS,
@@ -160,7 +160,7 @@ def check_settings(
     given: Mapping[str, Any],  # name → value, as a learner is made with them
 ) -> None:
     "Refuse settings of a learner that are of another type, or out of range."
-    _check(given, _SETTINGS, "")
+    _check(given, SETTINGS, "")
 
 
 def _check(given: Mapping[str, Any], rules: Mapping[str, Rule], where: str) -> None:

@@ -26,7 +26,7 @@ from fastai_heads.errors import HeadsWarning
 from fastai_heads.export.bundle import save_bundle
 from fastai_heads.heads.spec import HeadSpec
 from fastai_heads.learner import editing, frozen, items, predictions, ranks, settings
-from fastai_heads.learner.arguments import check_arguments, check_settings
+from fastai_heads.learner.arguments import SETTINGS, check_arguments, check_settings
 from fastai_heads.learner.compiled import compile_learner
 from fastai_heads.learner.export import export
 from fastai_heads.learner.folder import predict_folder
@@ -202,7 +202,7 @@ class MultiHeadLearner(Learner):
 
     def __setattr__(self, name: str, value: Any) -> None:
         "Refuse a setting with which a fit would fail."
-        if not hasattr(type(self), name):  # a property checks its own
+        if name in SETTINGS and not hasattr(type(self), name):  # a property checks its own
             check_settings({name: value})
         super().__setattr__(name, value)
 
