@@ -44,6 +44,7 @@ from fastai_heads.learner.weights import (
 )
 from fastai_heads.model import body_and_heads
 from fastai_heads.modes import compile_in_place, evaluate
+from fastai_heads.training.average import EMACallback
 from fastai_heads.training.bound import BoundHead, BoundHeads
 from fastai_heads.training.callbacks import are_callbacks, check_callbacks
 from fastai_heads.training.conflict_record import ConflictRecord
@@ -239,11 +240,19 @@ class MultiHeadLearner(Learner):
         cb = cb() if isinstance(cb, type) else cb
         if isinstance(cb, TrackerCallback):
             set_direction(cb, self.metrics)
-        return super().add_cb(cb)
+        super().add_cb(cb)
+        if isinstance(cb, EMACallback):
+            cb.begin()
+        return self
 
     def remove_cb(self, cb: Callback | type) -> "MultiHeadLearner":
         "Remove a callback, or all of a class."
         are_callbacks([cb])
+        averages = [
+            found for found in self.cbs if isinstance(found, EMACallback) and (found is cb or type(found) is cb)
+        ]
+        for found in averages:
+            found.leave()
         return super().remove_cb(cb)
 
     def to_fp16(self, **kwargs) -> "MultiHeadLearner":
@@ -351,7 +360,10 @@ class MultiHeadLearner(Learner):
     ) -> "MultiHeadLearner":
         "Load the weights of a fastai `vision_learner` of the same arch into the body and one head."
         check_file_name(file)
-        load_vision_weights(get_model(self.model), self._weights_file(file), head)
+        model = get_model(self.model)
+        load_vision_weights(model, self._weights_file(file), head)
+        if (average := getattr(model[1], "average", None)) is not None:
+            average.restart()
         return self
 
     def _weights_file(self, file: str | Path) -> Path:

@@ -11,7 +11,7 @@ from fastai.learner import Learner, load_model, save_model
 from torch import Tensor, nn
 
 from fastai_heads.errors import HeadsError, did_you_mean, writing
-from fastai_heads.model import STRATEGY
+from fastai_heads.model import TRAINING
 from fastai_heads.trunks import PREFIX
 from fastai_heads.values import check_value, is_whole
 
@@ -148,9 +148,9 @@ def _part(key: str) -> str:
 
 
 def _faults(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> dict[str, str]:
-    "Part → why the file does not fit it. What a strategy has learned is no part: no prediction needs it."
+    "Part → why the file does not fit it. What training alone needs is no part: no prediction needs it."
     faults: dict[str, str] = {}
-    ours, theirs = ({k: v for k, v in state.items() if not _of_strategy(k)} for state in (ours, theirs))
+    ours, theirs = ({k: v for k, v in state.items() if not _of_training(k)} for state in (ours, theirs))
     for key in [*ours, *theirs]:
         part = _part(key)
         if part in faults:
@@ -168,8 +168,8 @@ def _faults(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> dict[str, str
     return faults
 
 
-def _of_strategy(key: str) -> bool:
-    return key.startswith(f"1.{STRATEGY}")
+def _of_training(key: str) -> bool:
+    return key.startswith(tuple(f"1.{part}." for part in TRAINING))
 
 
 class _Reader:
