@@ -248,11 +248,9 @@ class MultiHeadLearner(Learner):
     def remove_cb(self, cb: Callback | type) -> "MultiHeadLearner":
         "Remove a callback, or all of a class."
         are_callbacks([cb])
-        averages = [
-            found for found in self.cbs if isinstance(found, EMACallback) and (found is cb or type(found) is cb)
-        ]
-        for found in averages:
-            found.leave()
+        for found in self.cbs:
+            if isinstance(found, EMACallback) and cb in (found, type(found)):
+                found.leave()
         return super().remove_cb(cb)
 
     def to_fp16(self, **kwargs) -> "MultiHeadLearner":

@@ -83,8 +83,8 @@ class Average(nn.Module):
 
 
 class EMACallback(Callback):
-    """Keeps an exponential moving average of all weights and of the statistics of batch norms, as torch's `AveragedModel`
-    does with `get_ema_multi_avg_fn` and `use_buffers=True`.
+    """Keeps an exponential moving average of all weights and of batch norms' statistics, as torch's `AveragedModel` does
+    with `get_ema_multi_avg_fn` and `use_buffers=True`.
 
     Validation is on the average, and so is what follows a fit: `validate`, `get_preds`, `predict`, `export`,
     `save_bundle`. `learn.save` and `SaveModelCallback` write both kinds of weights, so that a fit goes on after `load`
@@ -110,7 +110,7 @@ class EMACallback(Callback):
         self.decay, self.warmup = decay, warmup
 
     def begin(self) -> None:
-        "Put the average beside the heads. It is asked for when the callback joins a learner, before weights are loaded."
+        "Put the average beside the heads. A learner asks for it when the callback joins, before weights are loaded."
         model = get_model(self.learn.model)
         average = model[1].average
         if average is None or not average.fits(model):

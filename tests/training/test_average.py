@@ -73,7 +73,7 @@ def start(learner, tmp_path):
 def test_it_is_torchs_average(start, strategy):
     hand = ByHand(0.9)
     learn = fit(start(EMACallback(0.9, warmup=False), hand, strategy=strategy))
-    theirs = {n: t for n, t in averaged(hand.average.module)}
+    theirs = dict(averaged(hand.average.module))
     assert equal(weights(learn.model), theirs)
 
 
