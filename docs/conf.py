@@ -24,14 +24,13 @@ html_show_sphinx = False
 templates_path = []
 toc_object_entries = False
 add_module_names = False
-maximum_signature_line_length = 88
 pygments_style = "tango"
 pygments_dark_style = "github-dark"
 nb_execution_mode = "off"  # the notebooks keep their outputs, and the tests run them
 nb_merge_streams = True
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
-suppress_warnings = ["mystnb.unknown_mime_type"]
+suppress_warnings = ["toc.empty_glob"]
 
 # pages that are written for the repository lead to these places of the site
 PLACES = {"../nbs/": "tutorials/", "../README.md": "index.md", "../CHANGELOG.md": "changelog.md"}
