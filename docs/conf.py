@@ -30,7 +30,6 @@ nb_execution_mode = "off"  # the notebooks keep their outputs, and the tests run
 nb_merge_streams = True
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
-suppress_warnings = ["toc.empty_glob"]
 
 # pages that are written for the repository lead to these places of the site
 PLACES = {"../nbs/": "tutorials/", "../README.md": "index.md", "../CHANGELOG.md": "changelog.md"}
