@@ -10,7 +10,7 @@ PYTEST := -m pytest -n auto --maxprocesses 4 --dist worksteal -m "not zoo"
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-archs lint format notebooks bench zoo lower-bounds check-install clean
+.PHONY: help install demo test test-archs lint format docs notebooks bench zoo lower-bounds check-install clean
 
 help:  ## what can be made
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -38,6 +38,10 @@ lint: install  ## what the linter and the formatter object to
 format: install  ## mend what the linter and the formatter can mend
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+docs: install  ## the site, in build/docs; a warning is an error
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
+	@echo build/docs/index.html
 
 notebooks: install  ## run every notebook in full and keep its outputs
 	$(BIN)/python .ci/run_notebooks.py $(wildcard nbs/*.ipynb)

@@ -114,7 +114,8 @@ class MakeBoxes(TellsKind, ItemTransform):
 
     @staticmethod
     def _in_training(items: TfmdLists, i: int) -> bool:
-        return not getattr(items, "splits", None) or i in items.splits[0]
+        splits = getattr(items, "splits", None)
+        return not splits or isinstance(splits[0], slice) or i in splits[0]  # a slice: nobody has split them
 
     def _check(self, items: TfmdLists, i: int) -> tuple[list, list]:
         name = row_name(items, i)

@@ -83,8 +83,8 @@ class Average(nn.Module):
 
 
 class EMACallback(Callback):
-    """Keeps an exponential moving average of all weights and of batch norms' statistics, as torch's `AveragedModel` does
-    with `get_ema_multi_avg_fn` and `use_buffers=True`.
+    """Keeps an exponential moving average of all weights and of batch norms' statistics, as torch's `AveragedModel`
+    does with `get_ema_multi_avg_fn` and `use_buffers=True`.
 
     Validation is on the average, and so is what follows a fit: `validate`, `get_preds`, `predict`, `export`,
     `save_bundle`. `learn.save` and `SaveModelCallback` write both kinds of weights, so that a fit goes on after `load`

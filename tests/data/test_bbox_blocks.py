@@ -179,3 +179,9 @@ def test_one_block_without_the_other(make):
     boxes = make((BBoxBlock,), ("boxes",), bs=1)
     with pytest.raises(HeadsError, match=r"has its `BBoxLblBlock` right behind it.*`BoxBlock`"):
         multihead_learner(boxes, "test_resnet", pretrained=False)
+
+
+def test_a_label_that_the_training_set_lacks_is_refused_by_row(make, table):
+    table.at[4, "labels"] = ["bird"]
+    with pytest.raises(HeadsError, match=r"row 4 \(4.png\).*'bird' of a box is not in the vocabulary"):
+        join_boxes(make())
