@@ -1,6 +1,6 @@
 """The frozen phase on stored taps against fastai's own: `python -m benchmarks.frozen [time accuracy memory]`.
 
-Real ImageNet weights (`benchmarks.imagenet`) on JPEG crops of real photographs (`benchmarks.photographs`), four heads.
+Real ImageNet weights (`fastai_heads.examples`) on JPEG crops of real photographs, four heads.
 Times are processor time, in turn, in one process with one thread: each row is a ratio. "fastai's" is `freeze` and `fit`
 of the same learner: its batch norms train, so that gradients go back through the whole body. Needs the extra
 `examples`."""
@@ -25,9 +25,8 @@ from fastai.vision.data import ImageBlock
 from PIL import Image
 from torch import nn
 
-from benchmarks.imagenet import ARCH, lite0_kwargs
-from benchmarks.photographs import write_photographs
 from benchmarks.steps import quiet_fit
+from fastai_heads.examples import ARCH, lite0_kwargs, write_photographs
 from fastai_heads.learner import MultiHeadLearner, multihead_learner
 
 TARGETS = {"kind": CategoryBlock, "style": CategoryBlock, "area": RegressionBlock, "large": CategoryBlock}

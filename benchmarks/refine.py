@@ -24,10 +24,9 @@ from fastai.torch_core import set_seed
 from fastai.vision.data import ImageBlock, MaskBlock
 from PIL import Image
 
-from benchmarks.imagenet import ARCH, lite0_kwargs
-from benchmarks.photographs import photographs
 from benchmarks.steps import learner_steps, quiet_fit, seconds_per_step
 from fastai_heads.data.digits import digits_dls
+from fastai_heads.examples import ARCH, lite0_kwargs, open_photographs
 from fastai_heads.heads.segmentation import SegmentationHead
 from fastai_heads.learner import MultiHeadLearner, multihead_learner
 from fastai_heads.tasks.mask_metrics import BoundaryF1, MaskIoU
@@ -48,7 +47,7 @@ def horses(folder: Path, n: int) -> DataLoaders:
     rng, folder = np.random.default_rng(0), folder / f"horses {n}"
     folder.mkdir(parents=True, exist_ok=True)
     outline = Image.fromarray((~data.horse() * 255).astype(np.uint8))
-    photos, rows = list(photographs().values()), []
+    photos, rows = list(open_photographs().values()), []
     for i in range(n):
         one, other = (photos[j] for j in rng.choice(len(photos), 2, replace=False))
         width = int(rng.uniform(0.5, 0.9) * SIDE)

@@ -18,11 +18,10 @@ import torch
 from fastai.data.core import DataLoaders
 from fastai.torch_core import set_seed
 
-from benchmarks.imagenet import ARCH, lite0_kwargs
-from benchmarks.photographs import photograph_dls
 from benchmarks.steps import quiet_fit
 from fastai_heads.data.digits import digits_dls
 from fastai_heads.data.inspect import inspect_data
+from fastai_heads.examples import ARCH, lite0_kwargs, photograph_dls
 from fastai_heads.heads.defaults import default_head
 from fastai_heads.heads.spec import HeadSpec
 from fastai_heads.learner import MultiHeadLearner, multihead_learner

@@ -28,6 +28,7 @@ LAYERS = {
     "modes": {*LEAVES},
     "archs": {*LEAVES, "modes"},
     "data": {*LEAVES},
+    "examples": {*LEAVES},
     "bodies": {*LEAVES, "modes", "archs", "data"},
     "tasks": {*LEAVES, "data"},
     "heads": {*LEAVES, "archs", "data", "tasks"},

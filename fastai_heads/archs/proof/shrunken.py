@@ -10,6 +10,7 @@ from timm.models.byobnet import ByoBlockCfg
 from timm.models.cait import Cait
 from timm.models.coat import CoaT
 from timm.models.convnext import ConvNeXt
+from timm.models.crossvit import CrossVit
 from timm.models.davit import DaVit
 from timm.models.deepseek_vit import DeepseekVitClassifier, DeepseekVitEncoder
 from timm.models.eva import Eva
@@ -24,7 +25,9 @@ from timm.models.nfnet import NormFreeNet
 from timm.models.qwen3_vit import Qwen3VitClassifier, Qwen3VitEncoder
 from timm.models.rdnet import RDNet
 from timm.models.resnet import ResNet
+from timm.models.sequencer import Sequencer2d
 from timm.models.swin_transformer import SwinTransformer
+from timm.models.swin_transformer_v2 import SwinTransformerV2
 from timm.models.swin_transformer_v2_cr import SwinTransformerV2Cr
 from timm.models.tnt import TNT
 from timm.models.twins import Twins
@@ -44,6 +47,7 @@ SHRUNKEN: dict[type[nn.Module], Mapping[str, Any]] = {
     Cait: VIT,
     CoaT: {"embed_dims": (32, 32, 32, 32), "serial_depths": FOUR_STAGES, "parallel_depth": 1, "img_size": 64},
     ConvNeXt: {"depths": FOUR_STAGES, "dims": (16, 32, 64, 128)},
+    CrossVit: {"embed_dim": (48, 96), "depth": ((1, 1, 1), (1, 1, 1), (1, 1, 1)), "num_heads": (2, 2)},
     DaVit: {"depths": FOUR_STAGES, "embed_dims": (32, 64, 96, 128), "num_heads": (1, 2, 3, 4)},
     DeepseekVitClassifier: {**VIT, "img_size": 168},
     DeepseekVitEncoder: {**VIT, "img_size": 168, "out_features": 128},
@@ -61,7 +65,9 @@ SHRUNKEN: dict[type[nn.Module], Mapping[str, Any]] = {
     Qwen3VitEncoder: {**VIT, "img_size": 128},
     RDNet: {"num_blocks_list": (1, 1, 1, 1, 1, 1, 1)},
     ResNet: {"layers": FOUR_STAGES},
+    Sequencer2d: {"layers": FOUR_STAGES, "embed_dims": (32, 64, 64, 64), "hidden_sizes": (8, 16, 16, 16)},
     SwinTransformer: {"depths": (2, 2, 2, 2), "embed_dim": 32, "num_heads": (1, 2, 4, 8)},
+    SwinTransformerV2: {"depths": (2, 2, 2, 2), "embed_dim": 32, "num_heads": (1, 2, 4, 8)},
     SwinTransformerV2Cr: {"depths": (1, 1, 2, 1), "embed_dim": 32, "num_heads": (1, 2, 4, 8)},
     TNT: {"depth": 2, "embed_dim": 96, "num_heads_outer": 2},
     Twins: {"depths": FOUR_STAGES, "embed_dims": (32, 64, 96, 128), "num_heads": (1, 2, 3, 4)},

@@ -28,13 +28,25 @@ STYLES = {
 LEFT = 0.6  # of the width, for training
 
 
-def photographs() -> dict[str, Image.Image]:
+def open_photographs() -> dict[str, Image.Image]:
     "Open the colour photographs of scikit-image and scikit-learn that need no network."
     from skimage import data
 
     found = {name: Image.fromarray(getattr(data, name)()).convert("RGB") for name in NAMES}
     found |= {"motorcycle": Image.fromarray(data.stereo_motorcycle()[0])}
     return found | dict(zip(("china", "flower"), map(Image.fromarray, load_sample_images().images)))
+
+
+def place(
+    photo: Image.Image,
+    valid: bool,  # from the part that validation has
+    rng: np.random.Generator,
+) -> tuple[tuple[int, ...], float]:  # left, top, right, bottom in pixels; the part of the photograph in percent
+    "Draw where a square is cut out of a photograph."
+    low, high = (LEFT * photo.width, photo.width) if valid else (0, LEFT * photo.width)
+    size = rng.uniform(0.25, 0.95) * min(high - low, photo.height)
+    x, y = rng.uniform(low, high - size), rng.uniform(0, photo.height - size)
+    return tuple(round(v) for v in (x, y, x + size, y + size)), 100 * size**2 / (photo.width * photo.height)
 
 
 def write_photographs(
@@ -45,19 +57,14 @@ def write_photographs(
 ) -> pd.DataFrame:  # columns image, kind, style, area, is_valid
     "Write crops as PNG files. The same arguments give the same files."
     rng = np.random.default_rng(seed)
-    source, rows = photographs(), []
+    source, rows = open_photographs(), []
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(n):
         kind, style, valid = rng.choice(list(source)), rng.choice(list(STYLES)), i % 4 == 3
         photo = source[kind]
-        low, high = (LEFT * photo.width, photo.width) if valid else (0, LEFT * photo.width)
-        size = rng.uniform(0.25, 0.95) * min(high - low, photo.height)
-        x, y = rng.uniform(low, high - size), rng.uniform(0, photo.height - size)
-        crop = photo.crop(tuple(round(v) for v in (x, y, x + size, y + size))).resize(
-            (side, side), Image.Resampling.BOX
-        )
+        corners, area = place(photo, valid, rng)
+        crop = photo.crop(corners).resize((side, side), Image.Resampling.BOX)
         STYLES[style](crop).save(folder / f"{i}.png")
-        area = 100 * size**2 / (photo.width * photo.height)
         rows.append({"image": f"{i}.png", "kind": kind, "style": style, "area": area, "is_valid": valid})
     return pd.DataFrame(rows)
 
