@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from benchmarks.sweep.kinds import kinds
 from benchmarks.sweep.names import family_name, zoo_of
 from benchmarks.sweep.original import Original, as_asked, on_paper, outputs, smallest
-from benchmarks.sweep.passing import Place, answer, find, follows
+from benchmarks.sweep.passing import Place, answer, find, follows, in_another_order
 from fastai_heads.archs.proof.checks import FAULT, NOT_RUN, OK
 from fastai_heads.archs.proof.shrunken import smaller
 from fastai_heads.archs.records import FEATURES, PRE_LOGITS
@@ -102,15 +102,21 @@ class Case:
         self.measured = self.found.cut.measure(self.found.net, self.found.shape)
         self.wrong_values = _compare_values(self.found.net, self.net)
         self.x, self.other = (_images(arch.side, seed) for seed in (1, 2))
-        _wake(self.net, self.x)
+        _wake(self.net)
+        if self._asleep():
+            _fit_norms(self.net, self.x)
+        if self._asleep():
+            raise ValueError("what the network gives does not depend on its images, or is not finite")
         self.every = self.cut(*(p.name for p in self.measured.taps))
         with torch.no_grad():
             torch.manual_seed(0)
             self.values = self.every(self.x.clone())
-        others = answer(self.net, self.other)
         self.logits, self.places = find(self.net, self.x, self.values)
-        if all(torch.equal(a, b) for a, b in zip(self.logits, others, strict=True)):
-            raise ValueError("what the network gives does not depend on its images")
+
+    def _asleep(self) -> bool:
+        "Tell whether the network gives the same for both batches, or nothing finite."
+        pairs = zip(answer(self.net, self.x), answer(self.net, self.other), strict=True)
+        return not any(a.isfinite().all() and not torch.equal(a, b) for a, b in pairs)
 
     def cut(self, *taps: str, net: nn.Module | None = None) -> ImageBody:
         "Cut a network by the library: a copy of the zoo's, or another one, in place."
@@ -120,6 +126,9 @@ class Case:
     def taps(self) -> str:
         "Check that the value of every tap stands, bit for bit, in the run of the network."
         lost = [t for t, x in self.values.items() if not self._whole(x, self.places[t])]
+        if lost and (moved := in_another_order(self.net, self.x, {t: self.values[t] for t in lost})):
+            lost = [t for t in lost if t not in moved]
+            self.notes.append(f"cells in another order: {', '.join(sorted(moved))}")
         if lost == [PRE_LOGITS] and self.arch.zoo == "timm" and self._timms_own(self.values[PRE_LOGITS]):
             lost = []
         return f"{FAULT}: {', '.join(lost)} stands nowhere in the network's own run" if lost else ""
@@ -140,7 +149,11 @@ class Case:
             return f"{NOT_RUN}: {why}"
         if self._proves(PRE_LOGITS):
             return ""
-        if self.taps() or self._proves(FEATURES) or not self._proves(PRE_LOGITS, FEATURES):
+        if (
+            not self._whole(self.values[PRE_LOGITS], self.places[PRE_LOGITS])
+            or self._proves(FEATURES)
+            or not self._proves(PRE_LOGITS, FEATURES)
+        ):
             return f"{FAULT}: other logits"
         self.notes.append("logits from `pre_logits` and `features` together")
         return ""
@@ -230,17 +243,21 @@ def _images(side: int, seed: int) -> Tensor:
     return torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(seed))
 
 
-def _wake(net: nn.Module, x: Tensor) -> None:
-    """Fill what is all zeros with random numbers: zeros would hide what passes through them. Batch norms take the
-    statistics of a batch: without them, what passes through a random network fades away."""
+def _wake(net: nn.Module) -> None:
+    "Fill what is all zeros with random numbers: zeros would hide what passes through them."
     torch.manual_seed(3)
-    norms = {m: m.momentum for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
     with torch.no_grad():
         for p in net.parameters():
             if not p.any():
                 p.normal_(std=0.1)
-        for norm in norms:
-            norm.momentum = None
+
+
+def _fit_norms(net: nn.Module, x: Tensor) -> None:
+    "Give batch norms the statistics of a batch: without them, what passes through a random network may fade away."
+    norms = {m: m.momentum for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+    for norm in norms:
+        norm.momentum = None
+    with torch.no_grad():
         net.train()(x.clone())
     for norm, momentum in norms.items():
         norm.momentum = momentum

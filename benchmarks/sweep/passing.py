@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.sweep.original import outputs
 
-__all__ = ["Place", "answer", "find", "follows"]
+__all__ = ["Place", "answer", "find", "follows", "in_another_order"]
 
 NARROW = 8
 "Fewer columns of a vector are not taken for a part of it."
@@ -60,6 +60,31 @@ def find(
     return out, found
 
 
+def in_another_order(
+    net: Run,  # as its zoo built it
+    x: Tensor,
+    taps: Mapping[str, Tensor],
+) -> set[str]:  # those maps whose cells some operation gave in another order
+    "Find maps that are put in order for whoever reads them: the network itself works on its cells by windows."
+    cells = {tap: _sorted(value.flatten(2)) for tap, value in taps.items() if value.ndim == 4}
+    found: set[str] = set()
+
+    def look(turn: int, given: Tensor) -> None:
+        for tap, value in cells.items():
+            if tap not in found and given.numel() == value.numel() and given.shape[-1] == value.shape[1]:
+                mine = given.reshape(value.shape[0], -1, value.shape[1]).transpose(1, 2)
+                if torch.equal(_sorted(mine), value):
+                    found.add(tap)
+
+    with _Operations(look):
+        answer(net, x)
+    return found
+
+
+def _sorted(channels: Tensor) -> Tensor:
+    return channels.sort(2).values
+
+
 def follows(
     net: Run,
     other: Tensor,  # another batch
@@ -90,6 +115,8 @@ def _layouts(given: Tensor, value: Tensor) -> Iterator[tuple[Callable[[Tensor], 
         yield from ((view, value, (0, width)) for view in _maps(given.shape, *value.shape[1:]))
     elif given.ndim > 2 and given.numel() == value.numel() and given.is_contiguous():
         yield lambda t: t.view(value.shape), value, (0, width)
+    elif given.ndim == 3 and given.shape[2] == width:
+        yield _first_token, value, (0, width)
     elif given.ndim == 2 and NARROW <= given.shape[1] < width:
         starts = (value[:, : width - given.shape[1] + 1] == given[:, :1]).all(0).nonzero().flatten().tolist()
         for start in starts:
@@ -99,6 +126,10 @@ def _layouts(given: Tensor, value: Tensor) -> Iterator[tuple[Callable[[Tensor], 
 
 def _same(given: Tensor) -> Tensor:
     return given
+
+
+def _first_token(given: Tensor) -> Tensor:
+    return given[:, 0]
 
 
 def _maps(shape: torch.Size, channels: int, height: int, width: int) -> Iterator[Callable[[Tensor], Tensor]]:
