@@ -15,7 +15,9 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +66,7 @@ def resident() -> float:
 
 
 class Memory(Callback):
-    "Reads the memory every 25 steps, after what is unreachable was collected."
+    "Reads the memory every 50 steps, after what is unreachable was collected."
 
     order = 1001
 
@@ -74,7 +76,7 @@ class Memory(Callback):
     def after_batch(self) -> None:
         "Read it."
         step = len(self.learn.recorder.losses)
-        if self.training and step % 25 == 0:
+        if self.training and step % EACH == 0:
             gc.collect()
             self.steps.append(step)
             self.read.append(resident())
@@ -89,8 +91,10 @@ def count_hooks(learn: MultiHeadLearner) -> int:
 def fit(folder: Path) -> None:
     "Fit 3,000 steps with every monitor on."
     dls = digits_dls(FIVE, bs=8, path=folder / "scenes", n=1000, size=SIDE, missing=0.2)
+    for dl in dls.loaders:
+        dl.do_item = [dl.do_item(i) for i in range(dl.n)].__getitem__  # read once: the steps are what is looked at
     learn = multihead_learner(dls, ARCH, pretrained=False, path=folder)
-    before = list(learn.cbs), count_hooks(learn), plt.get_fignums()
+    before = set(learn.cbs), count_hooks(learn), plt.get_fignums()
     memory, schedule = Memory(), {"digit": lambda pct: 1 - pct / 2}
     cbs = [
         memory,
@@ -103,17 +107,17 @@ def fit(folder: Path) -> None:
         ReduceLROnPlateau("valid_loss", patience=EPOCHS),
     ]
     start = time.process_time()
-    quiet_fit(learn, lambda: learn.fit_one_cycle(EPOCHS, 3e-3, cbs=cbs))
+    with redirect_stdout(StringIO()):  # trackers tell of better epochs
+        quiet_fit(learn, lambda: learn.fit_one_cycle(EPOCHS, 3e-3, cbs=cbs))
     steps, read = np.array(memory.steps), np.array(memory.read)
     warm = steps > WARM
     slope = np.polyfit(steps[warm], read[warm], 1)[0] * 1000
-    left = list(learn.cbs) == before[0], count_hooks(learn) - before[1], len(plt.get_fignums()) - len(before[2])
+    left = set(learn.cbs) == before[0], count_hooks(learn) - before[1], len(plt.get_fignums()) - len(before[2])
     print(
         f"fit: {steps[-1]} steps in {time.process_time() - start:.0f} s, {len(cbs)} callbacks besides the learner's own"
     )
-    print(
-        f"  memory {read[warm][0]:.0f} MiB at step {steps[warm][0]}, {read[-1]:.0f} at the end: {slope:.2f} MiB per 1,000 steps"
-    )
+    print(f"  memory {read[warm][0]:.0f} MiB at step {steps[warm][0]}, {read[-1]:.0f} at the end: ", end="")
+    print(f"{slope:.2f} MiB per 1,000 steps")
     print(f"  left afterwards: callbacks as before {left[0]}, {left[1]} hooks, {left[2]} figures")
 
 
@@ -239,14 +243,12 @@ def heads(folder: Path) -> None:
     print(
         "heads: resnet18, 32 px, batches of 8; " + ", ".join(f"{n} heads {times[str(n)] * 1e3:.0f} ms" for n in HEADS)
     )
-    print(
-        f"  a further head costs {marginal * 1e3:.2f} ms; the step of {HEADS[-1]} is {most / said:.2f} of what that says"
-    )
+    print(f"  a further head costs {marginal * 1e3:.2f} ms; {HEADS[-1]} heads take {most / said:.2f} of what that says")
     print(f"  and {most / (HEADS[-1] * one):.3f} of {HEADS[-1]} steps of one head")
 
 
 class Compared(Callback):
-    "Compares the weights and buffers of two ranks, bit for bit, every so many steps."
+    "Compares the parameters of two ranks, bit for bit, every so many steps."
 
     order, run_valid = 1000, False
 
@@ -256,7 +258,7 @@ class Compared(Callback):
     def after_batch(self) -> None:
         "Compare them."
         if (self.train_iter) % EACH == 0:
-            mine = torch.cat([t.detach().double().reshape(-1) for t in self.learn.model.state_dict().values()])
+            mine = torch.cat([t.detach().double().reshape(-1) for t in self.learn.model.parameters()])
             every = [torch.empty_like(mine) for _ in range(2)]
             torch.distributed.all_gather(every, mine)
             self.equal.append(torch.equal(*every))
@@ -273,7 +275,9 @@ def one_rank(folder: Path) -> None:
         same, steps = sum(compared.equal), len(learn.recorder.losses)
         finite = all(p.isfinite().all() for p in learn.model.parameters())
         print(f"ranks: {steps} steps, half of the labels missing; bit-equal {same} of {len(compared.equal)} times")
-        print(f"  weights finite {finite}, loss {learn.recorder.losses[0]:.2f} to {learn.recorder.losses[-1]:.2f}")
+        print(
+            f"  weights finite {finite}, loss {float(learn.recorder.losses[0]):.2f} to {float(learn.recorder.losses[-1]):.2f}"
+        )
 
 
 def ranks(folder: Path) -> None:
