@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,8 @@ from filelock import FileLock
 
 from fastai_heads.data.stored import Column
 from fastai_heads.data.stored_dl import Stored
-from fastai_heads.errors import HeadsError
+from fastai_heads.disk import settle
+from fastai_heads.errors import HeadsError, writing
 
 __all__ = ["TapCache", "in_bytes"]
 
@@ -68,9 +69,10 @@ class TapCache:
         try:
             said = json.loads((path / _SAID).read_text())
             columns = [Column.read(path / f"{i}.npy", one) for i, one in enumerate(said["columns"])]
-            path.touch()  # it was used now
         except FileNotFoundError:
             return None
+        with suppress(OSError):  # a folder that may only be read
+            path.touch()  # it was used now
         taps = {tuple(tap) if isinstance(tap, list) else tap: column for tap, column in zip(said["taps"], columns)}
         return Stored(taps, tuple(columns[len(taps) :]), said["views"])
 
@@ -81,9 +83,14 @@ class TapCache:
     ) -> Iterator[None]:
         "Let one process at a time fill a key."
         folder = Path(self.folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f"{key}.lock"):
+        lock = FileLock(folder / f"{key}.lock")
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        try:
             yield
+        finally:
+            lock.release()
 
     @contextmanager
     def part(
@@ -95,10 +102,13 @@ class TapCache:
         path = Path(self.folder) / f"{key}{_PART}"
         shutil.rmtree(path, ignore_errors=True)  # of a process that was killed
         self._make_room(n_bytes)
-        path.mkdir()
+        with writing(path):
+            path.mkdir()
         try:
             yield path
-            path.rename(Path(self.folder) / key)
+            with writing(path):
+                settle(path)
+                path.rename(Path(self.folder) / key)
         except BaseException:
             shutil.rmtree(path, ignore_errors=True)
             raise
@@ -125,7 +135,8 @@ def write_said(
     for column in stored.columns:
         column.flush()
     said = {"taps": list(stored.taps), "views": stored.views, "columns": [c.describe() for c in stored.columns]}
-    (path / _SAID).write_text(json.dumps(said))
+    with writing(path):
+        (path / _SAID).write_text(json.dumps(said))
 
 
 def in_bytes(
