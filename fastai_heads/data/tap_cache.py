@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from fastai_heads.data.stored import Column
 from fastai_heads.data.stored_dl import Stored
@@ -100,7 +100,7 @@ class TapCache:
     ) -> Iterator[Path]:
         "Give a folder to write to, which has its name once it is whole. After an error it is removed."
         path = Path(self.folder) / f"{key}{_PART}"
-        shutil.rmtree(path, ignore_errors=True)  # of a process that was killed
+        self._remove_left(key)
         self._make_room(n_bytes)
         with writing(path):
             path.mkdir()
@@ -112,6 +112,15 @@ class TapCache:
         except BaseException:
             shutil.rmtree(path, ignore_errors=True)
             raise
+
+    def _remove_left(self, key: str) -> None:
+        "Remove what processes that were killed have left, under this key and under others: nobody holds their locks."
+        for left in Path(self.folder).glob(f"*{_PART}"):
+            if left.stem == key:
+                shutil.rmtree(left, ignore_errors=True)
+                continue
+            with suppress(Timeout), FileLock(left.with_suffix(".lock")).acquire(timeout=0):
+                shutil.rmtree(left, ignore_errors=True)
 
     def _make_room(self, n_bytes: int) -> None:
         "Remove what was used longest ago. Refuses what the folder or the disk has no room for."
