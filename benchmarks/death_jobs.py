@@ -296,7 +296,8 @@ class Table(Job):
         return ""
 
     def run(self, folder: Path) -> str:
-        make_learner(folder).predict_folder(DATA / "scenes" / "images", folder / "table.csv")
+        with redirect_stdout(None):
+            make_learner(folder).predict_folder(DATA / "scenes" / "images", folder / "table.csv")
         return ""
 
     def check(self, folder: Path) -> str:
@@ -359,8 +360,11 @@ def kill_workers() -> None:
 class KillsWorkers(Callback):
     "Kills the loader's workers in the second epoch, or in the first batch of predictions."
 
+    def __init__(self, predicts: bool = False):
+        self.predicts = predicts
+
     def after_batch(self) -> None:
-        if not self.training or (self.epoch == 1 and self.iter == 0):
+        if self.predicts or (self.training and self.epoch == 1):
             kill_workers()
 
 
@@ -376,7 +380,7 @@ class Worker(Job):
         learn = make_learner(folder, workers=1, bs=2)
         try:
             if self.predicts:
-                learn.get_preds(ds_idx=0, cbs=KillsWorkers())
+                learn.get_preds(ds_idx=0, cbs=KillsWorkers(predicts=True))
             else:
                 Fit().train(learn, cbs=(KillsWorkers(),))
         except RuntimeError as error:

@@ -179,9 +179,9 @@ def remount(options: str) -> Callable[[Job, Path], Any]:
 
 
 def full(_job: Job, folder: Path) -> Any:
-    "Fill a file system but for a few kilobytes."
+    "Fill a file system."
     free = os.statvfs(folder)
-    (folder / "filler").write_bytes(bytes(max(0, free.f_bavail * free.f_frsize - 8192)))
+    (folder / "filler").write_bytes(bytes(free.f_bavail * free.f_frsize))
     return nullcontext()
 
 
@@ -236,6 +236,7 @@ def happen(way: Way, seconds: float) -> dict[str, str]:
     "Run a row: the job's old state, what happens, and what is there afterwards."
     job, start = JOBS[way.job], time.monotonic()
     with tempfile.TemporaryDirectory() as place:
+        os.chmod(place, 0o755)  # nobody may pass
         folder = Path(place, "job")
         folder.mkdir()
         with mounted(folder, "size=64m") if "tmpfs" in way.way else nullcontext():
@@ -282,6 +283,16 @@ QUICK = (
 )
 
 
+def write_table(path: Path, rows: list[dict[str, str]]) -> None:
+    "Write rows to a table. Others that it has stay; rows that are no longer tried go."
+    old = list(csv.DictReader(path.open(newline=""))) if path.exists() else []
+    found = {(row["job"], row["way"]): row for row in [*old, *rows]}
+    with path.open("w", newline="") as f:
+        writer = csv.DictWriter(f, FIELDS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(found[way.job, way.way] for way in ways() if (way.job, way.way) in found)
+
+
 def main() -> int:
     "Run the command. Exits with 1 where there is a fault."
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -304,10 +315,7 @@ def main() -> int:
     faults = sum(row["left"] == "FAULT" for row in rows)
     print(f"{len(rows) - faults} of {len(rows)} ways")
     if options.table:
-        with options.table.open("w", newline="") as f:
-            writer = csv.DictWriter(f, FIELDS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        write_table(options.table, rows)
     return int(faults > 0 or not rows)
 
 
