@@ -22,7 +22,7 @@ from torch import nn
 from fastai_heads.data.loaders import with_test_dl
 from fastai_heads.data.sample import draw_sample
 from fastai_heads.data.targets import Target
-from fastai_heads.errors import HeadsWarning
+from fastai_heads.errors import HeadsWarning, writing
 from fastai_heads.export.bundle import save_bundle
 from fastai_heads.heads.spec import HeadSpec
 from fastai_heads.learner import editing, frozen, items, predictions, ranks, settings
@@ -323,7 +323,9 @@ class MultiHeadLearner(Learner):
     ) -> Path:  # the file
         "Save the weights and the optimizer's state. After an error the file is the old one, whole."
         check_file_name(file)
-        return save_whole(self, self._weights_file(file), **kwargs)
+        with writing(self.path / self.model_dir, (OSError,)):  # which is made
+            file = self._weights_file(file)
+        return save_whole(self, file, **kwargs)
 
     def load(
         self,

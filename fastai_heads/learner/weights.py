@@ -10,7 +10,8 @@ from zipfile import ZipFile, is_zipfile
 from fastai.learner import Learner, load_model, save_model
 from torch import Tensor, nn
 
-from fastai_heads.errors import HeadsError, did_you_mean, writing
+from fastai_heads.disk import whole_file
+from fastai_heads.errors import HeadsError, did_you_mean
 from fastai_heads.model import TRAINING
 from fastai_heads.trunks import PREFIX
 from fastai_heads.values import check_value, is_whole
@@ -38,14 +39,8 @@ def save_whole(
     if not file.parent.is_dir():
         raise HeadsError(f"`file`: there is no folder {file.parent}.", parameter="file")
     _check_keywords("save", kwargs, ["with_opt", "pickle_protocol"])
-    part = file.with_name(f"{file.name}.part")
-    with writing(file):
-        try:
-            save_model(part, learn.model, learn.opt, **kwargs)
-            if part.exists():  # the first rank alone writes
-                part.replace(file)
-        finally:
-            part.unlink(missing_ok=True)
+    with whole_file(file) as part:  # the first rank alone writes
+        save_model(part, learn.model, learn.opt, **kwargs)
     return file
 
 
