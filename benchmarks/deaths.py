@@ -138,7 +138,7 @@ def refused(trouble: Callable[[Job, Path], Any], where: str = "") -> Callable[[J
 
 @contextmanager
 def small_files(share: float) -> Iterator[None]:
-    "No file may become larger: what a full disk or a quota does."
+    "Let no file become larger, as a full disk or a quota does."
     most = int(share)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
