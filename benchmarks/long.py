@@ -275,9 +275,8 @@ def one_rank(folder: Path) -> None:
         same, steps = sum(compared.equal), len(learn.recorder.losses)
         finite = all(p.isfinite().all() for p in learn.model.parameters())
         print(f"ranks: {steps} steps, half of the labels missing; bit-equal {same} of {len(compared.equal)} times")
-        print(
-            f"  weights finite {finite}, loss {float(learn.recorder.losses[0]):.2f} to {float(learn.recorder.losses[-1]):.2f}"
-        )
+        first, last = (float(learn.recorder.losses[i]) for i in (0, -1))
+        print(f"  weights finite {finite}, loss {first:.2f} to {last:.2f}")
 
 
 def ranks(folder: Path) -> None:
