@@ -22,7 +22,7 @@ from torch import nn
 from fastai_heads.data.loaders import with_test_dl
 from fastai_heads.data.sample import draw_sample
 from fastai_heads.data.targets import Target
-from fastai_heads.errors import HeadsWarning, writing
+from fastai_heads.errors import HeadsError, HeadsWarning, writing
 from fastai_heads.export.bundle import save_bundle
 from fastai_heads.heads.spec import HeadSpec
 from fastai_heads.learner import editing, frozen, items, predictions, ranks, settings
@@ -58,7 +58,7 @@ from fastai_heads.training.strategies.choose import as_strategy
 from fastai_heads.training.trackers import set_direction
 from fastai_heads.values import check_value, is_device
 from fastai_heads.view.conflict_charts import draw_conflict, draw_weights
-from fastai_heads.view.diagram import draw_heads
+from fastai_heads.view.diagram import draw_heads, write_heads
 from fastai_heads.view.losses import DrawnRecorder
 from fastai_heads.view.summary import Summary, summarize
 
@@ -295,9 +295,15 @@ class MultiHeadLearner(Learner):
         with evaluate(self.model):
             return summarize(self, get_model(self.model)(*inputs) if inputs else None)
 
-    def show_heads(self) -> Figure:
-        "Draw the network: body, taps, trunks, heads, their shapes, parameters, losses, and what is frozen."
-        return draw_heads(self, self._sample())
+    def show_heads(
+        self,
+        format: str = "figure",  # or 'mermaid': text for a README, which GitHub draws
+    ) -> Figure | str:
+        """Draw the network: body, taps, trunks, heads, their shapes, parameters, losses, and what is frozen.
+        `learn.show_heads().savefig("heads.svg")` saves it as SVG."""
+        if format not in ("figure", "mermaid"):
+            raise HeadsError(f"`format` of `show_heads` is 'figure' or 'mermaid', found {format!r}.")
+        return (draw_heads if format == "figure" else write_heads)(self, self._sample())
 
     def plot_conflict(self) -> Figure:
         "Draw what a `ConflictRecorder` saw: cosines between the heads' gradients, their norms, and shares of the step."
