@@ -73,7 +73,8 @@ class SameBatches(Callback):
 
     def before_epoch(self) -> None:
         set_seed(self.epoch)
-        self.dls.train.rng = Random(self.epoch)
+        dl = self.dls.train
+        getattr(dl, "dl", dl).rng = Random(self.epoch)  # several ranks share one loader out
 
 
 def state_of(learn: MultiHeadLearner) -> State:

@@ -138,7 +138,7 @@ def refused(trouble: Callable[[Job, Path], Any], where: str = "") -> Callable[[J
 
 @contextmanager
 def small_files(share: float) -> Iterator[None]:
-    "No file may become larger: what a full disk or a quota does."
+    "Let no file become larger, as a full disk or a quota does."
     most = int(share)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
@@ -150,7 +150,7 @@ def small_files(share: float) -> Iterator[None]:
 
 @contextmanager
 def as_nobody(folder: Path) -> Iterator[None]:
-    "A folder that this user may not write."
+    "Become a user who may not write the folder."
     for found in [folder, *folder.rglob("*")]:
         found.chmod(0o555 if found.is_dir() else 0o444)
     if os.getuid() == 0:
@@ -160,7 +160,7 @@ def as_nobody(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def mounted(folder: Path, options: str) -> Iterator[None]:
-    "A file system of its own in a folder."
+    "Mount a file system of its own in a folder."
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], check=True)
     try:
         yield
