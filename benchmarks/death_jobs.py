@@ -73,7 +73,8 @@ class SameBatches(Callback):
 
     def before_epoch(self) -> None:
         set_seed(self.epoch)
-        self.dls.train.rng = Random(self.epoch)
+        dl = self.dls.train
+        getattr(dl, "dl", dl).rng = Random(self.epoch)  # several ranks share one loader out
 
 
 def state_of(learn: MultiHeadLearner) -> State:
@@ -383,8 +384,9 @@ class Worker(Job):
                 learn.get_preds(ds_idx=0, cbs=KillsWorkers(predicts=True))
             else:
                 Fit().train(learn, cbs=(KillsWorkers(),))
-        except RuntimeError as error:
-            demand("worker" in str(error).lower(), f"another error: {error}")
+        except (RuntimeError, ConnectionError) as error:  # torch's, whichever it notices first
+            named = isinstance(error, ConnectionError) or "worker" in str(error).lower()
+            demand(named, f"another error: {error}")
             learn.dls = make_dls(folder)
             learn.fit(1)
             return type(error).__name__

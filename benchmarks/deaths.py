@@ -150,7 +150,7 @@ def small_files(share: float) -> Iterator[None]:
 
 @contextmanager
 def as_nobody(folder: Path) -> Iterator[None]:
-    "A folder that this user may not write."
+    "Become a user who may not write the folder."
     for found in [folder, *folder.rglob("*")]:
         found.chmod(0o555 if found.is_dir() else 0o444)
     if os.getuid() == 0:
@@ -160,7 +160,7 @@ def as_nobody(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def mounted(folder: Path, options: str) -> Iterator[None]:
-    "A file system of its own in a folder."
+    "Mount a file system of its own in a folder."
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], check=True)
     try:
         yield
