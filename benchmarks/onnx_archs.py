@@ -18,8 +18,9 @@ from fastai.vision.augment import Resize
 
 from fastai_heads import export_onnx, multihead_learner
 from fastai_heads.archs.proof.smallest import SMALLEST, SMALLEST_TORCHVISION
+from fastai_heads.bodies.image import find_image
 from fastai_heads.data.digits import digit_scenes, digits_block
-from fastai_heads.errors import first_line
+from fastai_heads.errors import HeadsError, first_line
 from fastai_heads.export.bundle import predictor_of
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -42,22 +43,27 @@ def todo(done: dict[str, dict[str, str]]) -> Iterator[str]:
     yield from sorted((n for n in every if n not in done), key=lambda n: not any(part in n for part in small))
 
 
-def side_of(arch: str) -> int:
-    "Find the side of an image that an arch is measured at."
-    from fastai_heads.bodies.image import find_image
-
-    body = find_image(arch, pretrained=False).build(("input",))
-    return body.input_size or 128
+def sides_of(arch: str) -> tuple[int, ...]:
+    "List the sides of images to try: the one that an arch is made for, or small ones."
+    side = find_image(arch, pretrained=False).build(("input",)).input_size
+    return (side,) if side else (128, 256)
 
 
 def try_arch(arch: str, folder: Path, table: object) -> dict[str, object]:
     "Export one arch, and say how it went."
     start, why = time.time(), ""
     try:
-        side = side_of(arch)
-        dls = digits_block(folder / "scenes", ("digit", "ink"), item_tfms=Resize(side)).dataloaders(table, bs=4)
-        learn = multihead_learner(dls, arch, pretrained=False)
+        for side in sides_of(arch):
+            dls = digits_block(folder / "scenes", ("digit", "ink"), item_tfms=Resize(side)).dataloaders(table, bs=4)
+            try:
+                learn = multihead_learner(dls, arch, pretrained=False)
+                break
+            except HeadsError as error:
+                why = first_line(error)
+                if "smallest side" not in why:
+                    raise
         export_onnx(folder / "m.onnx", predictor_of(learn), overwrite=True)
+        why = ""
     except Exception as error:  # what an arch raises is what the table tells
         why = first_line(error)[:300]
     return {"arch": arch, "exports": "no" if why else "yes", "seconds": round(time.time() - start, 1), "why": why}

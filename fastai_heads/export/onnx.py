@@ -4,7 +4,7 @@ import contextlib
 import io
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +155,8 @@ def _export(module: NamedOutputs, example: Mapping[str, Tensor], file: Path) -> 
     length = torch.export.Dim("length", min=2, max=_longest(module))
     shapes = tuple({0: batch, 1: length} if name in texts else {0: batch} for name in example)
     table = nms_translation() if len(module.fixed) else None
-    try:
+
+    def write() -> None:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
@@ -169,8 +170,30 @@ def _export(module: NamedOutputs, example: Mapping[str, Tensor], file: Path) -> 
                 verbose=False,
             )
         program.save(str(file))
+
+    try:
+        try:
+            write()
+        except Exception:  # the exporter knows torch's fused attention of four dimensions only
+            with _plain_attention(module) as changed:
+                if not changed:
+                    raise
+                write()
     except Exception as error:  # the exporter raises classes of its own
         raise HeadsError(f"torch's exporter could not write the network as ONNX: {_reason(error)}.") from error
+
+
+@contextlib.contextmanager
+def _plain_attention(module: nn.Module) -> Iterator[list[nn.Module]]:
+    "Let timm's layers write out their attention, as they do where torch has no fused one. Give those layers."
+    fused = [layer for layer in module.modules() if getattr(layer, "fused_attn", False) is True]
+    for layer in fused:
+        layer.fused_attn = False
+    try:
+        yield fused
+    finally:
+        for layer in fused:
+            layer.fused_attn = True
 
 
 def _reason(error: BaseException) -> str:

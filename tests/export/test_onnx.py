@@ -5,10 +5,14 @@ import subprocess
 import sys
 
 import pytest
+import torch
+import torch.nn.functional as F
+from fastai.vision.augment import Resize
+from torch import nn
 
 from fastai_heads.errors import HeadsError
 from fastai_heads.export.bundle import predictor_of
-from fastai_heads.export.onnx import export_onnx
+from fastai_heads.export.onnx import _plain_attention, export_onnx
 from fastai_heads.export.predictor import Predictor
 from fastai_heads.heads import DetectionHead
 
@@ -16,8 +20,6 @@ from fastai_heads.heads import DetectionHead
 @pytest.fixture(scope="session")
 def exported(make_images, tmp_path_factory):
     "Export a learner once: a class, tags, a number and detections, at a size that is resized to."
-    from fastai.vision.augment import Resize
-
     heads = {"boxes": DetectionHead(channels=64, extra_levels=0, score_thresh=0.0, decode_score=0.01)}
     learn = make_images(("digit", "tags", "ink", "boxes"), item_tfms=Resize(32), heads=heads, arch="test_resnet")
     predictor = predictor_of(learn)
@@ -102,3 +104,36 @@ def test_what_cannot_be_exported_is_refused(exported, tmp_path):
     (tmp_path / "y.onnx").write_bytes(b"nothing")
     with pytest.raises(HeadsError, match="cannot be opened as ONNX"):
         Predictor.from_onnx(tmp_path / "y.onnx")
+
+
+class FiveAxes(nn.Module):
+    "A network that attends within windows, so that queries have five axes. The exporter knows four."
+
+    def __init__(self, num_classes=3):
+        super().__init__()
+        self.stem, self.qkv, self.fused_attn = nn.Conv2d(3, 8, 8, 8), nn.Linear(8, 24), True
+        self.fc = nn.Linear(8, num_classes)
+
+    def forward(self, x):
+        x = self.stem(x)  # (B, 8, 4, 4)
+        rows = x.permute(0, 2, 3, 1).unflatten(2, (2, 2))  # (B, 4, 2 windows, 2, 8)
+        q, k, v = self.qkv(rows).chunk(3, -1)
+        if self.fused_attn:
+            rows = F.scaled_dot_product_attention(q, k, v)
+        else:
+            rows = (q @ k.transpose(-2, -1) / 8**0.5).softmax(-1) @ v
+        return self.fc(rows.flatten(2, 3).permute(0, 3, 1, 2).mean((2, 3)))
+
+
+def test_attention_within_windows_is_written_out():
+    "Archs with such layers are in `docs/onnx.csv`: nest_tiny_jx, hiera_tiny_224."
+    net, x = FiveAxes().eval(), torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        fused = net(x)
+        with _plain_attention(nn.Sequential(net)) as changed:
+            assert changed == [net] and net.fused_attn is False
+            torch.testing.assert_close(net(x), fused)
+    assert net.fused_attn is True
+    with pytest.raises(ZeroDivisionError), _plain_attention(net):
+        raise ZeroDivisionError
+    assert net.fused_attn is True
