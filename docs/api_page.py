@@ -138,8 +138,9 @@ def table_of(call: Call) -> list[str]:
 
 
 def signature_of(call: Call) -> str:
-    "Write the names and defaults of a call on one line."
-    return ", ".join(p.name + (f"={p.default}" if p.default else "") for p in call.params)
+    "Write the names and defaults of a call on one line. Sphinx 8.1 reads no starred value; the table has it."
+    defaults = ["..." if "*" in p.default else p.default for p in call.params]
+    return ", ".join(p.name + (f"={value}" if value else "") for p, value in zip(call.params, defaults))
 
 
 def write_member(name: str, member: Any) -> list[str]:
