@@ -5,7 +5,7 @@ VENV := .venv
 LOWER := .venv-lower
 BIN := $(VENV)/bin
 PIP := -m pip --disable-pip-version-check
-BENCHMARKS = $(filter-out zoo steps __init__,$(basename $(notdir $(wildcard benchmarks/*.py))))
+BENCHMARKS = $(filter-out zoo long steps __init__,$(basename $(notdir $(wildcard benchmarks/*.py))))
 PYTEST := -m pytest -n auto --maxprocesses 4 --dist worksteal -m "not zoo"
 
 .DEFAULT_GOAL := help

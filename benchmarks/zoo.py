@@ -1,73 +1,85 @@
-"""Checks of every arch of every zoo: `python -m benchmarks.zoo [pattern] [--jobs 2] [--table docs/archs.md]`.
+"""Checks of every arch of every zoo: `python -m benchmarks.zoo [pattern] [--tier cut] [--table docs/archs.md]`.
 
-The sweep can be resumed: an arch that has a row in the CSV is not run again. A row is written when its arch is done.
-Each arch has a process of its own, which ends when its time is over. The checks that it did not reach are 'not run'."""
+There are two tiers. `cut` checks the cut itself, for every name; `long` checks much more, for some. A sweep can be
+resumed: an arch that has a row in the tier's CSV is not run again. A row is written when its arch is done. Each arch
+has a process of its own, which ends when its time is over. The checks that it did not reach are 'not run'."""
 
 import argparse
 import csv
 import fnmatch
 import multiprocessing
+import resource
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, as_completed, wait
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
 
+from benchmarks.sweep.cut import CUT, CUT_FIELDS, cut_row
+from benchmarks.sweep.cut import empty_row as empty_cut
+from benchmarks.sweep.kinds import select
+from benchmarks.sweep.long import LONG, LONG_FIELDS, empty_long, long_row
 from benchmarks.sweep.names import every_name, family_name, in_turn, zoo_of
 from benchmarks.sweep.page import Place, page
-from benchmarks.sweep.training import training_step
-from fastai_heads.archs.proof.checks import CHECKS, FAULT, NOT_RUN, OK, Report, check_arch
-from fastai_heads.bodies.image import ImageBody
+from fastai_heads.archs.proof.checks import FAULT, NOT_RUN, OK
 
-ALL = {**CHECKS, "training": training_step}
-"Every check by name, in the order in which they run."
-FIELDS = ["arch", "zoo", "family", "mparams", "shrunken", "build", *ALL, "note", "seconds"]
 STOCK = Path("docs/stock_fastai.csv")
 "Results of stock fastai's cut, a row per arch that was tried."
 Row = dict[str, str]
 
 
-def as_row(report: Report) -> Row:
-    "Turn a report into a row of the CSV. No cell of a check is empty."
-    row = {"arch": report.arch, "zoo": report.zoo, "family": family_name(report.arch)}
-    row |= {"mparams": f"{report.params / 1e6:.2f}", "shrunken": report.shrunken}
-    cells = {check: report.results.get(check, NOT_RUN) for check in ALL}
-    return {**row, "build": OK, **cells, "note": report.note, "seconds": f"{report.seconds:.1f}"}
+@dataclass(frozen=True)
+class Tier:
+    "Checks that run together, and the table of their results."
+
+    csv: Path
+    fields: tuple[str, ...]  # of the table
+    checks: tuple[str, ...]  # those of them that hold a result, in the order in which they run
+    empty: Callable[[str], Row]  # of a name, before it ran
+    run: Callable[[str, Callable[[Row], object]], Row]  # a name; its row is told after each check
+
+
+TIERS = {
+    "cut": Tier(Path("docs/archs_cut.csv"), CUT_FIELDS, CUT, empty_cut, cut_row),
+    "long": Tier(Path("docs/archs.csv"), LONG_FIELDS, LONG, empty_long, long_row),
+}
 
 
 def one(
+    tier: str,
     name: str,
-    checks: tuple[str, ...],
+    memory: float,  # GiB that it may use
     pipe: Connection,  # gets the row after each check, as far as it is known
 ) -> None:
     "Run the checks of one arch in this process."
     torch.set_num_threads(1)
+    resource.setrlimit(resource.RLIMIT_DATA, (int(memory * 2**30),) * 2)
     warnings.simplefilter("ignore")
     try:
-        report = check_arch(name, ImageBody, {c: ALL[c] for c in checks}, tell=lambda r: pipe.send(as_row(r)))
-        pipe.send(as_row(report))
+        pipe.send(TIERS[tier].run(name, pipe.send))
     except Exception as e:  # its kind is recorded
         text = f"{type(e).__name__}: {str(e).strip()[:200]}"
-        pipe.send({**as_row(Report(name, zoo_of(name))), "build": f"{FAULT}: {text}"})
+        pipe.send({**TIERS[tier].empty(name), "build": f"{FAULT}: {text}"})
     pipe.close()
 
 
 def watch(
+    tier: str,
     name: str,
-    checks: tuple[str, ...],
     limit: float,  # seconds
+    memory: float,  # GiB
 ) -> Row:
     "Run one arch in a process that ends with its time, and return its row."
     start = time.monotonic()
-    context = multiprocessing.get_context("forkserver")
-    here, there = context.Pipe(duplex=False)
-    process = context.Process(target=one, args=(name, checks, there))
+    here, there = multiprocessing.get_context("forkserver").Pipe(duplex=False)
+    process = multiprocessing.get_context("forkserver").Process(target=one, args=(tier, name, memory, there))
     process.start()
     there.close()
-    row, why = as_row(Report(name, zoo_of(name))) | {"build": NOT_RUN}, ""
+    row, why = TIERS[tier].empty(name), ""
     try:
         while True:
             if not here.poll(max(0.0, limit - (time.monotonic() - start))):
@@ -79,41 +91,40 @@ def watch(
         process.join()
         why = f"{FAULT}: the process ended with {process.exitcode}" if process.exitcode else ""
     process.join()
-    unreached = [c for c in ("build", *checks) if row[c] == NOT_RUN] if why else []
+    unreached = [c for c in TIERS[tier].checks if row[c] == NOT_RUN] if why else []
     cells = {c: why if c == unreached[0] else f"{NOT_RUN}: ended before" for c in unreached}
     return {**row, **cells, "seconds": f"{time.monotonic() - start:.1f}"}
 
 
 def sweep(
     names: Iterable[str],  # in the order of running
+    tier: str,
     path: Path,  # of the CSV
     jobs: int,  # processes
-    checks: tuple[str, ...],
     limit: float,  # seconds for one arch
+    memory: float,  # GiB for one arch
 ) -> None:
     "Run the archs that have no row in the CSV yet."
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = not path.exists()
-    multiprocessing.get_context("forkserver").set_forkserver_preload(
-        ["benchmarks.sweep.training", "fastai_heads.bodies.image"]
-    )
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["benchmarks.zoo"])
     with path.open("a", newline="") as f, ThreadPoolExecutor(jobs) as pool:
-        writer = csv.DictWriter(f, FIELDS, lineterminator="\n")
+        writer = csv.DictWriter(f, TIERS[tier].fields, lineterminator="\n")
         if fresh:
             writer.writeheader()
-        for n, row in enumerate(_rows(names, pool, jobs, checks, limit), 1):
+        for n, row in enumerate(_rows(names, pool, jobs, tier, limit, memory), 1):
             writer.writerow(row)
             f.flush()
-            wrong = [c for c in ("build", *ALL) if row[c].startswith(FAULT)]
+            wrong = [c for c in TIERS[tier].checks if row[c].startswith(FAULT)]
             print(f"{n} {row['arch']} {' '.join(wrong) or OK} {row['seconds']} s", flush=True)
 
 
-def _rows(names: Iterable[str], pool: Executor, jobs: int, checks: tuple[str, ...], limit: float) -> Iterator[Row]:
+def _rows(names: Iterable[str], pool: Executor, jobs: int, *args: object) -> Iterator[Row]:
     """Give a row as soon as an arch is done. As many archs run at once as there are jobs. The names are taken one by
     one, as the next name may take time to find."""
     under_way: set[Future[Row]] = set()
     for name in names:
-        under_way.add(pool.submit(watch, name, checks, limit))
+        under_way.add(pool.submit(watch, args[0], name, *args[1:]))
         if len(under_way) == jobs:
             done, under_way = wait(under_way, return_when=FIRST_COMPLETED)
             yield from (future.result() for future in done)
@@ -132,21 +143,24 @@ def main() -> None:
     "Run the command."
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("patterns", nargs="*", default=["*"])
+    parser.add_argument("--tier", choices=TIERS, default="cut")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--limit", type=float, default=600, help="seconds for one arch")
-    parser.add_argument("--csv", type=Path, default=Path("docs/archs.csv"))
-    parser.add_argument("--table", type=Path, help="write this page from the CSV")
-    parser.add_argument("--checks", default=",".join(ALL), help="some of them, with commas between")
+    parser.add_argument("--memory", type=float, default=8, help="GiB for one arch")
+    parser.add_argument("--csv", type=Path, help="another table than the tier's own")
+    parser.add_argument("--table", type=Path, help="write this page from the tables")
     parser.add_argument("--no-run", action="store_true", help="only write the page")
     args = parser.parse_args()
-    names = every_name()
+    names, path = every_name(), args.csv or TIERS[args.tier].csv
     if not args.no_run:
-        done = {row["arch"] for row in read(args.csv)}
-        wanted = dict.fromkeys(n for p in args.patterns for n in fnmatch.filter(names, p) if n not in done)
-        sweep(in_turn(wanted), args.csv, args.jobs, tuple(args.checks.split(",")), args.limit)
+        done = {row["arch"] for row in read(path)}
+        chosen = names if args.tier == "cut" else select(read(TIERS["cut"].csv))
+        wanted = dict.fromkeys(n for p in args.patterns for n in fnmatch.filter(chosen, p) if n not in done)
+        sweep(in_turn(wanted), args.tier, path, args.jobs, args.limit, args.memory)
     if args.table:
         places = {n: Place(zoo_of(n), family_name(n)) for n in names}
-        args.table.write_text(page(read(args.csv), read(STOCK), places, ("build", *ALL)))
+        cut, long = TIERS["cut"], TIERS["long"]
+        args.table.write_text(page(read(cut.csv), read(long.csv), read(STOCK), places, (cut.checks, long.checks)))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ _NAMES = {
     "fastai_heads.learner": "MultiHeadLearner multihead_learner probe_taps",
     "fastai_heads.probe": "TapReport",
     "fastai_heads.tasks": "MeanAP Task",
-    "fastai_heads.training": "Balance ConflictRecorder Disjoint HeadsMonitor LossWeightScheduler Strategy",
+    "fastai_heads.training": "Balance ConflictRecorder Disjoint EMACallback HeadsMonitor LossWeightScheduler Strategy",
     "fastai_heads.trunks": "Trunk",
     "fastai_heads.view": "HeadsInterpretation show_targets",
 }

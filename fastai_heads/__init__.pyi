@@ -98,6 +98,9 @@ from fastai_heads.training import (
     Disjoint as Disjoint,
 )
 from fastai_heads.training import (
+    EMACallback as EMACallback,
+)
+from fastai_heads.training import (
     HeadsMonitor as HeadsMonitor,
 )
 from fastai_heads.training import (

@@ -78,13 +78,14 @@ class HeadsWarning(UserWarning):
 @contextmanager
 def writing(
     path: Path,  # of the file or folder
+    kinds: tuple[type[Exception], ...] = (OSError, RuntimeError),  # that mean it; torch's writer raises the second
 ) -> Iterator[None]:
     "Name the file in whatever is raised while it is written: a full disk, a folder that is gone or may not be written."
     try:
         yield
     except HeadsError:
         raise
-    except (OSError, RuntimeError) as error:  # torch's writer raises a `RuntimeError` without the path
+    except kinds as error:
         raise FileError(f"{path} cannot be written: {first_line(error)}.") from error
 
 

@@ -12,9 +12,10 @@ from fastai_heads.heads.pooled import JoinedHead, PooledHead
 from fastai_heads.heads.spec import HeadSpec, TapShape
 from fastai_heads.trunks import PREFIX, Trunk, Trunks, add_trunks, read_by
 
-__all__ = ["STRATEGY", "Heads", "MultiHeadModel", "body_and_heads", "build_model"]
+__all__ = ["TRAINING", "Heads", "MultiHeadModel", "body_and_heads", "build_model"]
 
-STRATEGY = "strategy."  # before the names of what a strategy learns
+TRAINING = ("strategy", "average")
+"Modules beside the heads that training alone needs: what a strategy learns, and the average of `EMACallback`."
 
 
 class MultiHeadModel(nn.Sequential):
@@ -56,7 +57,8 @@ class Heads(Trunks):
         self.reads = dict(reads)
         self.heads = nn.ModuleDict({PREFIX + name: m for name, m in heads.items()})
         self.strategy: nn.Module | None = None  # what a strategy learns while training; no prediction needs it
-        self.register_load_state_dict_pre_hook(_without_strategy)
+        self.average: nn.Module | None = None  # the second weights of `EMACallback`
+        self.register_load_state_dict_pre_hook(_without_training)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -144,15 +146,19 @@ class Heads(Trunks):
         return {tap: pools for tap, pools in found.items() if None not in pools and tap not in whole}
 
 
-def _without_strategy(heads: Heads, state: dict[str, Any], prefix: str, *_args: Any) -> None:
-    "Let weights of another strategy, or of none, load: what the strategy of this network learns starts where it is."
-    prefix += STRATEGY
-    ours = {} if heads.strategy is None else heads.strategy.state_dict(prefix=prefix)
-    theirs = {key: value for key, value in state.items() if key.startswith(prefix)}
-    if {key: value.shape for key, value in ours.items()} != {key: value.shape for key, value in theirs.items()}:
-        for key in theirs:
-            del state[key]
-        state.update(ours)
+def _without_training(heads: Heads, state: dict[str, Any], prefix: str, *_args: Any) -> None:
+    """Let weights of another strategy, or of none, load: what the strategy of this network learns starts where it is.
+    An average that is not in the file starts anew, as it is none of these weights."""
+    for part in TRAINING:
+        module, start = getattr(heads, part, None), f"{prefix}{part}."
+        ours = {} if module is None else module.state_dict(prefix=start)
+        theirs = {key: value for key, value in state.items() if key.startswith(start)}
+        if {key: value.shape for key, value in ours.items()} != {key: value.shape for key, value in theirs.items()}:
+            for key in theirs:
+                del state[key]
+            state.update(ours)
+            if part == "average" and module is not None:
+                module.restart()
 
 
 def body_and_heads(

@@ -25,9 +25,10 @@ LAYERS = {
     "names": {"errors"},
     "values": {"errors"},
     "head_tuple": {"errors", "names"},
+    "disk": {"errors"},
     "modes": {*LEAVES},
     "archs": {*LEAVES, "modes"},
-    "data": {*LEAVES},
+    "data": {*LEAVES, "disk"},
     "examples": {*LEAVES},
     "bodies": {*LEAVES, "modes", "archs", "data"},
     "tasks": {*LEAVES, "data"},
@@ -36,11 +37,11 @@ LAYERS = {
     "model": {*LEAVES, "modes", "archs", "data", "bodies", "heads", "trunks"},
     "training": {*LEAVES, *NETWORK},
     "view": {*LEAVES, *NETWORK, "training"},
-    "export": {*LEAVES, *NETWORK, "learner"},  # the learner in one call alone: a bundle that is trained on
-    "learner": {*LEAVES, *NETWORK, "training", "view", "export", "probe"},
+    "export": {*LEAVES, *NETWORK, "disk", "learner"},  # the learner in one call alone: a bundle that is trained on
+    "learner": {*LEAVES, *NETWORK, "disk", "training", "view", "export", "probe"},
     "serve": {*LEAVES, "export"},
     "probe": {*LEAVES, *NETWORK, "training"},
-    "compare": {*LEAVES, *NETWORK, "training", "view", "learner"},
+    "compare": {*LEAVES, *NETWORK, "disk", "training", "view", "learner"},
 }
 ANYTHING = {"__init__", "__main__", "demo"}  # the doors: may import every layer, no layer imports them
 

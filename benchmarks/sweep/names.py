@@ -1,38 +1,27 @@
 """The names that the sweep runs, their zoos and their order."""
 
-import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import cache
 
 import timm
-import torch
 from timm.models import list_modules
-from torchvision import models
-from torchvision.models import list_models
 
-from fastai_heads.archs.proof.smallest import SMALLEST, SMALLEST_TORCHVISION
+from benchmarks.sweep.original import Original, build_on_paper
 from fastai_heads.archs.registry import arch_by_name, list_archs
-from fastai_heads.archs.torchvision_zoo import BUILD_ARGS
 
 __all__ = ["every_name", "family_name", "in_turn", "size_of", "zoo_of"]
 
+ZOOS = ("timm", "torchvision", "fastai")
+
 
 def every_name() -> list[str]:
-    "List all names. A name of torchvision that timm also has comes a second time, with 'torchvision:' before it."
-    own = list_models(module=models)
-    return sorted({*list_archs(), *(f"torchvision:{n}" for n in own if timm.is_model(n))})
+    "List the names that the zoos have, without those that were registered."
+    return [n for n in list_archs() if zoo_of(n) in ZOOS]
 
 
-def in_turn(names: Iterable[str]) -> Iterator[str]:
-    """Order names: one arch of every family, then the rest of torchvision and fastai, then the rest of timm. Each part
-    begins with the smallest arch."""
-    ranks: tuple[list[str], ...] = ([], [], [])
-    first = {*SMALLEST.values(), *SMALLEST_TORCHVISION.values()}
-    first |= {f"torchvision:{n}" for n in SMALLEST_TORCHVISION.values()}
-    for name in names:
-        ranks[0 if name in first else 1 if zoo_of(name) != "timm" else 2].append(name)
-    for rank in ranks:
-        yield from sorted(rank, key=lambda n: (size_of(n), n))
+def in_turn(names: Iterable[str]) -> list[str]:
+    "Order names by the size of the arch, the smallest first."
+    return sorted(names, key=lambda n: (size_of(n), n))
 
 
 def zoo_of(name: str) -> str:
@@ -48,17 +37,9 @@ def family_name(name: str) -> str:
     return arch_by_name(name.rpartition(":")[2]).build.__module__.rpartition(".")[2]
 
 
-def size_of(name: str) -> float:
-    "Count the numbers in its parameters on the meta device. They are 0 where the arch cannot be built there."
-    try:
-        with torch.device("meta"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            plain = name.rpartition(":")[2]
-            timms = zoo_of(name) == "timm"
-            net = timm.create_model(name) if timms else arch_by_name(plain).build(**BUILD_ARGS.get(plain, {}))
-    except Exception:  # the sweep reports the error
-        return 0.0
-    return float(sum(p.numel() for p in net.parameters()))
+def size_of(name: str) -> int:
+    "Count the numbers in its parameters, on the meta device where it can be built there."
+    return sum(p.numel() for p in build_on_paper(Original(name, zoo_of(name))).parameters())
 
 
 @cache

@@ -1,17 +1,19 @@
-"""The rows of the sweep as a page: the archs that have run, by family and by check, and the results."""
+"""The tables of the sweep as a page: the names that there are, the cut of each, the long checks of some."""
 
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from fastai_heads.archs.proof.checks import FAULT, OK
+from fastai_heads.archs.proof.checks import FAULT, NOT_RUN, OK
 
 __all__ = ["Place", "page"]
 
 Row = Mapping[str, str]
 STOCK = ("right", "lost", "raised")
 "The results that stock fastai's cut can have."
+SHOWN = 12
+"Archs that are named for a reason that many share."
 
 
 @dataclass(frozen=True)
@@ -23,49 +25,84 @@ class Place:
 
 
 def page(
-    rows: Sequence[Row],  # of the CSV
+    cuts: Sequence[Row],  # of the table of cuts
+    long: Sequence[Row],  # of the table of long checks
     stock: Sequence[Row],  # of stock fastai's results
-    places: Mapping[str, Place],  # of all names that can be run
-    checks: Sequence[str],  # names of the CSV's columns that hold results
+    places: Mapping[str, Place],  # of all names
+    checks: tuple[Sequence[str], Sequence[str]],  # columns with results, of both tables
 ) -> str:  # Markdown
-    """Write the page: counts by zoo, by check and by family; then, by name, faults, claims that are not made, and
-    names that have not run."""
-    known = [r for r in rows if r["arch"] in places]
-    faulty = [r for r in known if _faults(r, checks)]
-    whole = sum(all(r[c] == OK for c in checks) for r in known)
+    "Write the page: what the names are, the cut of each, the long checks of some, and stock fastai's cut."
+    cuts = [r for r in cuts if r["arch"] in places]
+    long = [r for r in long if r["arch"] in places]
+    faulty = [r for r in cuts if _faults(r, checks[0])]
+    unproved = [r for r in cuts if not _faults(r, checks[0]) and not _proved(r)]
+    zoos = Counter(p.zoo for p in places.values())
     return "\n".join(
         [
             "# Archs",
             "",
-            f"**{len(known)} of the {len(places)} names have run**; {len(places) - len(known)} have not. Of those that "
-            f"have, {whole} passed every check, {len(faulty)} have a fault, and for {len(known) - whole - len(faulty)} "
-            "some check was not run, for a reason that stands in its cell.",
+            f"**{len(places)} names can be cut; the cut of {len(cuts)} has been checked: {len(faulty)} have a fault, "
+            f"{len(unproved)} make no claim about their logits.**",
             "",
-            "Written by `python -m benchmarks.zoo --no-run --table docs/archs.md` from [archs.csv](archs.csv), a row "
-            "per arch with the result of each check: `ok`, `fault: …`, `not run` or `not run: why`. What the checks "
-            "are is told in `fastai_heads/archs/proof/checks.py` and `benchmarks/sweep/training.py`. `make zoo` runs "
-            "the rest.",
+            _NAMES_TEXT.format(n=len(places), **zoos, twice=sum(n.startswith("torchvision:") for n in places)),
             "",
-            *_by_zoo(known, places, checks),
-            *_by_check(known, checks),
-            *_against_stock(known, stock, places, checks),
-            *_by_family(known, places, checks),
-            *_by_name("Faults", ((_faults(r, checks), r["arch"]) for r in faulty)),
-            *_by_name("Notes", ((r["note"], r["arch"]) for r in known if r["note"])),
-            *_by_name("Checks that were not run", _left_out(known, checks)),
-            *_shrunken(known),
-            *_not_run({n: p.zoo for n, p in places.items() if n not in {r["arch"] for r in known}}),
+            _CUT_TEXT,
+            "",
+            "## The cut",
+            "",
+            *_by_check(cuts, checks[0]),
+            *_by_name("Faults", ((_faults(r, checks[0]), r["arch"]) for r in faulty), level=3),
+            *_by_name("No claim about the logits", ((r["vector"], r["arch"]) for r in unproved), level=3),
+            *_by_name("Not claimed", _left_out(cuts, checks[0]), level=3, short=True),
+            *_by_name("Notes", ((r["note"], r["arch"]) for r in cuts if r["note"]), level=3, short=True),
+            *_shrunken(cuts),
+            *_not_run({n: p.zoo for n, p in places.items() if n not in {r["arch"] for r in cuts}}),
+            *_long(long, checks[1]),
+            *_against_stock(cuts, stock, places, checks[0]),
+            "",
         ]
     )
 
 
-def _by_zoo(rows: Sequence[Row], places: Mapping[str, Place], checks: Sequence[str]) -> list[str]:
-    ran = Counter(places[r["arch"]].zoo for r in rows)
-    faulty = Counter(places[r["arch"]].zoo for r in rows if _faults(r, checks))
-    lines = ["| zoo | names | have run | not run yet | with a fault |", "|---|---|---|---|---|"]
-    for zoo, n in sorted(Counter(p.zoo for p in places.values()).items()):
-        lines.append(f"| {zoo} | {n} | {ran[zoo]} | {n - ran[zoo]} | {faulty[zoo]} |")
-    return lines
+_NAMES_TEXT = (
+    "`list_archs()` lists the {n} names: {timm} of timm, {torchvision} of torchvision (80 for classes, 6 for masks), "
+    "{fastai} of fastai. timm has {twice} of torchvision's names, too: `resnet18` is timm's and "
+    "`torchvision:resnet18` the other, and each is a name of its own here. Left out are torchvision's networks for "
+    "video (9: they take clips), detection (12: they have no single map; a `DetectionHead` reads the levels of any "
+    "body) and optical flow (2: they take two images), its quantized ones (12: their weights do not train), and "
+    "fastai's `xsenet154`, whose function always raises."
+)
+_CUT_TEXT = (
+    "Two tables hold the results, a row per arch, each cell `ok`, `fault: …` or `not run: why`. `make zoo` runs what "
+    "has no row yet and writes this page. [archs_cut.csv](archs_cut.csv) is about the cut itself, for every name, "
+    "judged by the network that the zoo's own function builds (`benchmarks/sweep/cut.py`): every tap's value stands "
+    "bit for bit in that network's run (taps); put in its place in the run of other images, the vector makes the "
+    "network give the logits of the first images, bit for bit (vector), and so does the last map, where the "
+    "classifier reads nothing else (map); widths and strides (shapes); what is kept and what is removed add up "
+    "(parameters); names and values of weights, and loading them (state); a gradient for every kept parameter that "
+    "the network's own loss reaches (gradients). Images are as small as the arch takes, 64 pixels for most. Kinds are "
+    "its class, norms, activations, pools and the layer that reads the image. [archs.csv](archs.csv) holds the long "
+    "checks (a second size, export, a training step, and more: `fastai_heads/archs/proof/checks.py`, "
+    "`benchmarks/sweep/training.py`), for one arch of each kind and 150 at random: `make zoo ARGS='--tier long'`."
+)
+
+
+def _proved(row: Row) -> bool:
+    return OK in (row["vector"], row["map"])
+
+
+def _long(rows: Sequence[Row], checks: Sequence[str]) -> list[str]:
+    faulty = ((_faults(r, checks), r["arch"]) for r in rows if _faults(r, checks))
+    return [
+        "",
+        "## The long checks",
+        "",
+        f"{len(rows)} have run.",
+        "",
+        *_by_check(rows, checks),
+        *_by_name("Faults of the long checks", faulty, level=3),
+        *_by_name("Long checks that were not run", _left_out(rows, checks), level=3, short=True),
+    ]
 
 
 def _against_stock(
@@ -81,7 +118,7 @@ def _against_stock(
         ours[places[row["arch"]]]["a fault" if _faults(row, checks) else "no fault"] += 1
     names = Counter(places.values())
     lines = ["", "## Against stock fastai", "", _STOCK_TEXT, ""]
-    lines += ["| zoo | family | names | stock: right | lost | raised | ours: run | with a fault |", "|---" * 8 + "|"]
+    lines += ["| zoo | family | names | stock: right | lost | raised | our cut: run | with a fault |", "|---" * 8 + "|"]
     for zoo in sorted({p.zoo for p in places.values()}):
         those = sorted((p for p in names if p.zoo == zoo), key=lambda p: p.family)
         total = _stock_cells(sum((theirs[p] for p in those), Counter()), sum((ours[p] for p in those), Counter()))
@@ -111,54 +148,41 @@ def _stock_faults(stock: Sequence[Row]) -> Iterable[tuple[str, str]]:
 
 
 def _by_check(rows: Sequence[Row], checks: Sequence[str]) -> list[str]:
-    lines = ["", "## By check", "", "| check | ok | fault | not run |", "|---|---|---|---|"]
+    lines = ["| check | ok | fault | not run |", "|---|---|---|---|"]
     for check in checks:
         counts = Counter(_kind(r[check]) for r in rows)
-        lines.append(f"| {check} | {counts['ok']} | {counts['fault']} | {counts['not run']} |")
+        lines.append(f"| {check} | {counts[OK]} | {counts[FAULT]} | {counts[NOT_RUN]} |")
     return lines
 
 
-def _by_family(rows: Sequence[Row], places: Mapping[str, Place], checks: Sequence[str]) -> list[str]:
-    "Write a row per family. A cell holds one number where all archs are ok, else the numbers of archs by result."
-    families: dict[tuple[str, str], list[Row]] = defaultdict(list)
-    for row in rows:
-        place = places[row["arch"]]
-        families[place.zoo, place.family].append(row)
-    lines = ["", "## By family", "", "Ok / fault / not run in every cell; one number where all are ok.", ""]
-    lines += [f"| zoo | family | archs run | {' | '.join(checks)} |", "|---" * (len(checks) + 3) + "|"]
-    for (zoo, family), found in sorted(families.items()):
-        cells = []
-        for check in checks:
-            n = Counter(_kind(r[check]) for r in found)
-            cells.append(f"{n['ok']}" if n["ok"] == len(found) else f"{n['ok']} / {n['fault']} / {n['not run']}")
-        lines.append(f"| {zoo} | {family or '?'} | {len(found)} | {' | '.join(cells)} |")
-    return lines
-
-
-def _by_name(title: str, pairs: Iterable[tuple[str, str]], level: int = 2) -> list[str]:
-    "Write a line per reason, with the archs that it holds for."
+def _by_name(title: str, pairs: Iterable[tuple[str, str]], level: int = 2, short: bool = False) -> list[str]:
+    "Write a line per reason, with the archs that it holds for; of many, the count and the first."
     found: dict[str, list[str]] = defaultdict(list)
     for why, arch in pairs:
         found[why].append(arch)
-    lines = [f"- {why}: {', '.join(f'`{a}`' for a in sorted(archs))}" for why, archs in sorted(found.items())]
+    lines = []
+    for why, archs in sorted(found.items()):
+        shown = sorted(archs)[: SHOWN if short else None]
+        more = f" and {len(archs) - len(shown)} more" if len(archs) > len(shown) else ""
+        lines.append(f"- {why}: {', '.join(f'`{a}`' for a in shown)}{more}")
     return ["", f"{'#' * level} {title}", "", *(lines or ["None."])]
 
 
 def _shrunken(rows: Sequence[Row]) -> list[str]:
+    lines = [f"| `{r['arch']}` | {float(r['mparams']):.0f} | {r['shrunken']} |" for r in rows if r["shrunken"]]
     text = (
-        "Over 300 M parameters: shapes of the arch itself on the meta device, values in a smaller configuration of its "
-        "class (`fastai_heads/archs/proof/shrunken.py`)."
+        "Over 300 M parameters: a smaller configuration is checked (`fastai_heads/archs/proof/shrunken.py`), "
+        "as deep as the arch where it can be built so."
     )
-    title, *lines = _by_name("Shrunken", ((r["shrunken"], r["arch"]) for r in rows if r["shrunken"]))[1:]
-    return ["", title, "", text, *lines]
+    return ["", "### Shrunken", "", text, "", "| arch | M parameters | checked |", "|---|---|---|", *sorted(lines)]
 
 
 def _left_out(rows: Sequence[Row], checks: Sequence[str]) -> list[tuple[str, str]]:
-    return [(f"{c}, {r[c]}", r["arch"]) for r in rows for c in checks if _kind(r[c]) == "not run"]
+    return [(f"{c}, {r[c]}", r["arch"]) for r in rows for c in checks if _kind(r[c]) == NOT_RUN]
 
 
 def _not_run(zoos: Mapping[str, str]) -> list[str]:
-    lines = ["", "## Not run yet", ""]
+    lines = ["", "### Not run yet", ""]
     for zoo in sorted(set(zoos.values())):
         names = sorted(n for n, z in zoos.items() if z == zoo)
         lines += [f"{zoo}, {len(names)}: {', '.join(f'`{n}`' for n in names)}", ""]

@@ -23,6 +23,7 @@ NO_ARCHS = {
     "video": "take clips, and a body takes images",
     "detection": "have no single map; a `DetectionHead` reads the levels of any body",
     "optical_flow": "take two images, and a body takes one",
+    "quantization": "have weights of integers, which do not train",
 }
 "Torchvision's modules without an arch, and the reasons."
 
@@ -73,9 +74,10 @@ def _zoo_of(name: str) -> str:
 def list_archs(
     pattern: str = "*",  # as in a shell: 'resnet*'
 ) -> list[str]:  # sorted
-    "List every name that can be cut, of timm, torchvision, fastai and those registered; refuse a pattern without any."
+    """List every name that can be cut, of timm, torchvision, fastai and those registered; refuse a pattern without any.
+    A name that timm and torchvision have stands here twice: 'resnet18' is timm's, 'torchvision:resnet18' the other."""
     check_value("pattern", "list_archs", pattern, isinstance(pattern, str), "a text as in a shell, such as 'resnet*'")
-    every = {*timm.list_models(), *_ARCHS}
+    every = {*timm.list_models(), *(f"{a.zoo}:{n}" if timm.is_model(n) else n for n, a in _ARCHS.items())}
     found = sorted(fnmatch.filter(every, pattern))
     if not found:
         near = did_you_mean(str(pattern).strip("*?").lower(), sorted(every))

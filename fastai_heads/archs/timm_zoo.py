@@ -176,9 +176,17 @@ def as_map(
     if out.shape[1] == like.shape[1] and out.shape[2] == height * width != like.shape[1]:
         return out.reshape(like.shape)
     n_prefix = out.shape[1] - height * width
-    if n_prefix < 0:  # only the prefix tokens
-        return like
+    if n_prefix < 0:  # cells that were merged, or only the prefix tokens
+        return _merged(out, like) if out.shape[2] != like.shape[1] else like
     return out[:, n_prefix:].reshape(out.shape[0], height, width, -1).permute(0, 3, 1, 2).contiguous()
+
+
+def _merged(tokens: Tensor, like: Tensor) -> Tensor:
+    "Give the map whose tokens (B, N, C) each stand for some cells of the last level; where none fits, that level."
+    ways = range(2, max(like.shape[-2:]) + 1)
+    sides = ([math.ceil(side / r) for side in like.shape[-2:]] for r in ways)
+    fits = next((s for s in sides if math.prod(s) == tokens.shape[1]), None)
+    return tokens.transpose(1, 2).unflatten(2, fits).contiguous() if fits else like
 
 
 def is_timm(net: object) -> bool:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from enum import Enum
 from typing import Any
 
@@ -210,6 +211,7 @@ class ImageBody(Body):
         return f"arch={self.arch!r}, taps={self.taps}, n_in={self.n_in}"
 
 
+_BUILT_SIDES = (*range(32, 513, 32), *range(48, 513, 32), *range(56, 519, 14))  # of whole patches
 _SIDES = (32, 64, 96, 128, 192, 256, 384, 512)  # of images that are tried where a size cannot be taken
 _NOT_INNER = frozenset({"input", "features", "pre_logits"})
 
@@ -257,15 +259,19 @@ def find_image(
 
 
 def _measured(network: Network, arch_kwargs: dict[str, Any]) -> Measured:
-    "Measure the taps; an error of the run names the size of the images and what the arch was built with."
+    """Measure the taps; an error of the run names the size of the images and what the arch was built with. A ready
+    network of one size does not always say which it was built for, and that is found by trying."""
     try:
         return network.cut.measure(network.net, network.shape)
     except MISFITS as e:
-        if not arch_kwargs:
-            raise
-        given = ", ".join(f"{k}={v!r}" for k, v in arch_kwargs.items())
+        declared, given = network.size, ", ".join(f"{k}={v!r}" for k, v in arch_kwargs.items())
+        for side in _BUILT_SIDES if network.fixed_size and not arch_kwargs else ():
+            network.size = network.fixed_size = side
+            with suppress(*MISFITS):
+                return network.cut.measure(network.net, network.shape)
         raise HeadsError(
-            f"`arch`: {network.name} with {given} cannot take {network.size}×{network.size} pixels: {e}"
+            f"`arch`: {network.name}{given and f' with {given}'} cannot take {declared}×{declared} pixels: "
+            f"{first_line(e)}"
         ) from e
 
 

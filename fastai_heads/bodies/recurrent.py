@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from fastai_heads.archs.records import FEATURES, Level, TapPoint
 from fastai_heads.bodies.contract import split_in_two
 from fastai_heads.bodies.words import TOKENS, WordsBody, left_aligned
 from fastai_heads.data.inputs import TextInput
-from fastai_heads.errors import HeadsError
+from fastai_heads.errors import MISFITS, HeadsError
 
 __all__ = ["RecurrentBody"]
 
@@ -104,7 +105,10 @@ def _load_encoder(net: AWD_LSTM, spec: Any, source: TextInput) -> None:
     path = path if path.suffix else path.with_suffix(".pth")
     if not path.is_file():
         raise HeadsError(f"`weights` of TextBody: there is no file {path}; it is what `save_encoder` writes.")
-    state = clean_raw_keys(torch.load(path, map_location="cpu", weights_only=True))
+    try:
+        state = clean_raw_keys(torch.load(path, map_location="cpu", weights_only=True))
+    except (UnpicklingError, EOFError, OSError, *MISFITS) as error:
+        raise HeadsError(f"`weights` of TextBody: {path} holds no weights: {type(error).__name__}.") from error
     if "encoder.weight" not in state:
         raise HeadsError(f"`weights` of TextBody: {path} is not what `save_encoder` writes; it has {list(state)[:3]}.")
     if spec.vocab is not None:

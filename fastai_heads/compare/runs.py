@@ -1,14 +1,14 @@
 """The finished runs of a comparison, kept in a folder so that an interrupted one goes on where it stopped."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from fastai_heads.errors import HeadsError
+from fastai_heads.disk import whole_file
+from fastai_heads.errors import HeadsError, writing
 
 __all__ = ["Runs"]
 
@@ -27,7 +27,8 @@ class Runs:
         self.folder, self._rows = None if folder is None else Path(folder), []
         if self.folder is None:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
         written = self.folder / "setup.json"
         old = json.loads(written.read_text()) if written.is_file() else {"setup": setup, "strategies": {}}
         self._check("setup", old["setup"], json.loads(json.dumps(setup)))
@@ -71,7 +72,5 @@ _NAMES = {"strategy": str, "head": str}  # or pandas takes a head `nan` for a ga
 
 
 def _write(path: Path, text: str) -> None:
-    "Write in one step, so that whoever is killed meanwhile leaves the old file."
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text)
-    aside.replace(path)
+    with whole_file(path) as part:
+        part.write_text(text)

@@ -1,8 +1,6 @@
 """Digit scenes: real handwritten digits on a noisy canvas. PNG files and a CSV, with `DataLoaders` over them."""
 
 import json
-import shutil
-import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -24,7 +22,8 @@ from fastai_heads.data.box_items import BoxesReader
 from fastai_heads.data.detection_block import DetectionBlock
 from fastai_heads.data.partial import PartialBlock
 from fastai_heads.data.scenes import INK, Scene, SceneParams, ink_box, scenes
-from fastai_heads.errors import HeadsError, did_you_mean, writing
+from fastai_heads.disk import beside
+from fastai_heads.errors import HeadsError, did_you_mean
 from fastai_heads.values import check_value, is_whole
 
 __all__ = ["MASK_CODES", "TAGS", "blank_labels", "digit_scenes", "digits_block", "digits_dls"]
@@ -196,19 +195,14 @@ def digit_scenes(
     `HeadsError`."""
     params, path = _params(n, size, digits_per_scene, seed, overlap), Path(path)
     if not _is_there(path, params):
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        # written to another folder and then renamed: a run that is killed leaves nothing that looks whole
-        aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
-        try:
+        with beside(path) as aside:
             _write(aside, params)
             aside.chmod(0o755)
-            aside.replace(path)
-        except OSError:
-            if not _is_there(path, params):  # another process may have written them meanwhile
-                raise
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            try:
+                aside.replace(path)
+            except OSError:
+                if not _is_there(path, params):  # another process may have written them meanwhile
+                    raise
     return pd.read_csv(path / "labels.csv", dtype=dict.fromkeys(("digit", "left", "right"), str))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastai_heads.errors import HeadsError
+from fastai_heads.errors import HeadsError, writing
 
 __all__ = ["Column", "row_bytes"]
 
@@ -49,7 +49,8 @@ class Column:
         stored, shape = _stored_in(like, dtype), (n, *like.shape[1:])
         if path is None:
             return cls(torch.empty(shape, dtype=stored), like.dtype, type(like), strides=_strides(like))
-        np.lib.format.open_memmap(path, "w+", torch.empty(0, dtype=stored).numpy().dtype, shape)
+        with writing(path):
+            np.lib.format.open_memmap(path, "w+", torch.empty(0, dtype=stored).numpy().dtype, shape)
         return cls(path, like.dtype, type(like), strides=_strides(like), write=True)
 
     @property
@@ -91,9 +92,10 @@ class Column:
             self.values[torch.from_numpy(rows)] = stored
             return
         found = stored.contiguous().numpy()
-        for row, values in zip(rows.tolist(), found):
-            self._file.seek(self._start + row * values.nbytes)
-            self._file.write(values.tobytes())
+        with writing(self.values):
+            for row, values in zip(rows.tolist(), found):
+                self._file.seek(self._start + row * values.nbytes)
+                self._file.write(values.tobytes())
 
     def _measure(self, plain: Tensor, stored: Tensor) -> None:
         "Note how far half precision is off. Refuses what it cannot hold."
@@ -106,7 +108,8 @@ class Column:
     def flush(self) -> None:
         "Write what is not on the disk yet."
         if not self.in_memory:
-            self._file.flush()
+            with writing(self.values):
+                self._file.flush()
 
     def describe(self) -> dict[str, Any]:
         "Say in JSON what the file does not."

@@ -3,15 +3,16 @@
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from fastai_heads.data.stored import Column
 from fastai_heads.data.stored_dl import Stored
-from fastai_heads.errors import HeadsError
+from fastai_heads.disk import settle
+from fastai_heads.errors import HeadsError, writing
 
 __all__ = ["TapCache", "in_bytes"]
 
@@ -68,9 +69,10 @@ class TapCache:
         try:
             said = json.loads((path / _SAID).read_text())
             columns = [Column.read(path / f"{i}.npy", one) for i, one in enumerate(said["columns"])]
-            path.touch()  # it was used now
         except FileNotFoundError:
             return None
+        with suppress(OSError):  # a folder that may only be read
+            path.touch()  # it was used now
         taps = {tuple(tap) if isinstance(tap, list) else tap: column for tap, column in zip(said["taps"], columns)}
         return Stored(taps, tuple(columns[len(taps) :]), said["views"])
 
@@ -81,9 +83,14 @@ class TapCache:
     ) -> Iterator[None]:
         "Let one process at a time fill a key."
         folder = Path(self.folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f"{key}.lock"):
+        lock = FileLock(folder / f"{key}.lock")
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        try:
             yield
+        finally:
+            lock.release()
 
     @contextmanager
     def part(
@@ -93,15 +100,27 @@ class TapCache:
     ) -> Iterator[Path]:
         "Give a folder to write to, which has its name once it is whole. After an error it is removed."
         path = Path(self.folder) / f"{key}{_PART}"
-        shutil.rmtree(path, ignore_errors=True)  # of a process that was killed
+        self._remove_left(key)
         self._make_room(n_bytes)
-        path.mkdir()
+        with writing(path):
+            path.mkdir()
         try:
             yield path
-            path.rename(Path(self.folder) / key)
+            with writing(path):
+                settle(path)
+                path.rename(Path(self.folder) / key)
         except BaseException:
             shutil.rmtree(path, ignore_errors=True)
             raise
+
+    def _remove_left(self, key: str) -> None:
+        "Remove what processes that were killed have left, under this key and under others: nobody holds their locks."
+        for left in Path(self.folder).glob(f"*{_PART}"):
+            if left.stem == key:
+                shutil.rmtree(left, ignore_errors=True)
+                continue
+            with suppress(Timeout), FileLock(left.with_suffix(".lock")).acquire(timeout=0):
+                shutil.rmtree(left, ignore_errors=True)
 
     def _make_room(self, n_bytes: int) -> None:
         "Remove what was used longest ago. Refuses what the folder or the disk has no room for."
@@ -125,7 +144,8 @@ def write_said(
     for column in stored.columns:
         column.flush()
     said = {"taps": list(stored.taps), "views": stored.views, "columns": [c.describe() for c in stored.columns]}
-    (path / _SAID).write_text(json.dumps(said))
+    with writing(path):
+        (path / _SAID).write_text(json.dumps(said))
 
 
 def in_bytes(

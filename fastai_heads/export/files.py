@@ -4,14 +4,11 @@ No module that this one imports imports torch."""
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fastai_heads.disk import in_place, whole_folder
 from fastai_heads.errors import HeadsError, did_you_mean, writing
 
 __all__ = [
@@ -20,7 +17,6 @@ __all__ = [
     "WEIGHTS",
     "Tensors",
     "check_plain",
-    "make_way",
     "read_bundle",
     "read_json",
     "write_folder",
@@ -53,35 +49,9 @@ def write_folder(
         raise HeadsError(f"`folder`: there is {folder} already; pass `overwrite=True`, or another folder.")
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / MANIFEST).is_file())):
         raise HeadsError(f"`folder`: {folder} is no bundle, and is not overwritten; pass another folder.")
-    with writing(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-        try:
-            for name, content in files.items():
-                (aside / name).write_bytes(content)
-            aside.chmod(0o755)
-            with make_way(folder):
-                aside.replace(folder)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
-
-
-@contextmanager
-def make_way(
-    folder: Path,  # whose place is taken; it need not be there
-) -> Iterator[None]:
-    "Move an old folder aside, and back if the new one cannot take its place."
-    if not folder.exists():
-        yield
-        return
-    old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-old-"))
-    os.replace(folder, old)
-    try:
-        yield
-    except BaseException:
-        os.replace(old, folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+    with whole_folder(folder) as aside, writing(folder):
+        for name, content in files.items():
+            (aside / name).write_bytes(content)
 
 
 def read_bundle(
@@ -90,7 +60,7 @@ def read_bundle(
     "Read a bundle's two files. Refuses what is too large, too deep, damaged, or of a later version."
     if not isinstance(folder, str | Path):
         raise HeadsError(f"`folder` is a path of a bundle, found {folder!r}.")
-    folder = Path(folder)
+    folder = in_place(Path(folder))
     if not folder.is_dir():
         raise HeadsError(f"`folder`: there is no folder {folder}.")
     said = read_json(_inside(folder, MANIFEST, MAX_MANIFEST).read_bytes(), MANIFEST)

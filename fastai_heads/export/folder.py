@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fastai_heads.errors import HeadsError
+from fastai_heads.disk import whole_file
+from fastai_heads.errors import HeadsError, writing
 from fastai_heads.export.answers import Mask, as_plain
 from fastai_heads.export.predictor import Predictor
 
@@ -67,13 +68,12 @@ def _find_images(predictor: Predictor, folder: Path) -> list[Path]:
 def _write_rows(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
     "Write a table whole or not at all. What went wrong stands in the last column."
     columns = dict.fromkeys(column for row in rows for column in row if column != ERROR)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.part")
-    with part.open("w", newline="", encoding="utf-8") as out:
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(file) as part, part.open("w", newline="", encoding="utf-8") as out:
         writer = csv.DictWriter(out, [*columns, *([ERROR] if any(ERROR in row for row in rows) else [])])
         writer.writeheader()
         writer.writerows(rows)
-    part.replace(file)
 
 
 def _answer(predictor: Predictor, paths: Sequence[Path], heads: tuple[str, ...]) -> Iterator[tuple[Path, Any]]:
@@ -115,7 +115,8 @@ def _write_mask(mask: Mask, head: str, name: str, file: Path) -> dict[str, str]:
     found = {}
     for column, codes in layers:
         path = file.parent / f"{file.stem}_{column}" / f"{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.ascontiguousarray(codes, np.uint8)).save(path)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.ascontiguousarray(codes, np.uint8)).save(path)
         found[column] = path.relative_to(file.parent).as_posix()
     return found

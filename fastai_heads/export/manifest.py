@@ -28,6 +28,8 @@ def check_inputs(
         if kind not in _KINDS:
             raise HeadsError(f"manifest: input {name!r} is of kind {kind!r}; there is {', '.join(_KINDS)}.")
         _check(said, _KINDS[kind] | _EVERY, f"manifest: input {name!r}")
+        if kind == "image" and not _normalises(said):
+            raise HeadsError(f"manifest: input {name!r}: `mean` and `std` are of one length, that of the channels.")
     names = [said["name"] for said in inputs]
     if len(set(names)) < len(names):
         raise HeadsError(f"manifest: two inputs have one name: {', '.join(names)}.")
@@ -48,7 +50,7 @@ def check_answers(
 
 def _check(said: Mapping[str, Any], rules: Mapping[str, tuple[Fits, str]], where: str) -> None:
     for field, (fits, expected) in rules.items():
-        if not fits(said.get(field)):
+        if not fits(said.get(field)) or (field not in said and field not in _EVERY):
             found = f"{said[field]!r:.80}" if field in said else "nothing"
             raise HeadsError(f"{where}: `{field}` is {expected}, found {found}.")
 
@@ -94,6 +96,12 @@ def _deviation(value: Any) -> bool:
 
 def _statistics(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and is_number(value[0]) and _deviation(value[1])
+
+
+def _normalises(said: Mapping[str, Any]) -> bool:
+    "Tell whether an image's statistics are there together, or neither is."
+    lengths = {None if said[name] is None else len(said[name]) for name in ("mean", "std")}
+    return len(lengths) == 1 and lengths <= {None, 1, said["shape"][2]}
 
 
 def _step(value: Any) -> bool:

@@ -95,8 +95,9 @@ def _say_body(body: Body) -> dict[str, Any]:
 
 def _say_arch(body: ImageBody) -> dict[str, Any]:
     "Say an arch by its name, or that it is the user's own."
-    options = say(getattr(body, "options", {}), f"`body_kwargs` of {body.arch}")
-    options = {k: v for k, v in options.items() if k not in ("grad_checkpointing", "weights_backbone")}
+    at_home = {*_LEADS_OUT, "grad_checkpointing", "weights_backbone"}  # where weights came from: the bundle has them
+    options = {k: v for k, v in getattr(body, "options", {}).items() if k not in at_home}
+    options = say(options, f"`body_kwargs` of {body.arch}")
     if getattr(body.net, "transform_input", False):  # torchvision's weights of GoogLeNet and Inception turn it on
         options["transform_input"] = True
     normalized = {"mean": say(body.mean, "mean"), "std": say(body.std, "std"), "weights": body.weights}

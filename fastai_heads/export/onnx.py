@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from fastai.learner import Learner
 from torch import Tensor, nn
 
+from fastai_heads.disk import beside, settle
 from fastai_heads.errors import HeadsError, first_line
 from fastai_heads.export.bundle import predictor_of
 from fastai_heads.export.detections import FixedDetections, nms_translation
@@ -97,9 +97,8 @@ def export_onnx(
     graph = graph.cpu().eval()
     examples = [_example(predictor, n, takes) for n in (3, *_BATCHES)]
     module = NamedOutputs(graph, tuple(examples[0].values())).eval()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}-") as folder:
-        part = Path(folder) / "model.onnx"
+    with beside(file) as folder:
+        part = folder / "model.onnx"
         _export(module, examples[0], part)
         worst = _difference(part, module, examples, predictor)
         if worst > 1:
@@ -108,6 +107,7 @@ def export_onnx(
             part = _quantized(part)
             said["int8_difference"] = _difference(part, module, examples, predictor, codes=False) * _TOLERANCE
         _describe(part, said)
+        settle(part)
         part.replace(file)
     return file
 

@@ -1,15 +1,14 @@
 """A model repository of the Triton Inference Server: the ONNX file, and what it reads and gives."""
 
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fastai.learner import Learner
 
+from fastai_heads.disk import whole_folder
 from fastai_heads.errors import HeadsError
-from fastai_heads.export.files import make_way
 from fastai_heads.export.onnx import export_onnx
 from fastai_heads.export.predictor import Predictor
 
@@ -36,9 +35,7 @@ def export_triton(
     if place.exists() and (not overwrite or not (place / CONFIG).is_file()):
         hint = "it is no model of Triton; pass another name" if overwrite else "pass `overwrite=True`, or another name"
         raise HeadsError(f"`folder`: there is {place} already; {hint}.")
-    folder.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(dir=folder, prefix=f".{name}-"))
-    try:
+    with whole_folder(place) as aside:
         file = _write_graph(aside / "1" / "model.onnx", source, heads)
         answers = Predictor.from_onnx(file).manifest["answers"]
         labels = {head: f"{head}_labels.txt" for head, said in answers.items() if _is_named(said)}
@@ -46,11 +43,6 @@ def export_triton(
             lines = [" ".join(str(label).split()) for label in answers[head]["vocab"]]
             (aside / label_file).write_text("\n".join(lines) + "\n", encoding="utf-8")
         (aside / CONFIG).write_text(_write_config(file, name, batch, wait, labels), encoding="utf-8")
-        aside.chmod(0o755)
-        with make_way(place):
-            aside.replace(place)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return place
 
 

@@ -12,7 +12,8 @@ import torch
 from fastai.learner import Learner
 from fastai.torch_core import rank_distrib
 
-from fastai_heads.errors import HeadsError, writing
+from fastai_heads.disk import whole_file
+from fastai_heads.errors import HeadsError
 from fastai_heads.values import check_value, is_whole
 
 __all__ = ["export"]
@@ -44,16 +45,11 @@ def export(
         raise HeadsError(f"`export` leaves auxiliary heads out, and there is no other: {', '.join(auxiliary)}.")
     if rank_distrib():
         return
-    part = file.with_name(f"{file.name}.part")
-    with writing(file):
-        try:
-            with _unchanged(learn):
-                Learner.export(learn, part.absolute(), pickle_module, pickle_protocol)
-            if auxiliary:
-                torch.save(_without(part, auxiliary), part, pickle_module, pickle_protocol)
-            part.replace(file)
-        finally:
-            part.unlink(missing_ok=True)
+    with whole_file(file) as part:
+        with _unchanged(learn):
+            Learner.export(learn, part.absolute(), pickle_module, pickle_protocol)
+        if auxiliary:
+            torch.save(_without(part, auxiliary), part, pickle_module, pickle_protocol)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fastai_heads.data.inputs import ImageInput, dls_inputs
 from fastai_heads.data.kinds import Answer
+from fastai_heads.disk import whole_file
 from fastai_heads.errors import HeadsError, HeadsWarning, first_line
 from fastai_heads.training.bound import BoundHead
 
@@ -47,7 +48,8 @@ def predict_folder(
         text = f"{unread.sum()} of {len(table)} files could not be read, the first of them {table.index[unread][0]!r}."
         warnings.warn(f"`path`: {text}", HeadsWarning, stacklevel=2)
     if file is not None:
-        table.to_csv(file)
+        with whole_file(Path(file)) as part:
+            table.to_csv(part)
     return table
 
 

@@ -180,6 +180,12 @@ def _check(learn: Learner, dtype: Any, cbs: Sequence[Callback | type]) -> Stored
         found = f"{type(train.dataset).__name__} of {len(train.dataset)} items, bs={train.bs}"
         raise HeadsError(f"`fit_heads`: `dls.train` gives fastai `Datasets` with items in batches, found {found}.")
     body, heads = learn.model
+    average = getattr(heads, "average", None)
+    if average is not None and average.moves(learn.model):
+        raise HeadsError(
+            "`cbs`: the body that `EMACallback` averages is not the one that trains, and stored taps are of one body. "
+            "Call `fit_heads` before the body trains, or `learn.remove_cb(EMACallback)`, which keeps the average."
+        )
     stored = StoredBody.of(body, heads.pools())
     if not stored.taps:
         raise HeadsError(

@@ -10,7 +10,7 @@ from fastai.torch_core import nested_reorder, to_concat, to_detach
 from fastcore.basics import detuplify
 from torch import Tensor
 
-from fastai_heads.errors import HeadsError
+from fastai_heads.errors import HeadsError, writing
 from fastai_heads.head_tuple import HeadTuple
 from fastai_heads.training.bound import BoundHead, BoundHeads
 from fastai_heads.training.ranks.joint import gather_target, speaks
@@ -49,7 +49,8 @@ class GatherHeads(GatherPredsCallback):
             self.targets.append(targs)
         for values, folder in ((preds, self.save_preds), (targs, self.save_targs)):
             if folder is not None and speaks(self.learn):
-                torch.save(values, folder / str(self.iter), pickle_protocol=self.pickle_protocol)
+                with writing(folder / str(self.iter)):
+                    torch.save(values, folder / str(self.iter), pickle_protocol=self.pickle_protocol)
         if self.with_loss:
             if not len(self.yb):
                 raise HeadsError("`with_loss=True` needs labels: `test_dl(items, with_labels=True)` reads them.")

@@ -22,7 +22,7 @@ from torch import nn
 from fastai_heads.data.loaders import with_test_dl
 from fastai_heads.data.sample import draw_sample
 from fastai_heads.data.targets import Target
-from fastai_heads.errors import HeadsWarning
+from fastai_heads.errors import HeadsError, HeadsWarning, writing
 from fastai_heads.export.bundle import save_bundle
 from fastai_heads.heads.spec import HeadSpec
 from fastai_heads.learner import editing, frozen, items, predictions, ranks, settings
@@ -44,6 +44,7 @@ from fastai_heads.learner.weights import (
 )
 from fastai_heads.model import body_and_heads
 from fastai_heads.modes import compile_in_place, evaluate
+from fastai_heads.training.average import EMACallback
 from fastai_heads.training.bound import BoundHead, BoundHeads
 from fastai_heads.training.callbacks import are_callbacks, check_callbacks
 from fastai_heads.training.conflict_record import ConflictRecord
@@ -57,7 +58,7 @@ from fastai_heads.training.strategies.choose import as_strategy
 from fastai_heads.training.trackers import set_direction
 from fastai_heads.values import check_value, is_device
 from fastai_heads.view.conflict_charts import draw_conflict, draw_weights
-from fastai_heads.view.diagram import draw_heads
+from fastai_heads.view.diagram import draw_heads, write_heads
 from fastai_heads.view.losses import DrawnRecorder
 from fastai_heads.view.summary import Summary, summarize
 
@@ -239,11 +240,17 @@ class MultiHeadLearner(Learner):
         cb = cb() if isinstance(cb, type) else cb
         if isinstance(cb, TrackerCallback):
             set_direction(cb, self.metrics)
-        return super().add_cb(cb)
+        super().add_cb(cb)
+        if isinstance(cb, EMACallback):
+            cb.begin()
+        return self
 
     def remove_cb(self, cb: Callback | type) -> "MultiHeadLearner":
         "Remove a callback, or all of a class."
         are_callbacks([cb])
+        for found in self.cbs:
+            if isinstance(found, EMACallback) and cb in (found, type(found)):
+                found.leave()
         return super().remove_cb(cb)
 
     def to_fp16(self, **kwargs) -> "MultiHeadLearner":
@@ -288,9 +295,15 @@ class MultiHeadLearner(Learner):
         with evaluate(self.model):
             return summarize(self, get_model(self.model)(*inputs) if inputs else None)
 
-    def show_heads(self) -> Figure:
-        "Draw the network: body, taps, trunks, heads, their shapes, parameters, losses, and what is frozen."
-        return draw_heads(self, self._sample())
+    def show_heads(
+        self,
+        format: str = "figure",  # or 'mermaid': text for a README, which GitHub draws
+    ) -> Figure | str:
+        """Draw the network: body, taps, trunks, heads, their shapes, parameters, losses, and what is frozen.
+        `learn.show_heads().savefig("heads.svg")` saves it as SVG."""
+        if format not in ("figure", "mermaid"):
+            raise HeadsError(f"`format` of `show_heads` is 'figure' or 'mermaid', found {format!r}.")
+        return (draw_heads if format == "figure" else write_heads)(self, self._sample())
 
     def plot_conflict(self) -> Figure:
         "Draw what a `ConflictRecorder` saw: cosines between the heads' gradients, their norms, and shares of the step."
@@ -316,7 +329,9 @@ class MultiHeadLearner(Learner):
     ) -> Path:  # the file
         "Save the weights and the optimizer's state. After an error the file is the old one, whole."
         check_file_name(file)
-        return save_whole(self, self._weights_file(file), **kwargs)
+        with writing(self.path / self.model_dir, (OSError,)):  # which is made
+            file = self._weights_file(file)
+        return save_whole(self, file, **kwargs)
 
     def load(
         self,
@@ -351,7 +366,10 @@ class MultiHeadLearner(Learner):
     ) -> "MultiHeadLearner":
         "Load the weights of a fastai `vision_learner` of the same arch into the body and one head."
         check_file_name(file)
-        load_vision_weights(get_model(self.model), self._weights_file(file), head)
+        model = get_model(self.model)
+        load_vision_weights(model, self._weights_file(file), head)
+        if (average := getattr(model[1], "average", None)) is not None:
+            average.restart()
         return self
 
     def _weights_file(self, file: str | Path) -> Path:

@@ -10,8 +10,9 @@ from zipfile import ZipFile, is_zipfile
 from fastai.learner import Learner, load_model, save_model
 from torch import Tensor, nn
 
-from fastai_heads.errors import HeadsError, did_you_mean, writing
-from fastai_heads.model import STRATEGY
+from fastai_heads.disk import whole_file
+from fastai_heads.errors import HeadsError, did_you_mean
+from fastai_heads.model import TRAINING
 from fastai_heads.trunks import PREFIX
 from fastai_heads.values import check_value, is_whole
 
@@ -38,14 +39,8 @@ def save_whole(
     if not file.parent.is_dir():
         raise HeadsError(f"`file`: there is no folder {file.parent}.", parameter="file")
     _check_keywords("save", kwargs, ["with_opt", "pickle_protocol"])
-    part = file.with_name(f"{file.name}.part")
-    with writing(file):
-        try:
-            save_model(part, learn.model, learn.opt, **kwargs)
-            if part.exists():  # the first rank alone writes
-                part.replace(file)
-        finally:
-            part.unlink(missing_ok=True)
+    with whole_file(file) as part:  # the first rank alone writes
+        save_model(part, learn.model, learn.opt, **kwargs)
     return file
 
 
@@ -148,9 +143,9 @@ def _part(key: str) -> str:
 
 
 def _faults(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> dict[str, str]:
-    "Part → why the file does not fit it. What a strategy has learned is no part: no prediction needs it."
+    "Part → why the file does not fit it. What training alone needs is no part: no prediction needs it."
     faults: dict[str, str] = {}
-    ours, theirs = ({k: v for k, v in state.items() if not _of_strategy(k)} for state in (ours, theirs))
+    ours, theirs = ({k: v for k, v in state.items() if not _of_training(k)} for state in (ours, theirs))
     for key in [*ours, *theirs]:
         part = _part(key)
         if part in faults:
@@ -168,8 +163,8 @@ def _faults(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> dict[str, str
     return faults
 
 
-def _of_strategy(key: str) -> bool:
-    return key.startswith(f"1.{STRATEGY}")
+def _of_training(key: str) -> bool:
+    return key.startswith(tuple(f"1.{part}." for part in TRAINING))
 
 
 class _Reader:

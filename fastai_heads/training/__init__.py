@@ -1,5 +1,6 @@
 """How the heads train together: bound to their targets, their losses summed, each with its own metrics and rate."""
 
+from fastai_heads.training.average import EMACallback
 from fastai_heads.training.bound import BoundHead, BoundHeads
 from fastai_heads.training.conflict_recorder import ConflictRecorder
 from fastai_heads.training.metrics import HeadMetric
@@ -17,6 +18,7 @@ __all__ = [
     "CombinedLoss",
     "ConflictRecorder",
     "Disjoint",
+    "EMACallback",
     "HeadMetric",
     "HeadsMonitor",
     "LossWeightScheduler",

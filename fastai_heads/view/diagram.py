@@ -19,7 +19,7 @@ from fastai_heads.tasks.reduction import loss_name
 from fastai_heads.training.bound import BoundHead
 from fastai_heads.view.texts import number
 
-__all__ = ["draw_heads"]
+__all__ = ["draw_heads", "write_heads"]
 
 _SIZE, _LINE, _PAD = 8.5, 0.17, 0.09  # size of the letters in points; inches of a line, and around a text
 _BETWEEN, _BESIDE = 0.16, 0.5  # inches from box to box in a column, and from column to column
@@ -62,11 +62,36 @@ def draw_heads(
     inputs: Sequence[Tensor] = (),  # of the body, a batch of one; empty: the diagram has no shapes
 ) -> Figure:
     "Draw the network from left to right. Frozen parts are blue, trained parts orange; auxiliary heads are dashed."
-    shapes = _measure_shapes(get_model(learn.model), inputs)
-    boxes = _pass_between([*_body_boxes(learn, shapes), *_head_boxes(learn, shapes)])
+    boxes = _pass_between(_boxes(learn, inputs))
     columns = [[b for b in boxes if b.column == n] for n in sorted({b.column for b in boxes})]
     _place(columns)
     return _draw_boxes(columns)
+
+
+def write_heads(
+    learn: Learner,  # a `MultiHeadLearner`
+    inputs: Sequence[Tensor] = (),  # as for `draw_heads`
+) -> str:
+    "Write the network as a Mermaid flow chart, which GitHub draws in a README. Colours and dashes are the drawing's."
+    boxes = _boxes(learn, inputs)
+    nodes = {box.key: f"n{n}" for n, box in enumerate(boxes)}
+    lines = ["flowchart LR"]
+    for box in boxes:
+        lines.append(f'    {nodes[box.key]}["{"<br>".join(map(_escape, box.lines))}"]')
+        dashes = ",stroke-dasharray:4" if box.dashed else ""
+        lines.append(f"    style {nodes[box.key]} fill:{box.color},stroke:#666666,color:#000000{dashes}")
+    arrows = [(nodes[key], "-.->" if box.dashed else "-->", nodes[box.key]) for box in boxes for key in box.reads]
+    return "\n".join([*lines, *("    " + " ".join(arrow) for arrow in arrows)]) + "\n"
+
+
+def _escape(text: str) -> str:
+    "Write what Mermaid would take for its own marks as its entities."
+    return "".join(c if c.isalnum() or c in " .,_-()/→×" else f"#{ord(c)};" for c in text)
+
+
+def _boxes(learn: Learner, inputs: Sequence[Tensor]) -> list[Box]:
+    shapes = _measure_shapes(get_model(learn.model), inputs)
+    return [*_body_boxes(learn, shapes), *_head_boxes(learn, shapes)]
 
 
 def _measure_shapes(model: MultiHeadModel, inputs: Sequence[Tensor]) -> dict[str, str]:

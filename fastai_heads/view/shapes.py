@@ -28,8 +28,9 @@ __all__ = [
     "shape_keys",
 ]
 
-TARGET, PREDICTION = "#2ca02c", "#ff7f0e"  # colours
+TARGET, PREDICTION = "#0072b2", "#e69f00"  # blue and orange of Okabe and Ito: colour-blind people tell them apart
 _OUTLINE = [patheffects.Stroke(linewidth=3, foreground="black"), patheffects.Normal()]
+_SAFE = ("#999999", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")  # Okabe and Ito
 _ALPHA = 0.5  # of a mask over its image
 _LABEL = 0.07  # height of a text at a box, as a share of the image's
 
@@ -85,12 +86,12 @@ def shape_keys() -> list[Artist]:
 
 def draw_mask(
     ax: Axes,  # with the image
-    mask: Tensor,  # (H, W) codes; pixels of 255 have no label and stay clear
+    mask: Tensor,  # (H, W) codes; pixels of code 0, and of 255, which have no label, stay clear
     n_codes: int,  # number of codes
 ) -> None:
-    "Draw a mask over its image, one colour per code."
+    "Draw a mask over its image, one colour per code. Code 0 is as a rule the background."
     codes = np.asarray(mask.as_subclass(torch.Tensor).detach().cpu()).squeeze()
-    clear = np.ma.masked_where((codes == IGNORE_PIXEL) & (n_codes <= IGNORE_PIXEL), codes)
+    clear = np.ma.masked_where((codes == 0) | ((codes == IGNORE_PIXEL) & (n_codes <= IGNORE_PIXEL)), codes)
     ax.imshow(clear, cmap=_colors(n_codes), vmin=-0.5, vmax=n_codes - 0.5, alpha=_ALPHA, interpolation="nearest")
 
 
@@ -113,11 +114,13 @@ def code_patches(
     n = count_codes(masks)
     codes = next((m.codes for m in masks if getattr(m, "codes", None) is not None), range(n))
     colors = _colors(n)
-    return [Patch(facecolor=colors(i), alpha=_ALPHA, label=f"{prefix}{code}") for i, code in enumerate(codes)]
+    drawn = [{"facecolor": colors(i), "alpha": _ALPHA} for i in range(1, n)]
+    looks = [{"facecolor": "none", "edgecolor": "grey"}, *drawn]
+    return [Patch(**look, label=f"{prefix}{code}") for look, code in zip(looks, codes)]
 
 
 def _colors(n: int) -> ListedColormap:
-    "Choose as many colours as there are codes. Neighbours are never alike."
+    "Choose a colour per code, first those that colour-blind people can tell. Neighbours are never alike."
     pairs = colormaps["tab20"].colors  # each a dark and a pale one
-    palette = [*pairs[::2], *pairs[1::2]]
+    palette = [*_SAFE, *pairs[1::2], *pairs[::2]]
     return ListedColormap([palette[i % len(palette)] for i in range(n)])

@@ -87,7 +87,7 @@ def show_samples(
     names: Sequence[str] = (),  # of the inputs, where there are several
     **kwargs: Any,  # fastai's, as for `grid_options`: `nrows`, `ncols`, `figsize`, `imsize`, `title`, `dpi`, …
 ) -> Figure:
-    """Draw images in a grid: points and boxes in the image (the target green, the prediction orange), each mask in a
+    """Draw images in a grid: points and boxes in the image (the target blue, the prediction orange), each mask in a
     panel of its own, texts beside. A text says `head: prediction`, green where it is right, and red with the target
     behind it where it is wrong; a missing label is a dash. A row of a table is a small table, a text stands beside."""
     options = grid_options(**kwargs)

@@ -124,6 +124,7 @@ def test_the_zoo_that_won_is_said():
 
 def test_list_archs():
     names = list_archs()
-    assert {"resnet18", "xresnet50", "vit_base_patch16_224", "shufflenet_v2_x1_0"} <= set(names)
+    assert {"resnet18", "torchvision:resnet18", "xresnet50", "vit_base_patch16_224", "shufflenet_v2_x1_0"} <= set(names)
+    assert "torchvision:shufflenet_v2_x1_0" not in names  # timm has none of that name
     assert names == sorted(set(names))
     assert all(n.startswith("xresnet") for n in list_archs("xresnet*"))

@@ -66,3 +66,15 @@ def test_of_two_tokens_the_mean_is_read_alike_by_alike_classifiers(arch, depth):
     with torch.no_grad():
         net.head_dist.load_state_dict(net.head.state_dict())
         torch.testing.assert_close(net.head(body(x)["pre_logits"]), net(x))
+
+
+@pytest.mark.parametrize(
+    ("arch", "module", "side"), [("qwen3_vit_88m_merge", "merger", 96), ("deepseek_vit_412m_align", "aligner", 126)]
+)
+def test_cells_that_were_merged_are_the_last_map(arch, module, side):
+    body = cut_body(arch, pretrained=False, depth=2, embed_dim=128, num_heads=2, img_size=side).train()
+    features = body(torch.randn(2, 3, side, side))["features"]
+    features.sum().backward()
+    assert features.shape[1] == body.channels["features"] and features.shape[-1] == 3
+    assert body.strides["features"] == side // 3
+    assert all(p.grad is not None for p in getattr(body.net.encoder, module).parameters())

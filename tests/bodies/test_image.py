@@ -229,3 +229,17 @@ def test_sizes_are_said_in_pixels_and_larger_ones_are_made_to_try():
     assert [x.shape for (x,) in body.other_sizes(inputs)][:2] == [(1, 3, 64, 64), (1, 3, 96, 96)]
     body.input_size = 64  # as of an arch that takes one size alone
     assert list(body.other_sizes(inputs)) == []
+
+
+@pytest.mark.parametrize(("arch", "side", "cells"), [("levit_128s", 64, 1), ("volo_d1_224", 96, 6)])
+def test_a_ready_network_of_one_size_that_does_not_say_which(arch, side, cells):
+    body = cut_body(timm.create_model(arch, img_size=side, num_classes=2), ("features",))
+    assert body.input_size == side and body.strides == {"features": side // cells}
+    assert body.eval()(torch.zeros(1, 3, side, side))["features"].shape[-1] == cells
+
+
+def test_a_ready_network_that_takes_no_image_is_refused():
+    net = timm.create_model("test_vit")
+    net.blocks[0].attn.qkv = nn.Linear(3, 3)
+    with pytest.raises(HeadsError, match=r"`arch`: test_vit cannot take 160×160 pixels: mat1 and mat2"):
+        cut_body(net)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from fastai.data.transforms import Normalize
 from fastai.vision.augment import Resize, aug_transforms
@@ -323,3 +324,16 @@ def test_a_learner_goes_on(folder, learn, make_images, rows):
     found.fit(1, 1e-3)
     with pytest.raises(HeadsError, match="there is no target 'ink'"):
         load_bundle(folder, learner=True, dls=make_images(("digit",)).dls)
+
+
+def test_where_the_weights_came_from_stays_at_home(make_images, tmp_path):
+    torch.manual_seed(2)
+    file = tmp_path / "theirs.pth"
+    torch.save(timm.create_model("test_resnet").state_dict(), file)
+    options = {"pretrained_cfg_overlay": {"file": str(file)}}
+    learn = make_images(("digit",), Resize(32), "test_resnet", pretrained=True, body_kwargs=options)
+    folder = save_bundle(learn, tmp_path / "b")
+    assert str(tmp_path) not in (folder / MANIFEST).read_text()
+    file.unlink()
+    loaded = load_bundle(folder).network.network.state_dict()
+    assert all(torch.equal(value, loaded[name]) for name, value in learn.model.state_dict().items())

@@ -1,9 +1,12 @@
 """`learn.show_heads()`: what the network's diagram says, and that it can be read."""
 
+import re
+
 import numpy as np
 import pytest
 from torch import nn
 
+from fastai_heads.errors import HeadsError
 from fastai_heads.heads import BoxHead, ClassificationHead, RegressionHead
 from fastai_heads.trunks import Trunk
 
@@ -125,3 +128,32 @@ def test_the_learner_is_left_as_it_was(make_learner):
     learn.model.train()
     learn.show_heads()
     assert learn.model.training and all((v == before[k]).all() for k, v in learn.model.state_dict().items())
+
+
+def test_mermaid_has_the_boxes_and_arrows_of_the_drawing(twelve):
+    text = twelve.show_heads(format="mermaid")
+    assert text.startswith("flowchart LR\n")
+    boxes = dict(re.findall(r'^    (n\d+)\["(.*)"\]$', text, re.M))
+    titles = {key: said.split("<br>")[0] for key, said in boxes.items()}
+    assert {*titles.values()} >= {*twelve.model[0].taps, "ink", "aux0 (auxiliary)", "neck (trunk)", "top (trunk)"}
+    arrows = re.findall(r"^    (n\d+) (-->|-\.->) (n\d+)$", text, re.M)
+    named = {(titles[a], titles[b]): arrow for a, arrow, b in arrows}
+    assert named["neck (trunk)", "top (trunk)"] == named["top (trunk)", "ink"] == "-->"
+    assert named["layer1", "aux0 (auxiliary)"] == "-.->" and ("layer1", "ink") not in named
+    assert len(text.splitlines()) == 1 + 2 * len(boxes) + len(arrows)
+
+
+def test_mermaid_reads_no_text_as_its_marks(twelve, monkeypatch):
+    monkeypatch.setattr(type(twelve.strategy), "label", 'a "step"] <b>')
+    line = next(line for line in twelve.show_heads(format="mermaid").splitlines() if "a #34;step" in line)
+    assert line.count('"') == 2 and line.count("]") == 1 and "<b>" not in line
+
+
+def test_the_drawing_is_saved_as_svg(make_learner, tmp_path):
+    make_learner("digit").show_heads().savefig(tmp_path / "heads.svg")
+    assert "<svg" in (tmp_path / "heads.svg").read_text()
+
+
+def test_another_format_is_refused(make_learner):
+    with pytest.raises(HeadsError, match="'figure' or 'mermaid', found 'dot'"):
+        make_learner("digit").show_heads(format="dot")

@@ -121,6 +121,10 @@ def test_masks_lie_over_an_image_each(image):
     drawn = [torch.tensor(ax.images[1].get_array().astype("int64")) for ax in fig.axes]
     assert torch.equal(drawn[0], torch.Tensor(mask).long()) and not drawn[1].any()
     assert len({ax.images[1].get_clim() for ax in fig.axes}) == 1, "the same colour means the same code"
+    hidden = ~torch.tensor(fig.axes[0].images[1].get_array().mask)
+    assert torch.equal(hidden, torch.Tensor(mask) != 0), "code 0 stays clear, and no other"
+    first, second, _ = fig.legends[0].get_patches()
+    assert first.get_facecolor()[3] == 0 and second.get_facecolor()[3] > 0
 
 
 def test_what_reaches_beyond_the_image_does_not_move_it(image):

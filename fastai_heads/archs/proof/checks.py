@@ -236,7 +236,7 @@ def check_arch(
     whole = find_empty(request)
     report = _begin(whole, name, checks)
     large = report.params > LARGE
-    less = smaller(whole) if large or shrink else None
+    less = smaller(type(whole.net), whole.name) if large or shrink else None
     report.shrunken = str(less or "")
     torch.manual_seed(0)
     on_paper = _case(whole, make, batch) if large else None

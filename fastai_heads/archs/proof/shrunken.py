@@ -35,7 +35,6 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import nn
 
-from fastai_heads.archs.records import Network
 from fastai_heads.archs.source import Request
 
 __all__ = ["SHRUNKEN", "SHRUNKEN_ARCHS", "STAND_INS", "Smaller", "smaller"]
@@ -142,10 +141,11 @@ class Smaller:
 
 
 def smaller(
-    network: Network,  # of some zoo
+    kind: type[nn.Module],  # class of the network
+    name: str,  # of the arch
 ) -> Smaller | None:
     "Find a network's smaller configuration, None where there is none."
-    if network.name in STAND_INS:
-        return Smaller(STAND_INS[network.name])
-    kwargs = {**SHRUNKEN.get(type(network.net), {}), **SHRUNKEN_ARCHS.get(network.name, {})}
-    return Smaller(network.name, kwargs) if kwargs else None
+    if name in STAND_INS:
+        return Smaller(STAND_INS[name])
+    kwargs = {**SHRUNKEN.get(kind, {}), **SHRUNKEN_ARCHS.get(name, {})}
+    return Smaller(name, kwargs) if kwargs else None
