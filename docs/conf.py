@@ -1,5 +1,6 @@
 """How Sphinx builds the site: `make docs`."""
 
+import json
 import re
 import shutil
 import sys
@@ -44,8 +45,9 @@ def copy_notebooks() -> None:
         if old.name not in notebooks:
             old.unlink()
     for name, path in notebooks.items():
-        text = path.read_text(encoding="utf-8").replace("](../docs/", "](../")
-        (folder / name).write_text(text, encoding="utf-8")
+        notebook = json.loads(path.read_text(encoding="utf-8").replace("](../docs/", "](../"))
+        notebook["metadata"].setdefault("language_info", {"name": "python"})  # which one that never ran lacks
+        (folder / name).write_text(json.dumps(notebook), encoding="utf-8")
         shutil.copystat(path, folder / name)  # so that only those that have changed are read again
 
 
