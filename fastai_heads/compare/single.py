@@ -17,6 +17,7 @@ from fastprogress.fastprogress import progress_bar
 
 from fastai_heads.compare.runs import Runs
 from fastai_heads.compare.table import ALL, SINGLE, Measure, table_text, tabulate
+from fastai_heads.compare.verdict import verdict
 from fastai_heads.errors import HeadsError, did_you_mean, unknown
 from fastai_heads.learner.learner import MultiHeadLearner
 from fastai_heads.training.metrics import HeadMetric
@@ -60,6 +61,7 @@ def compare_to_single(
         [MultiHeadLearner, int], Any
     ] = one_cycle,  # trains a learner for so many epochs: rate, `fine_tune`, …
     folder: str | Path | None = None,  # keeps finished runs, so that the same call goes on after an interrupt
+    equal_cost: bool = False,  # a head alone gets its share of the epochs: so many by the number of heads, at least 1
 ) -> pd.DataFrame:  # by (strategy, head): metric, mean, spread, runs, delta_m, cost, parameters
     """Trains each head alone and all together, by every strategy and from every seed, and prints what came of it.
 
@@ -70,34 +72,42 @@ def compare_to_single(
 
     A head alone is the learner of the factory with the others dropped, so that body, first weights and order of the
     batches are the same for the same seed; trunks that it does not read go, too, the body keeps its depth. Every
-    training has the same number of epochs. Strategies are copied for each run; those by default are the sum, `UW`,
-    `GeometricMean`, `Balance(UPGrad(), over='taps')` and `Disjoint()`.
+    training has the same number of epochs, unless `equal_cost=True`: then K heads alone take as many steps in all as
+    the heads together, which is what the same money buys. Strategies are copied for each run; those by default are the
+    sum, `UW`, `GeometricMean`, `Balance(UPGrad(), over='taps')` and `Disjoint()`.
 
     Columns: `mean` and `spread` (standard deviation over the seeds) of the head's metric on the validation set after
     the training; `delta_m`, percent gained over the head alone (Maninis et al. 2019, eq. 4: the sign by what is better
     of the metric; the row `all` of a strategy has the mean over the heads); `cost`, the processor's time (on a GPU the
     clock's) against the sum of the heads alone; `parameters`, those of the network.
 
+    Below the table stands a verdict in words, `table.attrs['verdict']`: which heads gain or lose more than seeds differ
+    by. Which head pays for which is told by `ConflictRecorder`: `learn.plot_affinity()`, `learn.conflict.groups()`.
+
     `runs.csv` in `folder` has a row per run with every metric of every head. A folder of another comparison raises
     `HeadsError`; other seeds and further strategies add to it."""
     strategies = _labelled(default_strategies() if strategies is None else strategies)
     seeds = _check(epochs, seeds, strategies)
-    _check_rest(learn_factory, metrics, fit, folder)
+    _check_rest(learn_factory, metrics, fit, folder, equal_cost)
     make = _Factory(learn_factory)
     sample = make(None, seeds[0])
     measures = _measures(sample, dict(metrics or {}))
     _check_strategies(strategies, sample)
-    runs = Runs(folder, _setup(sample, epochs), {label: _in_words(s) for label, s in strategies.items()})
+    alone = max(1, round(epochs / len(measures))) if equal_cost else epochs
+    setup = _setup(sample, epochs) | ({"epochs alone": alone} if equal_cost else {})
+    runs = Runs(folder, setup, {label: _in_words(s) for label, s in strategies.items()})
     plan = [_Run(label, head, seed) for seed in seeds for label, head in _pairs(measures, strategies)]
     todo = [run for run in plan if not runs.has(**run._asdict())]
     bar = progress_bar(todo)
     for run in bar if todo else ():
         bar.comment = f"{run.head if run.strategy == SINGLE else run.strategy}, seed {run.seed}"
-        runs.add(run._asdict() | _train(make, strategies.get(run.strategy), run, epochs, fit or one_cycle))
+        budget = alone if run.strategy == SINGLE else epochs
+        runs.add(run._asdict() | _train(make, strategies.get(run.strategy), run, budget, fit or one_cycle))
     frame = runs.frame()
     wanted = frame["seed"].isin(seeds) & frame["strategy"].isin([SINGLE, *strategies])
     table = tabulate(frame[wanted], measures)
-    print(table_text(table))
+    table.attrs["verdict"] = verdict(table, equal_cost)
+    print(table_text(table), table.attrs["verdict"], sep="\n")
     return table
 
 
@@ -171,7 +181,7 @@ def _check_strategies(strategies: Mapping[str, Any], learn: MultiHeadLearner) ->
             raise error.within(f"`strategies[{label!r}]`") from None
 
 
-def _check_rest(learn_factory: Any, metrics: Any, fit: Any, folder: Any) -> None:
+def _check_rest(learn_factory: Any, metrics: Any, fit: Any, folder: Any, equal_cost: Any) -> None:
     "Refuse what is no function, no dict and no folder."
     right = "`lambda strategy: multihead_learner(dls, arch, strategy=strategy)`"
     if isinstance(learn_factory, Learner):
@@ -182,6 +192,8 @@ def _check_rest(learn_factory: Any, metrics: Any, fit: Any, folder: Any) -> None
         raise HeadsError(f"`fit` is a function of a learner and a number of epochs, found {fit!r}.")
     if metrics is not None and not isinstance(metrics, Mapping):
         raise HeadsError(f"`metrics` is a dict of head to a column of the table, found {metrics!r}.")
+    if not isinstance(equal_cost, bool):
+        raise HeadsError(f"`equal_cost` is True or False, found {equal_cost!r}.")
     if folder is not None and not isinstance(folder, str | Path):
         raise HeadsError(f"`folder` is a path, or None to keep nothing, found {folder!r}.")
 

@@ -57,7 +57,7 @@ from fastai_heads.training.strategies.base import Strategy, StrategyCallback
 from fastai_heads.training.strategies.choose import as_strategy
 from fastai_heads.training.trackers import set_direction
 from fastai_heads.values import check_value, is_device
-from fastai_heads.view.conflict_charts import draw_conflict, draw_weights
+from fastai_heads.view.conflict_charts import draw_affinity, draw_conflict, draw_weights
 from fastai_heads.view.diagram import draw_heads, write_heads
 from fastai_heads.view.losses import DrawnRecorder
 from fastai_heads.view.summary import Summary, summarize
@@ -308,6 +308,13 @@ class MultiHeadLearner(Learner):
     def plot_conflict(self) -> Figure:
         "Draw what a `ConflictRecorder` saw: cosines between the heads' gradients, their norms, and shares of the step."
         return draw_conflict(self.conflict)
+
+    def plot_affinity(
+        self,
+        ax: Axes | None = None,  # to draw on; None: a new figure
+    ) -> Axes:
+        "Draw which head's steps help or harm which other's loss, as a `ConflictRecorder` saw it, and suggested groups."
+        return draw_affinity(self.conflict, ax)
 
     def plot_weights(
         self,

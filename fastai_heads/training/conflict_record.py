@@ -4,6 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from fastai_heads.errors import HeadsError
+from fastai_heads.training.affinity import group_heads
+
 __all__ = ["ConflictRecord", "step_shares"]
 
 
@@ -19,6 +22,7 @@ class ConflictRecord:
         self.weight_steps: list[int] = []  # the training batches after which the optimizer stepped
         self._products: list[np.ndarray] = []
         self._shares: list[np.ndarray] = []
+        self._losses: list[np.ndarray] = []
         self._weights: list[np.ndarray] = []
 
     @property
@@ -32,6 +36,31 @@ class ConflictRecord:
         norms = self.norms
         products, lengths = self._stacked(self._products, 2), norms[:, :, None] * norms[:, None, :]
         return np.clip(np.divide(products, lengths, out=np.full_like(lengths, np.nan), where=lengths > 0), -1, 1)
+
+    @property
+    def affinity(self) -> np.ndarray:  # (K, K)
+        """How much a step for the row's head lowers the loss of the column's, as a part of that loss and for a learning
+        rate of 1: the mean of `<g_i, g_j> / L_j`. Below 0 the row's head harms the column's. It is the first order of
+        the affinity of Fifty et al. 2021, eq. 1, `1 - L_j(after a step for i) / L_j`, and needs no further pass."""
+        products, losses = self._stacked(self._products, 2), self._stacked(self._losses, 1)[:, None, :]
+        each = np.divide(products, losses, out=np.full_like(products, np.nan), where=losses > 0)
+        there = ~np.isnan(each)
+        counts = there.sum(0)
+        sums = np.where(there, each, 0).sum(0)
+        return np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
+
+    def groups(
+        self,
+        at_most: int | None = None,  # networks; None: as many as there are heads
+    ) -> list[tuple[str, ...]]:  # names of heads
+        """Suggest which heads share a network, from their affinity. It is a suggestion from one run: compare by
+        `compare_to_single` before you act on it."""
+        whole = isinstance(at_most, int) and not isinstance(at_most, bool) and at_most >= 1
+        if at_most is not None and not whole:
+            raise HeadsError(f"`at_most` is a number of networks, at least 1, or None, found {at_most!r}.")
+        if not self.steps:
+            raise HeadsError("`groups` needs a fit in which a ConflictRecorder saw several heads share parameters.")
+        return [tuple(self.heads[i] for i in group) for group in group_heads(self.affinity, at_most)]
 
     @property
     def shares(self) -> np.ndarray:  # (n, K)
@@ -63,8 +92,10 @@ class ConflictRecord:
         step: int,  # which training batch
         products: np.ndarray,  # (K, K) of the gradients
         shares: np.ndarray,  # (K,)
+        losses: np.ndarray | None = None,  # (K,)
     ) -> None:
         "Add what was seen in one batch."
+        self._losses.append(np.full(len(self.heads), np.nan) if losses is None else losses)
         self.steps.append(step)
         self._products.append(products)
         self._shares.append(shares)

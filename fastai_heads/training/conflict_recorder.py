@@ -63,10 +63,11 @@ class ConflictRecorder(Callback):
             return
         with _keep_buffers(get_model(self.model)):
             names, rows, self._shared = _shared_rows(self.learn)
+            losses = _mean_losses(self.learn, names)
         products = gramian(rows) / loss_scale(self.learn) ** 2
         if not self._shared or not names or not products.isfinite().all():  # an overflow in half precision: no step
             return
-        self._seen[self.train_iter] = self._of_all(names, products)
+        self._seen[self.train_iter] = self._of_all(names, products), losses
         if isinstance(self.opt, DisjointOptimizer):
             self.opt.watch(self._watch_step)
 
@@ -76,8 +77,8 @@ class ConflictRecorder(Callback):
         record.add_weights(self.train_iter, weights)
         given = np.array([weights.get(name, 0.0) for name in record.heads])
         moved = self._of_all(list(self._moves), gramian(list(self._moves.values()))) if self._moves else None
-        for batch, products in self._seen.items():
-            record.add(batch, products, step_shares(products, given) if moved is None else step_shares(moved))
+        for batch, (products, losses) in self._seen.items():
+            record.add(batch, products, step_shares(products, given) if moved is None else step_shares(moved), losses)
         self._seen, self._moves = {}, {}
         if isinstance(self.opt, DisjointOptimizer):
             self.opt.watch()
@@ -117,6 +118,17 @@ def _shared_rows(learn: Learner) -> tuple[list[str], list[Row], list[nn.Paramete
     ours = {name: [row[i] for i in shared] for (name, row), count in zip(rows.items(), counts) if count}
     mean_over_ranks([grad for row in ours.values() for grad in row if grad is not None])
     return list(ours), list(ours.values()), [params[i] for i in shared]
+
+
+def _mean_losses(
+    learn: Learner,
+    names: Sequence[str],  # of the heads with a label in this batch
+) -> np.ndarray:  # (K,) NaN for the others
+    "Give the heads' losses of this batch, over all ranks."
+    losses = torch.stack([loss.detach().double() for loss in share_losses(learn, learn.head_losses)])
+    mean_over_ranks([losses])
+    there = [name in names for name in learn.heads.names]
+    return np.where(there, losses.cpu().numpy(), np.nan)
 
 
 def _whole_rows(

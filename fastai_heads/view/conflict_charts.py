@@ -8,11 +8,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from fastai_heads.errors import HeadsError
 from fastai_heads.training.conflict_record import ConflictRecord
 
-__all__ = ["draw_conflict", "draw_weights"]
+__all__ = ["draw_affinity", "draw_conflict", "draw_weights"]
 
 _PAIRS = 6  # pairs with a line in colour; if there are more, the pairs most in conflict have one
 _WINDOWS = 25  # a bold line is a running mean; its window is the fit divided by this
@@ -48,6 +49,42 @@ def draw_conflict(
     lines = axes[1, 0].get_legend_handles_labels()
     fig.legend(*lines, loc="outside lower center", ncols=min(n, 8), frameon=False)
     return fig
+
+
+def draw_affinity(
+    record: ConflictRecord | None,  # `learn.conflict`
+    ax: Axes | None = None,  # to draw on; None: a new figure
+) -> Axes:
+    "Draw how much a step for the head of a row lowers the loss of the head of a column. Frames hold suggested groups."
+    if record is None or not record.steps or len(record.heads) < 2:
+        raise HeadsError(
+            "`plot_affinity` draws what a ConflictRecorder saw of several heads in the last fit, and it saw nothing: "
+            "pass `cbs=ConflictRecorder()` to a fit in which several heads share parameters that train."
+        )
+    order = [record.heads.index(name) for group in record.groups() for name in group]
+    shown = record.affinity[np.ix_(order, order)]
+    n, names = len(order), [record.heads[i] for i in order]
+    if ax is None:
+        ax = plt.subplots(figsize=(0.8 * n + 3.2, 0.7 * n + 2.0), layout="constrained")[1]
+    others = np.abs(shown[~np.eye(n, dtype=bool)])
+    most = np.nanmax(others) if (others > 0).any() else 1.0
+    image = ax.imshow(shown, cmap="PuOr_r", vmin=-most, vmax=most)
+    ax.figure.colorbar(image, ax=ax, shrink=0.8)
+    ax.set_xticks(range(n), names, rotation=90 if n > 4 else 0)
+    ax.set_yticks(range(n), names)
+    ax.grid(False)
+    ax.set(xlabel="changes the loss of", ylabel="a step for")
+    for i, j in np.ndindex(n, n):
+        if i != j and not np.isnan(shown[i, j]):
+            color = "white" if abs(shown[i, j]) > 0.6 * most else "black"
+            ax.text(j, i, f"{shown[i, j]:.2g}", ha="center", va="center", color=color, fontsize=9)
+    start = 0
+    for group in record.groups():
+        side = len(group)
+        ax.add_patch(Rectangle((start - 0.5, start - 0.5), side, side, fill=False, ec="black", lw=2.5, clip_on=False))
+        start += side
+    ax.set_title("part of a loss that a step takes away, for a rate of 1", fontsize=10)
+    return ax
 
 
 def draw_weights(
