@@ -1,6 +1,5 @@
 """How Sphinx builds the site: `make docs`."""
 
-import json
 import re
 import shutil
 import sys
@@ -25,6 +24,7 @@ html_show_sphinx = False
 templates_path = []
 toc_object_entries = False
 add_module_names = False
+smartquotes = False  # 'auto' in a docment is a value
 pygments_style = "tango"
 pygments_dark_style = "github-dark"
 nb_execution_mode = "off"  # the notebooks keep their outputs, and the tests run them
@@ -45,9 +45,8 @@ def copy_notebooks() -> None:
         if old.name not in notebooks:
             old.unlink()
     for name, path in notebooks.items():
-        notebook = json.loads(path.read_text(encoding="utf-8").replace("](../docs/", "](../"))
-        notebook["metadata"].setdefault("language_info", {"name": "python"})  # which one that never ran lacks
-        (folder / name).write_text(json.dumps(notebook), encoding="utf-8")
+        text = path.read_text(encoding="utf-8").replace("](../docs/", "](../")
+        (folder / name).write_text(text, encoding="utf-8")
         shutil.copystat(path, folder / name)  # so that only those that have changed are read again
 
 
