@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 _NAMES = {
     "fastai_heads.archs": "list_archs register_arch",
     "fastai_heads.bodies": "On TabularBody TextBody cut_body cut_points",
-    "fastai_heads.compare": "compare_to_single",
+    "fastai_heads.compare": "compare_to_single tune_weights",
     "fastai_heads.data": (
         "BoxBlock BoxesReader DetectionBlock NumbersReader PartialBlock TabularBlock TabularTargets "
         "TokenizerBlock digit_scenes digits_dls pad_boxes"

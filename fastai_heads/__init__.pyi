@@ -7,7 +7,12 @@ from fastai_heads.bodies import TabularBody as TabularBody
 from fastai_heads.bodies import TextBody as TextBody
 from fastai_heads.bodies import cut_body as cut_body
 from fastai_heads.bodies import cut_points as cut_points
-from fastai_heads.compare import compare_to_single as compare_to_single
+from fastai_heads.compare import (
+    compare_to_single as compare_to_single,
+)
+from fastai_heads.compare import (
+    tune_weights as tune_weights,
+)
 from fastai_heads.data import (
     BoxBlock as BoxBlock,
 )

@@ -1,28 +1,24 @@
 """Every head alone, and all of them together: the same body, the same budget, several seeds."""
 
-import random
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
-from weakref import WeakSet
 
 import pandas as pd
 from fastai.learner import Learner
 from fastai.torch_core import get_model, no_random
 from fastprogress.fastprogress import progress_bar
 
+from fastai_heads.compare.fresh import Factory, counts, describe, find_measures, one_cycle, takes, validate
 from fastai_heads.compare.runs import Runs
 from fastai_heads.compare.table import ALL, SINGLE, Measure, table_text, tabulate
 from fastai_heads.compare.verdict import verdict
-from fastai_heads.errors import HeadsError, did_you_mean, unknown
+from fastai_heads.errors import HeadsError
 from fastai_heads.learner.learner import MultiHeadLearner
-from fastai_heads.training.metrics import HeadMetric
 from fastai_heads.training.strategies.balance import Balance
-from fastai_heads.training.strategies.base import WeightedSum
 from fastai_heads.training.strategies.bridge import UW, GeometricMean, UPGrad
 from fastai_heads.training.strategies.choose import as_strategy
 from fastai_heads.training.strategies.disjoint import Disjoint
@@ -39,14 +35,6 @@ def default_strategies() -> dict[str, Any]:  # label → what `strategy=` takes
         "UPGrad over taps": Balance(UPGrad(), over="taps"),
         "Disjoint": Disjoint(),
     }
-
-
-def one_cycle(
-    learn: MultiHeadLearner,  # fresh
-    epochs: int,  # the budget
-) -> None:
-    "Train as by default."
-    learn.fit_one_cycle(epochs)
 
 
 def compare_to_single(
@@ -89,12 +77,12 @@ def compare_to_single(
     strategies = _labelled(default_strategies() if strategies is None else strategies)
     seeds = _check(epochs, seeds, strategies)
     _check_rest(learn_factory, metrics, fit, folder, equal_cost)
-    make = _Factory(learn_factory)
+    make = Factory(learn_factory)
     sample = make(None, seeds[0])
-    measures = _measures(sample, dict(metrics or {}))
+    measures = find_measures(sample, dict(metrics or {}))
     _check_strategies(strategies, sample)
     alone = max(1, round(epochs / len(measures))) if equal_cost else epochs
-    setup = _setup(sample, epochs) | ({"epochs alone": alone} if equal_cost else {})
+    setup = describe(sample, epochs) | ({"epochs alone": alone} if equal_cost else {})
     runs = Runs(folder, setup, {label: _in_words(s) for label, s in strategies.items()})
     plan = [_Run(label, head, seed) for seed in seeds for label, head in _pairs(measures, strategies)]
     todo = [run for run in plan if not runs.has(**run._asdict())]
@@ -119,34 +107,11 @@ class _Run(NamedTuple):
     seed: int
 
 
-class _Factory:
-    "The user's factory, from a seed, and checked to give a fresh learner every time."
-
-    def __init__(self, learn_factory: Callable[[Any], MultiHeadLearner]):
-        self.learn_factory, self._seen = learn_factory, WeakSet()
-
-    def __call__(self, strategy: Any, seed: int) -> MultiHeadLearner:
-        with no_random(seed):
-            learn = self.learn_factory(strategy)
-        if not isinstance(learn, MultiHeadLearner):
-            raise HeadsError(f"`learn_factory` makes a MultiHeadLearner, found {type(learn).__name__}.")
-        if learn.model in self._seen:
-            raise HeadsError("`learn_factory` gave the same network twice: make the learner anew in every call.")
-        self._seen.add(learn.model)
-        if strategy is not None and isinstance(learn.strategy, WeightedSum):
-            raise HeadsError(
-                "`learn_factory` does not pass its strategy on: `multihead_learner(…, strategy=strategy)`."
-            )
-        for loader in learn.dls.loaders:
-            loader.rng = random.Random(seed)  # the order of the batches, also where learners share the data
-        return learn
-
-
 def _check(epochs: int, seeds: int | Sequence[int], strategies: Mapping[str, Any]) -> list[int]:
     "List the seeds, each once. Refuse what cannot be run."
-    if not _counts(epochs):
+    if not counts(epochs):
         raise HeadsError(f"`epochs` is a whole number of at least 1, found {epochs!r}.")
-    found = list(range(seeds)) if _counts(seeds) else list(seeds) if isinstance(seeds, Sequence | range) else []
+    found = list(range(seeds)) if counts(seeds) else list(seeds) if isinstance(seeds, Sequence | range) else []
     if not found or len(set(found)) < len(found) or not all(isinstance(seed, int) for seed in found):
         raise HeadsError(f"`seeds` is how many (at least 1), or which, each once, found {seeds!r}.")
     for label in strategies:
@@ -186,9 +151,9 @@ def _check_rest(learn_factory: Any, metrics: Any, fit: Any, folder: Any, equal_c
     right = "`lambda strategy: multihead_learner(dls, arch, strategy=strategy)`"
     if isinstance(learn_factory, Learner):
         raise HeadsError(f"`learn_factory` makes a learner anew in every call, {right}, found a learner.")
-    if not callable(learn_factory) or not _takes(learn_factory, 1):
+    if not callable(learn_factory) or not takes(learn_factory, 1):
         raise HeadsError(f"`learn_factory` is a function of a strategy, {right}, found {learn_factory!r}.")
-    if fit is not None and not (callable(fit) and _takes(fit, 2)):
+    if fit is not None and not (callable(fit) and takes(fit, 2)):
         raise HeadsError(f"`fit` is a function of a learner and a number of epochs, found {fit!r}.")
     if metrics is not None and not isinstance(metrics, Mapping):
         raise HeadsError(f"`metrics` is a dict of head to a column of the table, found {metrics!r}.")
@@ -196,57 +161,6 @@ def _check_rest(learn_factory: Any, metrics: Any, fit: Any, folder: Any, equal_c
         raise HeadsError(f"`equal_cost` is True or False, found {equal_cost!r}.")
     if folder is not None and not isinstance(folder, str | Path):
         raise HeadsError(f"`folder` is a path, or None to keep nothing, found {folder!r}.")
-
-
-def _takes(function: Callable, n: int) -> bool:
-    "Tell whether a function can be called with so many arguments."
-    try:
-        signature(function).bind(*range(n))
-    except TypeError:
-        return False
-    except ValueError:  # a builtin that does not say
-        return True
-    return True
-
-
-def _counts(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _measures(learn: MultiHeadLearner, metrics: dict[str, str]) -> dict[str, Measure]:
-    "Say what each head that decodes a target is judged by: the metric asked for, else its first, else its loss."
-    if len(learn.heads) < 2:
-        raise HeadsError(f"`learn_factory` makes a learner with several heads, found {', '.join(learn.heads)} alone.")
-    found = {}
-    for head in learn.heads.deciding:
-        own = {m.name: Measure(m.name, m.higher_is_better) for m in _metrics_of(learn, head.name)}
-        own[f"{head.name}_loss"] = Measure(f"{head.name}_loss", False)
-        wanted = metrics.pop(head.name, next(iter(own)))
-        if wanted not in own:
-            near = did_you_mean(wanted, own)
-            raise HeadsError(f"`metrics[{head.name!r}]` is one of {', '.join(own)}, found {wanted!r}.{near}")
-        found[head.name] = own[wanted]
-    for name in metrics:
-        raise unknown("head that decodes a target", name, found)
-    return found
-
-
-def _metrics_of(learn: MultiHeadLearner, name: str) -> list[HeadMetric]:
-    return [m for m in learn.metrics if isinstance(m, HeadMetric) and m.head.name == name]
-
-
-def _setup(learn: MultiHeadLearner, epochs: int) -> dict[str, Any]:
-    "Describe a comparison: runs of another one are not to be mixed with its."
-    heads = {name: f"{head!r}, loss weight {head.loss_weight:g}" for name, head in learn.heads.items()}
-    return {
-        "epochs": epochs,
-        "arch": get_model(learn.model)[0].arch,
-        "parameters": sum(p.numel() for p in learn.model.parameters()),
-        "training items": len(learn.dls.train_ds),
-        "validation items": len(learn.dls.valid_ds),
-        "batch size": learn.dls.train.bs,
-        "heads": heads,
-    }
 
 
 def _in_words(strategy: Any) -> str:
@@ -258,7 +172,7 @@ def _pairs(measures: Mapping[str, Measure], strategies: Mapping[str, Any]) -> li
     return [*((SINGLE, head) for head in measures), *((label, ALL) for label in strategies)]
 
 
-def _train(make: _Factory, strategy: Any, run: _Run, epochs: int, fit: Callable) -> dict[str, Any]:
+def _train(make: Factory, strategy: Any, run: _Run, epochs: int, fit: Callable) -> dict[str, Any]:
     "Train once, and say what it cost and what came of it."
     learn = make(deepcopy(strategy), run.seed)
     if run.head != ALL:
@@ -268,7 +182,7 @@ def _train(make: _Factory, strategy: Any, run: _Run, epochs: int, fit: Callable)
         start = clock()
         fit(learn, epochs)
         seconds = clock() - start
-        values = _validate(learn)
+        values = validate(learn)
     return {"seconds": seconds, "parameters": sum(p.numel() for p in learn.model.parameters()), **values}
 
 
@@ -278,10 +192,3 @@ def _leave_alone(learn: MultiHeadLearner, name: str) -> None:
         if other != name:
             learn.drop_head(other)
     get_model(learn.model)[1].drop_unread()
-
-
-def _validate(learn: MultiHeadLearner) -> dict[str, float]:
-    "Measure every head's loss and metrics on the validation set, by the name of the table's column."
-    columns = ["loss", *(f"{name}_loss" for name in learn.heads), *(m.name for m in learn.metrics)]
-    values = ["nan" if value is None else value for value in learn.validate()]
-    return dict(zip(columns, map(float, values), strict=True))
