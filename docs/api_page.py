@@ -56,7 +56,10 @@ def read_param(
     return Param(stars + name, type_, value, said)
 
 
-def read_function(function: Any) -> Call:
+def read_function(
+    function: Any,  # or a method
+    bound: bool = False,  # its first argument is the object before the dot, whatever its name
+) -> Call:
     "Read the docments of a function or a method."
     node, comments = parse(inspect.unwrap(function))
     given = node.args
@@ -73,7 +76,7 @@ def read_function(function: Any) -> Call:
     if node.returns and ast.unparse(node.returns) != "None":
         said = [comments[line] for line in range(node.returns.end_lineno, node.body[0].lineno) if line in comments]
         returns = Param("", ast.unparse(node.returns), "", " ".join(said))
-    return Call([param for param in params if param.name not in ("self", "cls")], returns)
+    return Call(params[bound:], returns)
 
 
 def read_fields(cls: type) -> Call:
@@ -99,11 +102,11 @@ def read_call(thing: Any) -> Call:
         for name in ("__init__", "__new__"):
             made = inspect.unwrap(getattr(vars(base).get(name), "__func__", vars(base).get(name)))
             if inspect.isfunction(made) and base.__module__.startswith("fast"):
-                return Call(read_function(made).params)
+                return Call(read_function(made, bound=True).params)
     return Call([])
 
 
-def members_of(cls: type) -> Iterator[tuple[str, Any]]:  # its name, and the property or the function
+def members_of(cls: type) -> Iterator[tuple[str, Any]]:  # its name, and what stands in the class under it
     "List the methods and properties that this package has written, in the order of the sources."
     seen = set()
     for base in (b for b in cls.__mro__ if b.__module__.startswith("fastai_heads")):
@@ -113,7 +116,7 @@ def members_of(cls: type) -> Iterator[tuple[str, Any]]:  # its name, and the pro
             event = issubclass(cls, Callback) and hasattr(Callback, name)
             if ours and not event and not name.startswith("_") and name not in seen:
                 seen.add(name)
-                yield name, value if isinstance(value, property) else function
+                yield name, value
 
 
 def cell(text: str) -> str:
@@ -129,7 +132,7 @@ def code(text: str) -> str:
 def table_of(call: Call) -> list[str]:
     "Write the parameters and what is returned as Markdown."
     lines = []
-    if call.params:
+    if any(p.type or p.comment for p in call.params):  # else the signature says all
         lines += ["", "| parameter | type | default | |", "|---|---|---|---|"]
         lines += [f"| {code(p.name)} | {code(p.type)} | {code(p.default)} | {cell(p.comment)} |" for p in call.params]
     if call.returns:
@@ -138,8 +141,9 @@ def table_of(call: Call) -> list[str]:
 
 
 def signature_of(call: Call) -> str:
-    "Write the names and defaults of a call on one line."
-    return ", ".join(p.name + (f"={p.default}" if p.default else "") for p in call.params)
+    "Write the names and defaults of a call on one line. Sphinx 8.1 reads no starred value; the table has it."
+    defaults = ["..." if "*" in p.default else p.default for p in call.params]
+    return ", ".join(p.name + (f"={value}" if value else "") for p, value in zip(call.params, defaults))
 
 
 def write_member(name: str, member: Any) -> list[str]:
@@ -147,9 +151,10 @@ def write_member(name: str, member: Any) -> list[str]:
     if isinstance(member, property):
         head, rest = f":::{{py:property}} {name}", inspect.getdoc(member.fget) or ""
         return ["", head, "", rest, ":::"]
-    call = read_function(member)
+    function = getattr(member, "__func__", member)
+    call = read_function(function, bound=not isinstance(member, staticmethod))
     head = f":::{{py:method}} {name}({signature_of(call)})"
-    return ["", head, "", inspect.getdoc(member) or "", *table_of(call), "", ":::"]
+    return ["", head, "", inspect.getdoc(function) or "", *table_of(call), "", ":::"]
 
 
 def write_public(name: str, with_members: bool) -> list[str]:

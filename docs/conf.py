@@ -24,6 +24,7 @@ html_show_sphinx = False
 templates_path = []
 toc_object_entries = False
 add_module_names = False
+smartquotes = False  # 'auto' in a docment is a value
 pygments_style = "tango"
 pygments_dark_style = "github-dark"
 nb_execution_mode = "off"  # the notebooks keep their outputs, and the tests run them

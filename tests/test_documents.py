@@ -149,4 +149,16 @@ def test_the_site_is_built_without_a_warning_and_its_links_lead_somewhere(tmp_pa
     assert done.returncode == 0, done.stderr
     assert list(broken_links(tmp_path / "site")) == []
     learner = (tmp_path / "site" / "reference" / "learner.html").read_text(encoding="utf-8")
-    assert "step fastai’s" in learner  # a docment of `fused`
+    assert "step fastai's" in learner  # a docment of `fused`
+
+
+@pytest.mark.skipif(find_spec("sphinx") is None, reason="needs the extra docs")
+def test_the_reference_calls_methods_as_users_do(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    from api_page import write_public
+
+    learner = "\n".join(write_public("MultiHeadLearner", True))
+    assert "{py:method} fine_tune(epochs, " in learner  # a function whose first argument is before the dot
+    assert "{py:method} fit_one_cycle(n_epoch, lr_max=None, " in learner  # fastai's own, without a type
+    assert "| `n_epoch` |  |" not in learner
+    assert "{py:method} from_learner(learn, " in "\n".join(write_public("HeadsInterpretation", True))
