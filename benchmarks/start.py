@@ -35,19 +35,19 @@ RUNS = Path("benchmarks/runs/start.jsonl")
 def scratch(folder: Path, seed: int, scale: float) -> MultiHeadLearner:
     "Five heads on digit scenes, resnet10t from scratch."
     dls = digits_dls(("digit", "tags", "ink", "centre", "box"), bs=32, path=folder, n=1000, size=32, seed=seed)
-    return multihead_learner(dls, "resnet10t", _heads(dls, scale), pretrained=False)
+    return multihead_learner(dls, "resnet10t", default_heads(dls, scale), pretrained=False)
 
 
 def real(folder: Path, seed: int, scale: float) -> MultiHeadLearner:
     "Three heads on crops of photographs, lite0 with ImageNet's weights, frozen."
     dls = photograph_dls(folder, seed=seed)
-    return multihead_learner(dls, ARCH, _heads(dls, scale), body_kwargs=lite0_kwargs())
+    return multihead_learner(dls, ARCH, default_heads(dls, scale), body_kwargs=lite0_kwargs())
 
 
 SETS: dict[str, tuple[Callable[..., MultiHeadLearner], float]] = {"scratch": (scratch, 5e-3), "real": (real, 3e-3)}
 
 
-def _heads(dls: DataLoaders, scale: float) -> dict[str, HeadSpec]:
+def default_heads(dls: DataLoaders, scale: float) -> dict[str, HeadSpec]:
     "Make every target's default head, with a start of its own."
     return {t.name: replace(default_head(t), last_scale=scale) for t in inspect_data(dls).targets}
 
