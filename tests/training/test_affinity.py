@@ -76,7 +76,7 @@ def test_it_is_the_first_order_of_a_step_for_one_head(learner):
                 there.append(batch_losses(learn.loss_func, network(*x), y))
         for j in range(2):
             by_hand = ((there[1][j] - there[0][j]) / (2 * rate * start[j])).item()
-            assert found[i, j] == pytest.approx(by_hand, rel=3e-2, abs=5e-3)
+            assert found[i, j] == pytest.approx(by_hand, rel=5e-2, abs=5e-3)
 
 
 def test_groups_and_picture(learner):
