@@ -240,6 +240,8 @@ class MultiHeadLearner(Learner):
         cb = cb() if isinstance(cb, type) else cb
         if isinstance(cb, TrackerCallback):
             set_direction(cb, self.metrics)
+        if isinstance(cb, EMACallback) and any(isinstance(other, EMACallback) for other in self.cbs):
+            raise HeadsError("`cbs`: the learner has an EMACallback already, and one average is kept. Leave one out.")
         super().add_cb(cb)
         if isinstance(cb, EMACallback):
             cb.begin()

@@ -199,6 +199,14 @@ def test_on_stored_taps(start):
         learn.fit_heads(1, 1e-2)
 
 
+def test_one_average_is_kept(start):
+    learn = fit(start(EMACallback(0.9)), 1)
+    before = {name: t.clone() for name, t in learn.model.state_dict().items()}
+    with pytest.raises(HeadsError, match="EMACallback already"):
+        fit(learn, 1, cbs=EMACallback(0.5))
+    assert equal(before, learn.model.state_dict()) and learn.model[1].average.in_use
+
+
 @pytest.mark.parametrize("given", [{"decay": 1}, {"decay": -0.1}, {"decay": "0.9"}, {"decay": True}, {"warmup": 1}])
 def test_what_is_no_average_is_refused(given):
     with pytest.raises(HeadsError, match=next(iter(given))):
