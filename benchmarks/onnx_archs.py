@@ -5,6 +5,7 @@
 It goes on where it stopped: `docs/onnx.csv` holds a row for each arch that was tried, `docs/onnx.md` the table."""
 
 import csv
+import re
 import sys
 import tempfile
 import time
@@ -22,6 +23,7 @@ from fastai_heads.bodies.image import find_image
 from fastai_heads.data.digits import digit_scenes, digits_block
 from fastai_heads.errors import HeadsError, first_line
 from fastai_heads.export.bundle import predictor_of
+from fastai_heads.learner import MultiHeadLearner
 
 DOCS = Path(__file__).parents[1] / "docs"
 TABLE, PAGE = DOCS / "onnx.csv", DOCS / "onnx.md"
@@ -43,27 +45,26 @@ def todo(done: dict[str, dict[str, str]]) -> Iterator[str]:
     yield from sorted((n for n in every if n not in done), key=lambda n: not any(part in n for part in small))
 
 
-def sides_of(arch: str) -> tuple[int, ...]:
-    "List the sides of images to try: the one that an arch is made for, or small ones."
-    side = find_image(arch, pretrained=False).build(("input",)).input_size
-    return (side,) if side else (128, 256)
+def make_learner(arch: str, folder: Path, table: object) -> MultiHeadLearner:
+    "Make a learner at the side that an arch is made for, or at 128, or at the least that its refusal names."
+    side = find_image(arch, pretrained=False).build(("input",)).input_size or 128
+    while True:
+        block = digits_block(folder / "scenes", ("digit", "ink"), item_tfms=Resize(side))
+        try:
+            return multihead_learner(block.dataloaders(table, bs=4), arch, pretrained=False)
+        except HeadsError as error:
+            least = re.search(r"smallest side that it takes is (\d+)", str(error))
+            if least is None or int(least[1]) == side:
+                raise
+            side = int(least[1])
 
 
 def try_arch(arch: str, folder: Path, table: object) -> dict[str, object]:
     "Export one arch, and say how it went."
     start, why = time.time(), ""
     try:
-        for side in sides_of(arch):
-            dls = digits_block(folder / "scenes", ("digit", "ink"), item_tfms=Resize(side)).dataloaders(table, bs=4)
-            try:
-                learn = multihead_learner(dls, arch, pretrained=False)
-                break
-            except HeadsError as error:
-                why = first_line(error)
-                if "smallest side" not in why:
-                    raise
+        learn = make_learner(arch, folder, table)
         export_onnx(folder / "m.onnx", predictor_of(learn), overwrite=True)
-        why = ""
     except Exception as error:  # what an arch raises is what the table tells
         why = first_line(error)[:300]
     return {"arch": arch, "exports": "no" if why else "yes", "seconds": round(time.time() - start, 1), "why": why}
