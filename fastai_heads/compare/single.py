@@ -62,7 +62,7 @@ def compare_to_single(
     batches are the same for the same seed; trunks that it does not read go, too, the body keeps its depth. Every
     training has the same number of epochs, unless `equal_cost=True`: then K heads alone take as many steps in all as
     the heads together. A step of one head costs somewhat less, and `cost` says what was measured. Strategies are copied
-    for each run; those by default are the sum, `UW`, `GeometricMean`, `Balance(UPGrad(), over='taps')` and `Disjoint()`.
+    for each run. By default they are the sum, `UW`, `GeometricMean`, `Balance(UPGrad(), over='taps')`, `Disjoint()`.
 
     Columns: `mean` and `spread` (standard deviation over the seeds) of the head's metric on the validation set after
     the training; `delta_m`, percent gained over the head alone (Maninis et al. 2019, eq. 4: the sign by what is better
